@@ -1,0 +1,1 @@
+"""Proves: studies and benchmarks, one command each."""

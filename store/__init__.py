@@ -1,0 +1,1 @@
+"""Remembers: findings in DuckDB, work in progress in SQLite, and search over both."""

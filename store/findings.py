@@ -1,0 +1,299 @@
+"""Final facts, in DuckDB: every record that was measured, read back exactly, and free SQL over them.
+
+The file is opened for one use and closed again, because DuckDB lets one writing process or many reading ones in:
+nobody owns it, and whoever finds it held tries again for WAIT_SECONDS. Writers come through the outbox of
+`work.sqlite` (`drain`), so a wait here loses nothing.
+"""
+
+import json
+import math
+import os
+import re
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import date, datetime
+from datetime import time as time_of_day
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import duckdb
+
+from .records import TABLES, Record, Refused, utc_now
+from .work import Busy, Work, line_of, worker_id
+
+VERSION = 1                # of findings.sql; kept in the table schema_version
+STORAGE = "v1.5.0"         # the file format of new files: read by DuckDB 1.5 and 2.x
+WAIT_SECONDS = 2.0
+RETRY_SECONDS = 0.05
+MEMORY = "1GB"             # what one query of a user may take before it spills to disk
+
+R = TypeVar("R", bound=Record)
+Connection = duckdb.DuckDBPyConnection
+
+_DDL = Path(__file__).with_name("findings.sql")
+_OFFLINE = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+_CONFINED = _OFFLINE | {"enable_external_access": "false", "memory_limit": MEMORY}
+_HELD = re.compile(r"Could not set lock|different configuration than existing|already attached")
+_DAMAGED = re.compile(r"not a valid DuckDB database|Could not read enough bytes|Corrupt database|checksum")
+_NEWER = re.compile(r"database file with version number (\d+)")
+
+# DuckDB's locks are between processes; inside one, two instances on a file shut each other out, so they take turns.
+_turns: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+
+
+class Findings:
+    """The file `findings.duckdb` of a home; it is made by the first append.
+
+    Every method raises Refused if the file is damaged, made by a newer version, or cannot be read or written, and
+    Busy if somebody else held it for WAIT_SECONDS; reading also if nothing has been recorded yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path).absolute()
+
+    def append(self, records: Iterable[Record]) -> int:
+        """Adds records in one transaction and returns how many; an id that is already there is skipped."""
+        lines: dict[str, list[str]] = {}
+        for record in records:
+            lines.setdefault(record.TABLE, []).append(line_of(record))
+        if not lines:
+            return 0
+        if not self.path.exists():
+            self._make()
+        with self._open(write=True) as con:
+            con.execute("BEGIN")
+            added = sum(_insert(con, table, batch) for table, batch in lines.items())
+            con.execute("COMMIT")
+        return added
+
+    def read(self, kind: type[R], **equals: str | int | float | bool | None) -> list[R]:
+        """The records of one kind whose fields equal the given values, oldest first, just as they were appended."""
+        names = [field.name for field in fields(kind)]
+        if unknown := sorted(equals.keys() - set(names)):
+            raise Refused(f"{kind.TABLE} has no field {unknown[0]!r}; its fields are {', '.join(names)}.")
+        where = " AND ".join(f'"{name}" IS NOT DISTINCT FROM ?' for name in equals) or "true"
+        columns = ", ".join(f'"{name}"' for name in names)
+        with self._open(write=False) as con:
+            types = _columns(con, kind.TABLE)
+            sql = f"SELECT {columns} FROM {kind.TABLE} WHERE {where} ORDER BY created_at, id"
+            rows = con.execute(sql, list(equals.values())).fetchall()
+        return [
+            kind(**{n: _field(value, types[n]) for n, value in zip(names, row, strict=True)}) for row in rows
+        ]
+
+    def sql(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+        """Runs one SELECT, read-only and cut off from files and network; the rows as JSON-ready objects.
+
+        Times come as ISO 8601 text, JSON columns as JSON text, numbers that are not finite as None; a second
+        column of one name gets `_1`, and so on. Raises Refused for anything else than one SELECT (or VALUES,
+        FROM, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) and for a query that DuckDB refuses, with its reason.
+        """
+        with self._open(write=False) as con:
+            try:
+                _one_select(con, query)
+                done = con.execute(query, dict(parameters) if isinstance(parameters, Mapping) else parameters)
+                names = _distinct([column[0] for column in done.description or ()])
+                rows = done.fetchall()
+            except duckdb.Error as error:
+                if _DAMAGED.search(str(error)):
+                    raise
+                raise Refused(f"The query was refused: {_first_line(error)}.") from error
+        return [dict(zip(names, map(_plain, row), strict=True)) for row in rows]
+
+    # The file
+
+    def _make(self) -> None:
+        """Puts an empty database in place, whole: a process killed while making it leaves no half-made file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_name(f"{self.path.name}.{uuid4().hex}.new")
+        try:
+            with duckdb.connect(":memory:", config=dict(_OFFLINE)) as con:
+                con.execute(f"ATTACH '{_quoted(draft)}' AS draft (STORAGE_VERSION '{STORAGE}')")
+                con.execute("USE draft")
+                con.execute(_DDL.read_text("utf-8"))
+                con.execute("INSERT INTO schema_version VALUES (?, ?)", [VERSION, utc_now()])
+            os.link(draft, self.path)      # unlike a rename this never replaces what another process just made
+        except FileExistsError:
+            return
+        except (OSError, duckdb.IOException) as error:
+            raise Refused(f"{self.path} cannot be made ({_first_line(error)}); choose another --home.") from error
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @contextmanager
+    def _open(self, write: bool) -> Iterator[Connection]:
+        """One connection to an existing file; closing it within a transaction undoes that."""
+        if not self.path.exists():
+            raise Refused(f"Nothing is recorded in {self.path.parent} yet; run `lamplighter run` first.")
+        deadline = time.monotonic() + WAIT_SECONDS
+        turn = _turns[self.path]
+        if not turn.acquire(timeout=WAIT_SECONDS):
+            raise Busy(f"{self.path} is in use by another thread of this process; try again when it is done.")
+        try:
+            with self._connected(write, deadline) as con:
+                self._check_version(con)
+                yield con
+        except duckdb.Error as error:
+            refusal = self._refusal(error)
+            if refusal is None:
+                raise
+            raise refusal from error
+        finally:
+            turn.release()
+
+    def _connected(self, write: bool, deadline: float) -> Connection:
+        """Opens the file, trying again until `deadline` while another process holds it."""
+        while True:
+            try:
+                if write:
+                    return duckdb.connect(str(self.path), config=dict(_OFFLINE))
+                con = duckdb.connect(str(self.path), read_only=True, config=dict(_CONFINED))
+            except duckdb.Error as error:
+                if not _HELD.search(str(error)) or time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_SECONDS)
+                continue
+            con.execute("SET python_enable_replacements = false")   # a query sees tables, never Python's variables
+            con.execute("SET TimeZone = 'UTC'")                     # what every created_at is in
+            con.execute("SET lock_configuration = true")
+            return con
+
+    def _check_version(self, con: Connection) -> None:
+        try:
+            found = con.execute("SELECT max(version) FROM schema_version").fetchall()[0][0]
+        except duckdb.CatalogException as error:
+            raise Refused(
+                f"{self.path} is a database that lamplighter did not make; choose another --home."
+            ) from error
+        if found > VERSION:
+            raise Refused(self._newer(f"schema is {found}, this one knows {VERSION}"))
+
+    def _newer(self, what: str) -> str:
+        return (
+            f"{self.path} was made by a newer version of lamplighter (its {what}); "
+            "update lamplighter or choose another --home."
+        )
+
+    def _refusal(self, error: duckdb.Error) -> Refused | None:
+        """What to tell of a use that the state of the file made fail, else None."""
+        text, line = str(error), _first_line(error)
+        if _HELD.search(text):
+            holder = re.search(r"PID (\d+)", text)
+            who = f"process {holder[1]}" if holder else "another process"
+            return Busy(f"{self.path} is in use by {who}; wait until it is done or end it, then try again.")
+        if newer := _NEWER.search(text):
+            return Refused(self._newer(f"DuckDB file format is {newer[1]}, which DuckDB {duckdb.__version__} cannot read"))
+        if _DAMAGED.search(text):
+            return Refused(
+                f"{self.path} is damaged ({line}); move it (and its .wal file) away: the sweeps and whatever waits "
+                "in the outbox are kept, and the next run makes a new one."
+            )
+        if isinstance(error, duckdb.IOException):
+            return Refused(f"{self.path} cannot be used ({line}); make room or give access, then try again.")
+        return None
+
+
+def drain(work: Work, findings: Findings, limit: int = 500) -> int:
+    """Moves everything in the outbox into the findings, `limit` records a transaction; returns how many.
+
+    One drainer works at a time; while another one does, this waits WAIT_SECONDS for its turn and then returns 0
+    (what is left is that one's to move; `work.pending()` tells). A drainer that is killed leaves a lock that frees
+    itself and at worst a batch that is in both stores: appending it again adds nothing. Raises Busy, with the
+    outbox as it was, while somebody else holds the findings.
+    """
+    holder = worker_id()
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not work.lock("drain", holder):
+        if time.monotonic() > deadline:
+            return 0
+        time.sleep(RETRY_SECONDS)
+    moved = 0
+    try:
+        while batch := work.outbox(limit):
+            findings.append(record for _, record in batch)
+            moved += work.delivered(seq for seq, _ in batch)
+            if not work.lock("drain", holder):
+                break            # this batch outlasted the lock, and another drainer goes on from here
+        return moved
+    finally:
+        work.unlock("drain", holder)
+
+
+def _insert(con: Connection, table: str, lines: list[str]) -> int:
+    """One statement a table: all rows travel as one JSON text and are unpacked by the table's own types."""
+    types = _columns(con, table)
+    columns = ", ".join(f'r."{name}"' for name in types)
+    # What from_json calls strict still rounds 1.5 to an integer; `line_of` has refused such values before.
+    done = con.execute(
+        f"""INSERT INTO {table}
+            SELECT {columns} FROM (SELECT unnest(from_json_strict(?::JSON, ?)) AS r)
+            WHERE r.id NOT IN (SELECT id FROM {table})
+            QUALIFY row_number() OVER (PARTITION BY r.id) = 1""",
+        [f"[{','.join(lines)}]", json.dumps([{"schema": "BIGINT"} | types])],
+    )
+    return int(done.fetchall()[0][0])
+
+
+def _columns(con: Connection, table: str) -> dict[str, str]:
+    sql = "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index"
+    return dict(con.execute(sql, [table]).fetchall())
+
+
+def _field(value: Any, kind: str) -> Any:
+    if value is None:
+        return None
+    if kind == "JSON":
+        return json.loads(value)
+    return value.isoformat(timespec="microseconds") if kind == "TIMESTAMP" else value
+
+
+def _one_select(con: Connection, query: str) -> None:
+    kinds = [statement.type.name for statement in con.extract_statements(query)]
+    if len(kinds) != 1 or kinds[0] not in ("SELECT", "EXPLAIN"):
+        found = " and ".join(kinds) or "nothing"
+        raise Refused(f"The findings are read with one SELECT, and this query is {found}; ask for one SELECT.")
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Column names made different, so that no column of `SELECT *` over a join is lost in an object."""
+    taken: list[str] = []
+    for name in names:
+        n = 0
+        while (unlike := f"{name}_{n}" if n else name) in taken:
+            n += 1
+        taken.append(unlike)
+    return taken
+
+
+def _plain(value: Any) -> Any:
+    """A value of DuckDB as JSON has it."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() | Decimal():
+            return float(value) if math.isfinite(value) else None
+        case datetime():
+            return value.isoformat(timespec="microseconds")
+        case date() | time_of_day():
+            return value.isoformat()
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case bytes():
+            return value.hex()
+    return str(value)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].strip().rstrip(".!")
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

@@ -1,0 +1,151 @@
+-- Final facts, append-only: one table a record, one column a field, in the order of the dataclass.
+-- No keys and no indexes: a record's id is made by us, and appending skips ids that are already here.
+
+CREATE TABLE schema_version (version BIGINT, created_at TIMESTAMP);
+
+CREATE TABLE models (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    name VARCHAR, architecture VARCHAR, layers BIGINT, vocabulary BIGINT, checks JSON, tools JSON
+);
+
+CREATE TABLE sweeps (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    digest VARCHAR, model VARCHAR, corpus VARCHAR, sites JSON, tokens JSON, documents JSON, overlap JSON,
+    seconds DOUBLE
+);
+
+CREATE TABLE units (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    model VARCHAR, site VARCHAR, "index" BIGINT, peak DOUBLE, threshold DOUBLE, statistics JSON
+);
+
+CREATE TABLE exemplars (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    side VARCHAR, band VARCHAR, document VARCHAR, "position" BIGINT, activation DOUBLE, text VARCHAR,
+    token VARCHAR
+);
+
+CREATE TABLE runs (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    key VARCHAR, asked JSON, status VARCHAR, units JSON, seconds DOUBLE
+);
+
+CREATE TABLE investigations (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    planner VARCHAR, status VARCHAR, steps BIGINT, cost JSON, seconds DOUBLE
+);
+
+CREATE TABLE evidence (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    tool VARCHAR, arguments JSON, ok BOOLEAN, summary VARCHAR, "rows" JSON, artifact VARCHAR, checks JSON,
+    warnings JSON, cost JSON
+);
+
+CREATE TABLE hypotheses (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    author VARCHAR, sentence VARCHAR, rule JSON, rule_text VARCHAR, kept BOOLEAN, evidence JSON,
+    tune_f1 DOUBLE
+);
+
+CREATE TABLE scores (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    hypothesis VARCHAR, metric VARCHAR, side VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE, n BIGINT,
+    floors JSON, "references" JSON, details JSON, reason VARCHAR, judge VARCHAR
+);
+
+CREATE TABLE verdicts (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    hypothesis VARCHAR, verdict VARCHAR, reason VARCHAR, p DOUBLE, q DOUBLE
+);
+
+CREATE TABLE embeddings (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    hypothesis VARCHAR, model VARCHAR, vector FLOAT[]
+);
+
+CREATE TABLE failures (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    kind VARCHAR, message VARCHAR, step VARCHAR, attempt BIGINT
+);
+
+-- What stands for each unit and sign: the kept hypothesis of the newest investigation that has one and was
+-- decided; where no investigation has one, the newest decision (abstained, or nothing to score). An
+-- investigation whose newest verdict is `failed`, or that has none yet, changes nothing.
+CREATE VIEW current_outcomes AS
+WITH decided AS (
+    SELECT * FROM verdicts
+    QUALIFY row_number() OVER (PARTITION BY investigation ORDER BY created_at DESC, id DESC) = 1
+), kept AS (
+    SELECT * FROM hypotheses WHERE kept
+    QUALIFY row_number() OVER (PARTITION BY investigation ORDER BY created_at DESC, id DESC) = 1
+), outcomes AS (
+    SELECT decided.unit, decided.sign, kept.id AS hypothesis, kept.sentence, kept.rule_text, decided.verdict,
+           decided.run, decided.investigation, coalesce(kept.created_at, decided.created_at) AS created_at
+    FROM decided
+    LEFT JOIN kept ON kept.investigation = decided.investigation AND decided.verdict <> 'abstained'
+    WHERE decided.verdict <> 'failed'
+)
+SELECT unit, sign, regexp_extract(unit, '^(.*)/([^/]+)/([^/]+)$', 1) AS model,
+       regexp_extract(unit, '^(.*)/([^/]+)/([^/]+)$', 2) AS site,
+       hypothesis, sentence, rule_text, verdict, run, investigation, created_at
+FROM outcomes
+QUALIFY row_number() OVER (
+    PARTITION BY unit, sign ORDER BY hypothesis IS NULL, created_at DESC, investigation DESC) = 1;
+
+-- The explanation of each unit and sign with its headline scores, all read on the score side. A score by rule
+-- (no judge) goes before a judge's. `floor_f1` is the highest floor that was measured beside input_f1.
+CREATE VIEW explanations AS
+WITH latest AS (
+    SELECT * FROM scores WHERE side = 'score'
+    QUALIFY row_number() OVER (
+        PARTITION BY hypothesis, metric ORDER BY judge IS NOT NULL, created_at DESC, id DESC) = 1
+), planned AS (
+    SELECT coalesce(investigation, id) AS investigation, planner FROM investigations
+    QUALIFY row_number() OVER (
+        PARTITION BY coalesce(investigation, id) ORDER BY created_at DESC, id DESC) = 1
+)
+SELECT o.unit, o.sign, o.sentence AS explanation, o.rule_text AS rule,
+       CAST(NULL AS VARCHAR) AS output_explanation,
+       f1.value AS input_f1, f1.low AS input_f1_low, f1.high AS input_f1_high,
+       auprc.value AS input_auprc, pearson.value AS input_pearson,
+       output_auc.value AS output_score, output_auc.low AS output_low, output_auc.high AS output_high,
+       list_max(map_values(CAST(f1.floors AS MAP(VARCHAR, DOUBLE)))) AS floor_f1,
+       o.verdict, planned.planner, o.run, o.investigation, o.created_at
+FROM current_outcomes o
+LEFT JOIN latest f1 ON f1.hypothesis = o.hypothesis AND f1.metric = 'f1'
+LEFT JOIN latest auprc ON auprc.hypothesis = o.hypothesis AND auprc.metric = 'auprc'
+LEFT JOIN latest pearson ON pearson.hypothesis = o.hypothesis AND pearson.metric = 'pearson'
+LEFT JOIN latest output_auc ON output_auc.hypothesis = o.hypothesis AND output_auc.metric = 'output_auc'
+LEFT JOIN planned ON planned.investigation = o.investigation;
+
+-- One row a unit and sign: its newest statistics, its explanation if it has one (a failed unit has none), how
+-- many tool calls are recorded about it and what they cost together.
+CREATE VIEW unit_cards AS
+WITH measured AS (
+    SELECT unit, sign, model, site, "index", peak, threshold, statistics FROM units
+    QUALIFY row_number() OVER (PARTITION BY unit, sign ORDER BY created_at DESC, id DESC) = 1
+), spent AS (
+    SELECT unit, sign, count(*) AS evidence,
+           sum(CAST(cost->>'$.forward_rows' AS DOUBLE)) AS forward_rows,
+           sum(CAST(cost->>'$.forward_tokens' AS DOUBLE)) AS forward_tokens,
+           sum(CAST(cost->>'$.backward' AS DOUBLE)) AS backward,
+           sum(CAST(cost->>'$.seconds' AS DOUBLE)) AS seconds
+    FROM evidence WHERE unit IS NOT NULL GROUP BY unit, sign
+), cards AS (
+    SELECT * FROM measured FULL OUTER JOIN explanations USING (unit, sign)
+)
+SELECT cards.*, coalesce(spent.evidence, 0) AS evidence,
+       spent.forward_rows, spent.forward_tokens, spent.backward, spent.seconds
+FROM cards LEFT JOIN spent ON spent.unit = cards.unit AND spent.sign IS NOT DISTINCT FROM cards.sign;

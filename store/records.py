@@ -1,0 +1,246 @@
+"""The nouns that are remembered: one frozen dataclass a DuckDB table, one field a column.
+
+A record goes to JSON and comes back equal; `SCHEMA` is raised when a field changes meaning. `unit` is
+`model/site/index` without the sign, which has its own column. Times are UTC in ISO 8601.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Self
+
+SCHEMA = 1
+VERDICTS = ("accepted", "rejected", "unclear", "abstained", "failed", "undefined")
+
+
+class Refused(ValueError):
+    """A request that cannot be carried out as asked; the message is one sentence: what is wrong and what to do."""
+
+
+def uuid7() -> str:
+    """A version-7 UUID (RFC 9562): 48 bits of milliseconds, then randomness, so ids sort by time."""
+    stamp = (time.time_ns() // 1_000_000).to_bytes(6, "big")
+    tail = bytearray(os.urandom(10))
+    tail[0] = tail[0] & 0x0F | 0x70
+    tail[2] = tail[2] & 0x3F | 0x80
+    text = (stamp + tail).hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What every row carries: who and when, and the digests that make it reproducible.
+
+    `provenance` holds model, tokenizer, corpus and sweep digests, code and measures versions, seed, dtype, device.
+    """
+
+    TABLE: ClassVar[str]
+
+    id: str = field(default_factory=uuid7)
+    created_at: str = field(default_factory=utc_now)
+    run: str | None = None
+    investigation: str | None = None
+    unit: str | None = None
+    sign: int | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line of strict JSON; raises ValueError if a number is not finite (an undefined value is null)."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The record that `to_json` wrote. Raises ValueError for another schema or unknown fields."""
+        values = json.loads(text)
+        schema = values.pop("schema", None)
+        if schema != SCHEMA:
+            raise ValueError(f"a {cls.TABLE} record of schema {schema} cannot be read by schema {SCHEMA}")
+        unknown = values.keys() - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"a {cls.TABLE} record has unknown fields {sorted(unknown)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Record):
+    """A subject as it was loaded, with the load-time identities that decide which tools it is offered."""
+
+    TABLE = "models"
+    name: str
+    architecture: str
+    layers: int
+    vocabulary: int
+    checks: dict[str, float | None]
+    tools: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Record):
+    """One pass over a corpus; its exemplars and statistics live in files under `sweeps/<digest>/`."""
+
+    TABLE = "sweeps"
+    digest: str
+    model: str
+    corpus: str
+    sites: list[str]
+    tokens: dict[str, int]
+    documents: dict[str, int]
+    overlap: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit(Record):
+    """An investigated unit's statistics from the sweep: peak P, threshold τ, firing rates and counts by side."""
+
+    TABLE = "units"
+    model: str
+    site: str
+    index: int
+    peak: float
+    threshold: float
+    statistics: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exemplar(Record):
+    """One place in the corpus where an investigated unit was read: `text` ends at the read token."""
+
+    TABLE = "exemplars"
+    side: str
+    band: str
+    document: str
+    position: int
+    activation: float
+    text: str
+    token: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Record):
+    """What was asked for; `status` is `running`, `done`, `budget` or `drained`, the newest row wins."""
+
+    TABLE = "runs"
+    key: str
+    asked: dict[str, Any]
+    status: str
+    units: list[str]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Investigation(Record):
+    """One unit in one run, brought to its end by `planner`; `status` says how it ended."""
+
+    TABLE = "investigations"
+    planner: str
+    status: str
+    steps: int
+    cost: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence(Record):
+    """What one tool call returned. `rows` are plain dicts whose keys the tool's docstring names.
+
+    `cost` holds forward_rows, forward_tokens, backward and seconds; `artifact` is None or the digest of a stored file.
+    """
+
+    TABLE = "evidence"
+    tool: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    ok: bool = True
+    summary: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    artifact: str | None = None
+    checks: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    cost: dict[str, float] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """The object that the command line prints and a planner reads."""
+        unit = None if self.unit is None else self.unit + ("-" if self.sign == -1 else "")
+        keys = ("summary", "rows", "artifact", "checks", "warnings", "cost")
+        return {"ok": self.ok, "tool": self.tool, "unit": unit} | {k: getattr(self, k) for k in keys}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis(Record):
+    """A sentence about a unit and, where possible, a rule; `kept` marks the one submitted as its explanation."""
+
+    TABLE = "hypotheses"
+    author: str
+    sentence: str
+    rule: dict[str, Any] | None
+    rule_text: str | None
+    kept: bool
+    evidence: list[str] = field(default_factory=list)
+    tune_f1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Record):
+    """One number about one hypothesis. `value` is null when undefined, and `reason` then says why.
+
+    `low`, `high` bound the 95 % interval; `floors` decide the verdict, `references` never do.
+    """
+
+    TABLE = "scores"
+    hypothesis: str
+    metric: str
+    side: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    floors: dict[str, float | None] = field(default_factory=dict)
+    references: dict[str, float | None] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    judge: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Record):
+    """Decided by rule from the scores; the newest row of an investigation wins (the run's end adds `q`)."""
+
+    TABLE = "verdicts"
+    hypothesis: str | None
+    verdict: str
+    reason: str
+    p: float | None = None
+    q: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Record):
+    """An explanation as a unit vector of `model`."""
+
+    TABLE = "embeddings"
+    hypothesis: str
+    model: str
+    vector: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure(Record):
+    """An attempt that ended in an error: nothing was scored from it."""
+
+    TABLE = "failures"
+    kind: str
+    message: str
+    step: str
+    attempt: int
+
+
+TABLES: dict[str, type[Record]] = {
+    kind.TABLE: kind
+    for kind in (Model, Sweep, Unit, Exemplar, Run, Investigation, Evidence, Hypothesis, Score, Verdict, Embedding, Failure)
+}

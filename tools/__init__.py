@@ -1,0 +1,1 @@
+"""Measures: everything that touches a subject model, and the numbers made from it."""

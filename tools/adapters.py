@@ -1,0 +1,212 @@
+"""Where neurons, heads and the residual stream live in each architecture, and the identities that prove it.
+
+A row of `LAYOUTS` is a claim about module names. It is believed only after `identities` has held on the loaded
+weights: support is proved per model, never listed. A model type without a row tries the rows whose modules it has.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..store.records import Refused
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Dotted module names, below the causal LM or (indented below) below one block.
+
+    `heads` and `neurons` are the linear maps whose INPUT is the per-head output z and the neuron vector;
+    `attention` and `mlp` compute those; `attention_write` and `mlp_write` are what is added to the stream.
+    """
+
+    blocks: str
+    norm: str
+    heads: str
+    neurons: str
+    attention: str
+    mlp: str
+    attention_write: str
+    mlp_write: str
+
+
+_GPT2 = Layout("transformer.h", "transformer.ln_f", "attn.c_proj", "mlp.c_proj", "attn", "mlp", "attn", "mlp")
+_LLAMA = Layout("model.layers", "model.norm", "self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp", "self_attn", "mlp")
+_GEMMA = Layout(
+    "model.layers", "model.norm", "self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp",
+    "post_attention_layernorm", "post_feedforward_layernorm",
+)
+_NEOX = Layout(
+    "gpt_neox.layers", "gpt_neox.final_layer_norm", "attention.dense", "mlp.dense_4h_to_h",
+    "attention", "mlp", "attention", "mlp",
+)
+LAYOUTS = {
+    "gpt2": _GPT2,
+    "llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA,
+    "gemma2": _GEMMA, "gemma3_text": _GEMMA,
+    "gpt_neox": _NEOX,
+}  # fmt: skip
+
+
+def unwrap(output: Any) -> Tensor:
+    """The tensor in a module's output; attention modules return (output, weights), blocks a bare tensor."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+class Adapter:
+    """One model's blocks and maps, found by its layout."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self.layout = layout
+        self.model = model
+        self.blocks: list[nn.Module] = list(attrgetter(layout.blocks)(model))
+        self.norm: nn.Module = attrgetter(layout.norm)(model)
+        for block in self.blocks:
+            for name in (layout.heads, layout.neurons, layout.attention_write, layout.mlp_write):
+                attrgetter(name)(block)
+
+    def module(self, layer: int, part: str) -> nn.Module:
+        """The module that `part`, a field of Layout, names in block `layer`."""
+        return attrgetter(getattr(self.layout, part))(self.blocks[layer])  # type: ignore[no-any-return]
+
+    def linear(self, layer: int, part: str) -> tuple[Tensor, Tensor | None]:
+        """Weight [in, out] and bias [out] of the `heads` or `neurons` map; GPT-2's Conv1D is stored that way round."""
+        module = self.module(layer, part)
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        bias: Tensor | None = module.bias  # type: ignore[assignment]
+        return (weight.T if isinstance(module, nn.Linear) else weight), bias
+
+    def final_norm(self) -> tuple[Tensor, bool]:
+        """The final norm's gain γ [d] and whether it centres its input, both found by probing it.
+
+        For x = (1, −1, 1, …) both LayerNorm and RMSNorm give ±γ + β, whatever way the gain is stored
+        (Gemma stores γ − 1). A norm that centres maps a constant vector to β.
+        """
+        weight: Tensor = self.norm.weight  # type: ignore[assignment]
+        ones = torch.ones_like(weight)
+        flip = ones.clone()
+        flip[1::2] = -1
+        with torch.inference_mode():
+            up, down, flat = (self.norm(v[None, None])[0, 0] for v in (flip, -flip, ones))
+        gain, shift = (up - down) / 2 * flip, (up + down) / 2
+        return gain, bool((flat - shift).abs().max() < 0.1 * gain.abs().max())
+
+
+def find_adapter(model: nn.Module, ids: Tensor) -> tuple[Adapter, dict[str, float | None]]:
+    """The adapter whose identities hold best on `ids` [B, T], with their errors. Raises Refused if none fits."""
+    kind = model.config.model_type  # type: ignore[union-attr]
+    rows: Iterable[Layout] = [LAYOUTS[kind]] if kind in LAYOUTS else dict.fromkeys(LAYOUTS.values())
+    tried: list[tuple[Adapter, dict[str, float | None]]] = []
+    for layout in rows:
+        try:
+            adapter = Adapter(model, layout)
+        except AttributeError:
+            continue  # this layout names a module that the model does not have
+        tried.append((adapter, identities(adapter, ids)))
+    if not tried:
+        raise Refused(f"the architecture {kind!r} has no known place for its neurons; known: {', '.join(LAYOUTS)}.")
+    return min(tried, key=lambda pair: sum(e for e in pair[1].values() if e is not None))
+
+
+def gap(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the largest wanted value; 0 where both are zero."""
+    scale = wanted.abs().max().item()
+    difference = (found - wanted).abs().max().item()
+    return difference / scale if scale else difference
+
+
+def identities(adapter: Adapter, ids: Tensor) -> dict[str, float | None]:
+    """Relative errors of the equations that make this adapter true, on `ids` [B, T] (three forward passes).
+
+    stream: x_0 + Σ attention writes + Σ MLP writes = x_L.  heads: z W_O + b = the attention's output.
+    neurons: a W_down + b = the MLP's output.  unembed: softcap(head(norm(x_L))) = logits.  restore: another text
+    with the stream after the first block put back gives the first text's logits.  groups: changing one key/value
+    head moves exactly its query heads (None where the attention has no separate value projection).
+    """
+    model, layers = adapter.model, range(len(adapter.blocks))
+    seen: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+
+    def keep(layer: int, part: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            seen[layer, part] = (inputs[0] if inputs else unwrap(output), unwrap(output))
+
+        return hook
+
+    parts = ("heads", "neurons", "attention", "mlp", "attention_write", "mlp_write")
+    watched = {(i, part): adapter.module(i, part) for i in layers for part in parts}
+    watched |= {(i, "block"): block for i, block in enumerate(adapter.blocks)} | {(-1, "norm"): adapter.norm}
+    handles = [module.register_forward_hook(keep(*place)) for place, module in watched.items()]
+    try:
+        with torch.inference_mode():
+            logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    last = seen[-1, "norm"][0]
+    stream = seen[0, "block"][0] + sum(seen[i, p][1] for i in layers for p in ("attention_write", "mlp_write"))
+    with torch.inference_mode():
+        return {
+            "stream": gap(stream, last),
+            "heads": max(_linear_gap(adapter, i, "heads", seen[i, "heads"][0], seen[i, "attention"][1]) for i in layers),
+            "neurons": max(_linear_gap(adapter, i, "neurons", seen[i, "neurons"][0], seen[i, "mlp"][1]) for i in layers),
+            "unembed": gap(_unembed(model, seen[-1, "norm"][1]), logits),
+            "restore": _restore_gap(adapter, ids, seen[0, "block"][1], logits),
+            "groups": _group_errors(adapter, ids, seen[0, "heads"][0]),
+        }
+
+
+def _linear_gap(adapter: Adapter, layer: int, part: str, inputs: Tensor, output: Tensor) -> float:
+    weight, bias = adapter.linear(layer, part)
+    return gap(inputs @ weight + (0 if bias is None else bias), output)
+
+
+def _unembed(model: Any, normed: Tensor) -> Tensor:
+    logits: Tensor = model.get_output_embeddings()(normed)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _restore_gap(adapter: Adapter, ids: Tensor, clean: Tensor, logits: Tensor) -> float:
+    other = ids.roll(1, dims=1)
+
+    def put_back(_: nn.Module, __: Any, output: Any) -> Any:
+        return (clean, *output[1:]) if isinstance(output, tuple) else clean
+
+    handle = adapter.blocks[0].register_forward_hook(put_back)
+    try:
+        return gap(adapter.model(input_ids=other, use_cache=False).logits, logits)
+    finally:
+        handle.remove()
+
+
+def _group_errors(adapter: Adapter, ids: Tensor, z: Tensor) -> float | None:
+    """Number of query heads that react wrongly when value head 0 of block 0 is moved."""
+    config: Any = adapter.model.config
+    value = getattr(adapter.module(0, "attention"), "v_proj", None)
+    groups = getattr(config, "num_key_value_heads", None)
+    if value is None or not groups:
+        return None
+    heads, size = config.num_attention_heads, value.out_features // groups
+    moved: list[Tensor] = []
+
+    def push(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[..., :size] += 1
+        return output
+
+    handles = [
+        value.register_forward_hook(push),
+        adapter.module(0, "heads").register_forward_hook(lambda _, inputs, __: moved.append(inputs[0])),
+    ]
+    try:
+        adapter.model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    change = (moved[0] - z).abs().unflatten(-1, (heads, -1)).amax(dim=(0, 1, 3))
+    expected = torch.arange(heads, device=change.device) < heads // groups
+    return float(((change > 0.5) != expected).sum().item())

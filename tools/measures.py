@@ -1,0 +1,54 @@
+"""Every constant behind a number, in one place; `VERSION` is stored with each score.
+
+Raise VERSION when a constant or a definition changes: scores of different versions are never compared.
+"""
+
+VERSION = 1
+
+# Documents, near copies and sides
+SALT = "lamplighter-1"
+SHINGLE = 8            # words in a shingle
+COMMON_SHINGLE = 5     # a shingle in more documents than this (or than COMMON_SHARE of them) is boilerplate
+COMMON_SHARE = 0.005
+NEAR_SHARE = 0.2       # |G ∩ G'| / min(|G|, |G'|) from which two documents are near copies
+NEAR_RUN = 50          # … or a common run of this many words
+SKETCH = 256           # smallest shingle hashes compared to find candidates
+BIG_CLUSTER = 0.05     # a cluster with more than this share of all tokens goes to the explain side
+EXPLAIN_BELOW, TUNE_BELOW = 50, 65   # of 100; the rest is the score side
+SIDES = ("explain", "tune", "score")
+
+# Labels
+WINDOW = 64            # tokens the subject sees at once: the sink and 63 of text
+PEAK_DOCUMENTS = 10    # P = mean over this many best explain documents of their maximum
+FIRES = 0.5            # a unit fires where y ≥ FIRES × P
+MIN_FIRINGS = 10       # on the score side, or every score is undefined
+MIN_CLUSTERS = 8
+STRATA = (0.8, 0.5, 0.25, 0.1)       # lower edges of y/P; below the last lies the rest
+BANDS = ("top", "high", "mid", "boundary", "low", "random")
+
+# Minimal examples and substitution
+KEEP = 0.5             # a subset passes if it keeps this share of the whole text's reading
+DRAWS = 8              # seeded fillers per resampled token
+SHARE_SETS = 16        # random-order 1-minimal sets behind each token's share
+KILLS, UNSURE, RAISES = 0.25, 0.5, 1.25   # ratio < kills < unsure < keeps < raises
+
+# Rules
+MAX_CLAUSES = 4
+MAX_ATOMS = 8
+
+# Input scores
+SAMPLE = 300           # predicted positions, and firings, judged at most
+PREVALENCE = 0.01      # the common prevalence at which units are compared
+BOOTSTRAP = 2000
+CONFIDENCE = 0.95
+SHIFTS = 20            # circular shifts of the labels within documents
+FLOOR_UNITS = 5        # nearest units, and as many random ones, whose rules are tried on this unit
+LEAK_RUN = 13          # a score window sharing this many tokens in a row with the evidence is dropped
+ACCEPT = 0.5
+FALSE_DISCOVERY = 0.05
+
+# Output side
+EQUIVALENCE_UNITS = 50         # units matched on write norm that set the width of "no effect"
+EQUIVALENCE_QUANTILE = 0.95
+PATCH_NOISE = 3.0              # |M_clean − M_corrupt| must exceed this many sd over repeated pairs
+CONTROL_UNITS = 20

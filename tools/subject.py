@@ -1,0 +1,404 @@
+"""The model under study: weights, tokenizer and adapter, with one way to read it and one way to edit it.
+
+Text is seen as ids whose first is the sink (BOS, or what stands for it): without one, first-position activations
+are nonsense, and with one they are the sink's own. Rows are right-padded with position ids, which is exact at real
+positions; a pass stops after the deepest site that is read and skips the LM head unless logits are asked for.
+"""
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..store.records import Refused
+from . import models
+from .adapters import find_adapter, gap, unwrap
+from .units import UnitId, parse_site
+
+BATCH_TOKENS = 2048
+# Relative error an identity may show; RMSNorm computes in float32 even inside a float64 model.
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "float16": torch.float16}
+# What each tool's numbers rest on; a tool is offered when its identities held.
+NEEDS = {"read": ("neurons",), "edit": ("neurons", "stream", "restore"), "project": ("neurons", "stream", "unembed")}
+
+Ids = Sequence[int]
+Rows = Sequence[Ids] | Tensor
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Puts `value` in place of what `site` holds, during one pass.
+
+    value: a tensor broadcast to [B, T, K], or a function of the current [B, T, K]; index: the K units (None = all;
+    on an attn site a unit is a head, so K counts its columns); where: BoolTensor [B, T] of positions (None = all).
+    """
+
+    site: str
+    value: Tensor | Callable[[Tensor], Tensor]
+    index: tuple[int, ...] | None = None
+    where: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one batch gave: readings[site] [B, T, width], logits [B, T, V] or None, mask [B, T] of real positions,
+    and how many positions each edit changed."""
+
+    readings: dict[str, Tensor]
+    logits: Tensor | None
+    mask: Tensor
+    fired: list[int]
+
+
+class _Deepest(Exception):  # noqa: N818 — it is control flow: the pass has gone as deep as anyone reads
+    pass
+
+
+class Subject:
+    """A causal language model that can be read and edited at its sites. Make one with `load` or `wrap`."""
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, sink: int | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.sink = _sink(model, tokenizer, name) if sink is None else sink
+        self.config = model.config.get_text_config()
+        self.context = int(self.config.max_position_embeddings)
+        self.vocabulary = int(model.get_input_embeddings().num_embeddings)
+        self.special = frozenset({self.sink, *tokenizer.all_special_ids})
+        self.forward_rows = self.forward_tokens = 0
+        self._pieces: dict[int, str] = {}
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randint(self.vocabulary, (2, min(12, self.context)), generator=generator)
+        self.adapter, self.checks = find_adapter(model, probe.to(self.device))
+        self.n_layers = len(self.adapter.blocks)
+
+    @classmethod
+    def load(cls, ref: str | Path, device: str | None = None, dtype: str | torch.dtype | None = None) -> "Subject":
+        """Loads an embedded name, a local folder or a hub id: safetensors only, no code from the model.
+
+        dtype defaults to float32; device to CUDA where there is one. Raises Refused with the way out.
+        """
+        place = _find_weights(str(ref))
+        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype or torch.float32
+        if kind is None:
+            raise Refused(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
+        model, tokenizer = _from_pretrained(place, kind)
+        try:
+            model = model.to(target)
+        except (RuntimeError, AssertionError) as error:
+            raise Refused(f"the model cannot be put on device {target!r}: {str(error).splitlines()[0]}") from error
+        return cls(model, tokenizer, str(ref), sink=_embedded_sink(str(ref), tokenizer))
+
+    @classmethod
+    def wrap(cls, model: Any, tokenizer: Any, name: str, sink: int | None = None) -> "Subject":
+        """Takes a Hugging Face causal LM already in memory; `sink` names the first token where there is no BOS."""
+        return cls(model, tokenizer, name, sink)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype  # type: ignore[no-any-return]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over every weight's name, shape and bytes: equal digests read equal."""
+        total = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return total.hexdigest()
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        words = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(repr((words, self.sink)).encode()).hexdigest()
+
+    def holds(self, need: str) -> bool:
+        """Whether the identities behind `need` (a key of NEEDS) hold on these weights within the dtype's tolerance."""
+        errors = [self.checks[name] for name in NEEDS[need]]
+        return all(e is not None and e <= TOLERANCE[self.dtype] for e in errors)
+
+    # Text
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` with the sink in front, once. Special-token strings in the text stay plain text."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [self.sink, *ids]
+
+    def take(self, text: str | None, ids: Ids | None) -> list[int]:
+        """The ids of an experiment's input, `text` or `ids` (whose first is the sink).
+
+        Raises Refused if both or neither are given, nothing follows the sink, an id is unknown, or the context ends.
+        """
+        if (text is None) == (ids is None):
+            raise Refused("give either text or ids, and not both.")
+        row = self.encode(text) if text is not None else [int(i) for i in ids or ()]
+        if len(row) < 2 or (text is not None and not text.strip()):
+            raise Refused("the text is empty; give at least one token after the sink.")
+        bad = [i for i in row if not 0 <= i < self.vocabulary]
+        if bad:
+            raise Refused(f"token id {bad[0]} is outside the vocabulary of {self.name} (0 to {self.vocabulary - 1}).")
+        if len(row) > self.context:
+            raise Refused(f"the text has {len(row)} tokens and {self.name} sees {self.context}; shorten it.")
+        return row
+
+    def piece(self, token: int) -> str:
+        """The string that a token adds to a text; a special token shows as its name, part of a character as �."""
+        if token not in self._pieces:
+            # Decoded behind an anchor, because some tokenizers drop the first token's leading space.
+            anchor = self.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+            head, both = (self.tokenizer.decode(i, clean_up_tokenization_spaces=False) for i in (anchor, [*anchor, token]))
+            self._pieces[token] = both.removeprefix(head)
+        return self._pieces[token]
+
+    def pieces(self, ids: Ids) -> list[str]:
+        return [self.piece(int(i)) for i in ids]
+
+    def text(self, ids: Ids) -> str:
+        """The text of `ids`, special tokens left out."""
+        return "".join(self.piece(int(i)) for i in ids if int(i) not in self.special)
+
+    # Sites
+
+    def width(self, site: str) -> int:
+        """Number of columns at `site`: neurons, heads × head size, or the stream's width."""
+        layer, kind = self._layer(site)
+        if kind == "resid":
+            return int(self.config.hidden_size)
+        weight, _ = self.adapter.linear(layer, "neurons" if kind == "mlp" else "heads")
+        return int(weight.shape[0])
+
+    def count(self, site: str) -> int:
+        """Number of units at `site`; on an attn site these are heads."""
+        return int(self.config.num_attention_heads) if parse_site(site)[1] == "attn" else self.width(site)
+
+    def check(self, unit: UnitId) -> None:
+        """Raises Refused unless the unit is one of this model's."""
+        if unit.index >= self.count(unit.site):
+            raise Refused(f"{unit} is out of range: {unit.site} of {self.name} has units 0 to {self.count(unit.site) - 1}.")
+
+    def columns(self, site: str, index: Sequence[int]) -> list[int]:
+        """The columns that units occupy: themselves, or a head's slice of z."""
+        if parse_site(site)[1] != "attn":
+            return [int(i) for i in index]
+        size = self.width(site) // self.count(site)
+        return [h * size + k for h in index for k in range(size)]
+
+    def write_direction(self, unit: UnitId) -> Tensor:
+        """What one unit of activation adds to the MLP's output [d]: a row of the down projection, by its sign."""
+        self.check(unit)
+        if unit.kind != "mlp":
+            raise Refused(f"{unit} has no single write direction; name an MLP neuron, as in 5-mlp/511.")
+        return unit.sign * self.adapter.linear(unit.layer, "neurons")[0][unit.index]
+
+    def _layer(self, site: str) -> tuple[int, str]:
+        layer, kind = parse_site(site)
+        if layer >= self.n_layers:
+            raise Refused(f"site {site!r} is out of range: {self.name} has layers 0 to {self.n_layers - 1}.")
+        return layer, kind
+
+    # Passes
+
+    def run(self, rows: Rows, read: Sequence[str] = (), edits: Sequence[Edit] = (), logits: bool = False) -> Pass:
+        """One forward pass over one batch of rows, right-padded.
+
+        Readings are taken after the edits at their own site. Each edit's count of changed positions comes back in
+        `fired`: an edit that did not happen shows as 0.
+        """
+        ids, mask = self._pad(rows)
+        ragged = not bool(mask.all())
+        positions = torch.arange(ids.shape[1], device=self.device).expand_as(ids)
+        readings: dict[str, Tensor] = {}
+        fired = [0] * len(edits)
+        order = {site: self._depth(site) for site in (*read, *(edit.site for edit in edits))}
+        deepest = None if logits or not read else max(read, key=order.__getitem__)
+        self.forward_rows += ids.shape[0]
+        self.forward_tokens += ids.numel()
+        inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask.long() if ragged else None}
+        with torch.inference_mode(), ExitStack() as stack:
+            for site in order:
+                mine = [(i, edit) for i, edit in enumerate(edits) if edit.site == site]
+                self._hook(stack, site, mine, mask, readings if site in read else None, fired, site == deepest)
+            try:
+                whole = self.model if logits else self.model.base_model
+                output = whole(**inputs, use_cache=False)
+            except _Deepest:
+                output = None
+        return Pass(readings, output.logits if logits else None, mask, fired)
+
+    def _pad(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        if isinstance(rows, Tensor):
+            ids = rows.to(self.device)
+            return ids, torch.ones_like(ids, dtype=torch.bool)
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.full((len(rows), int(lengths.max())), self.sink)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.as_tensor(row)
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        return ids.to(self.device), mask.to(self.device)
+
+    def _depth(self, site: str) -> tuple[int, int]:
+        layer, kind = self._layer(site)
+        return layer, ("attn", "mlp", "resid").index(kind)
+
+    def _hook(
+        self, stack: ExitStack, site: str, edits: list[tuple[int, Edit]], mask: Tensor,
+        readings: dict[str, Tensor] | None, fired: list[int], stop: bool,
+    ) -> None:  # fmt: skip
+        """Registers one hook on a site that applies its edits, keeps its reading and, at the deepest, ends the pass."""
+        layer, kind = self._layer(site)
+
+        def visit(value: Tensor) -> Tensor:
+            for number, edit in edits:
+                value, changed = self._apply(edit, value, mask)
+                fired[number] += changed
+            if readings is not None:
+                readings[site] = value
+            if stop:
+                raise _Deepest
+            return value
+
+        def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (visit(inputs[0]), *inputs[1:])
+
+        def after(_: nn.Module, __: Any, output: Any) -> Any:
+            value = visit(unwrap(output))
+            return (value, *output[1:]) if isinstance(output, tuple) else value
+
+        if kind == "resid":
+            handle = self.adapter.blocks[layer].register_forward_hook(after)
+        else:
+            part = "neurons" if kind == "mlp" else "heads"
+            handle = self.adapter.module(layer, part).register_forward_pre_hook(before)
+        stack.callback(handle.remove)
+
+    def _apply(self, edit: Edit, value: Tensor, mask: Tensor) -> tuple[Tensor, int]:
+        index = None if edit.index is None else self.columns(edit.site, edit.index)
+        current = value if index is None else value[..., index]
+        new = edit.value(current) if callable(edit.value) else edit.value.to(value)
+        where = mask if edit.where is None else edit.where.to(mask.device) & mask
+        new = torch.where(where[..., None], new.expand_as(current), current)
+        if index is None:
+            return new, int(where.sum())
+        value = value.clone()
+        value[..., index] = new
+        return value, int(where.sum())
+
+    def batches(self, rows: Rows, tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
+        """Indices of rows in batches of at most `tokens` padded tokens, shortest rows first."""
+        batch: list[int] = []
+        for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+            if batch and (len(batch) + 1) * len(rows[i]) > tokens:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def activations(self, ids: Ids | Rows, units: Sequence[UnitId]) -> Tensor:
+        """Raw activations [B, T, U] of `units` (their signs not applied), NaN where a shorter row is padded.
+
+        `ids`: one row or several, each with the sink first. Float32, or float64 for a float64 model.
+        """
+        rows = [ids] if len(ids) and not isinstance(ids[0], Sequence | Tensor) else ids
+        rows = [[int(i) for i in row] for row in rows]  # type: ignore[union-attr]
+        for unit in units:
+            self._readable(unit)
+        sites = list(dict.fromkeys(unit.site for unit in units))
+        kind = torch.promote_types(self.dtype, torch.float32)
+        result = torch.full((len(rows), max(map(len, rows)), len(units)), torch.nan, dtype=kind)
+        for batch in self.batches(rows):
+            done = self.run([rows[i] for i in batch], read=sites)
+            picked = torch.stack([done.readings[u.site][..., u.index] for u in units], dim=-1).to(kind)
+            picked[~done.mask] = torch.nan
+            result[batch, : picked.shape[1]] = picked.cpu()
+        return result
+
+    def readings(self, rows: Sequence[Ids], unit: UnitId, positions: Sequence[int] | None = None) -> Tensor:
+        """sign × activation of one unit at one position of each row [N] (default: the last)."""
+        self._readable(unit)
+        at = [len(row) - 1 for row in rows] if positions is None else list(positions)
+        result = torch.empty(len(rows), dtype=torch.promote_types(self.dtype, torch.float32))
+        for batch in self.batches(rows):
+            done = self.run([rows[i] for i in batch], read=[unit.site])
+            columns = torch.tensor([at[i] for i in batch], device=self.device)
+            line = torch.arange(len(batch), device=self.device)
+            result[batch] = done.readings[unit.site][line, columns, unit.index].to(result.dtype).cpu()
+        return unit.sign * result
+
+    def _readable(self, unit: UnitId) -> None:
+        self.check(unit)
+        if unit.kind == "attn":
+            raise Refused(f"{unit} is a head, which has no single activation; read an MLP neuron or a stream dimension.")
+
+    @contextmanager
+    def metered(self) -> Iterator[dict[str, float]]:
+        """Fills the yielded dict at the end with the rows, padded tokens and seconds spent inside."""
+        cost: dict[str, float] = {}
+        rows, tokens, start = self.forward_rows, self.forward_tokens, time.perf_counter()
+        yield cost
+        cost["forward_rows"] = self.forward_rows - rows
+        cost["forward_tokens"] = self.forward_tokens - tokens
+        cost["backward"] = 0
+        cost["seconds"] = round(time.perf_counter() - start, 3)
+
+
+def _sink(model: Any, tokenizer: Any, name: str) -> int:
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        if token is not None and token < model.get_input_embeddings().num_embeddings:
+            return int(token)
+    raise Refused(f"{name} has no BOS, EOS or PAD token to put first; pass sink=ID to Subject.wrap.")
+
+
+def _find_weights(ref: str) -> str:
+    if ref in models.names("subject"):
+        return str(models.folder(ref))
+    if os.path.isdir(ref):
+        return ref
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) and not ref.startswith("."):
+        return ref
+    raise Refused(f"{ref!r} is no model: neither embedded ({', '.join(models.names('subject'))}), nor a folder, nor a hub id.")
+
+
+def _embedded_sink(ref: str, tokenizer: Any) -> int | None:
+    token = models.sink(ref) if ref in models.names("subject") else None
+    return None if token is None else int(tokenizer.convert_tokens_to_ids(token))
+
+
+def _from_pretrained(place: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    local = os.path.isdir(place)
+    try:
+        config = AutoConfig.from_pretrained(place, local_files_only=local)
+        # Scaled-dot-product attention leaves out Gemma 2's soft cap on attention scores.
+        attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+        model = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, use_safetensors=True, local_files_only=local, attn_implementation=attention
+        )
+        return model, AutoTokenizer.from_pretrained(place, local_files_only=local)
+    except (OSError, ValueError) as error:
+        known = ", ".join(models.names("subject"))
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise Refused(
+            f"the model {place!r} cannot be loaded ({first}); name an embedded one ({known}), a folder with "
+            "safetensors weights, or a hub id that this machine can reach."
+        ) from error
+
+
+__all__ = ["Edit", "Pass", "Subject", "TOLERANCE", "gap"]

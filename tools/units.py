@@ -1,0 +1,92 @@
+"""Names of the things that are explained: `model/site/index`, with a sign.
+
+The grammar is read from the right, because hub ids hold slashes: index, then site, the rest is the model.
+`smollm2-135m/5-mlp/511` is neuron 511 of MLP 5, `…/511-` its negative side.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..store.records import Refused
+
+_SITE = re.compile(r"(?P<layer>\d+)-(?P<kind>mlp|attn|resid)")
+_INDEX = re.compile(r"(?P<first>\d+)(?:\.\.(?P<last>\d+))?(?P<sign>-?)")
+_SHAPE = "MODEL/SITE/INDEX, as in smollm2-135m/5-mlp/511 or smollm2-135m/5-mlp/511-"
+
+
+def parse_site(site: str) -> tuple[int, str]:
+    """`'5-mlp'` → `(5, 'mlp')`. Raises Refused for anything else."""
+    found = _SITE.fullmatch(site)
+    if not found:
+        raise Refused(f"{site!r} is no site; sites are written LAYER-KIND with kind mlp, attn or resid, as in 5-mlp.")
+    return int(found["layer"]), found["kind"]
+
+
+@dataclass(frozen=True, order=True)
+class UnitId:
+    """One side of one unit: neuron `index` of `site` in `model`; `sign` −1 looks at its negative activations."""
+
+    model: str
+    site: str
+    index: int
+    sign: int = 1
+
+    def __post_init__(self) -> None:
+        parse_site(self.site)
+        if self.index < 0 or self.sign not in (1, -1):
+            raise Refused(f"unit index {self.index} with sign {self.sign} is out of range; index ≥ 0, sign 1 or -1.")
+
+    @classmethod
+    def parse(cls, text: str) -> "UnitId":
+        """Reads one unit; raises Refused if it is malformed or a range."""
+        units = parse_units(text)
+        if len(units) != 1:
+            raise Refused(f"{text!r} names {len(units)} units where one is wanted; write {_SHAPE}.")
+        return units[0]
+
+    @property
+    def layer(self) -> int:
+        return parse_site(self.site)[0]
+
+    @property
+    def kind(self) -> str:
+        return parse_site(self.site)[1]
+
+    @property
+    def bare(self) -> str:
+        """The name without the sign, as records carry it."""
+        return f"{self.model}/{self.site}/{self.index}"
+
+    def __str__(self) -> str:
+        return self.bare + ("-" if self.sign < 0 else "")
+
+
+def parse_units(text: str, model: str | None = None) -> list[UnitId]:
+    """Reads one item of a unit list; `a..b` is inclusive, and `model` stands in where the item leaves it out."""
+    head, _, index = text.strip().rpartition("/")
+    name, _, site = head.rpartition("/")
+    found = _INDEX.fullmatch(index)
+    if not found or not site or not (name or model):
+        raise Refused(f"{text!r} is no unit; write {_SHAPE}.")
+    first, last = int(found["first"]), int(found["last"] or found["first"])
+    if last < first:
+        raise Refused(f"{text!r} counts backwards; write the smaller index first.")
+    sign = -1 if found["sign"] else 1
+    return [UnitId(name or str(model), site, i, sign) for i in range(first, last + 1)]
+
+
+def parse_spec(spec: str, model: str | None, pick: Callable[[int], list[UnitId]]) -> list[UnitId]:
+    """Reads a comma-separated list of units, ranges and `auto:N`, without repeats, in the order written.
+
+    `pick(n)` returns the n most promising units of the sweep. Raises Refused for an empty or malformed list.
+    """
+    units: list[UnitId] = []
+    for item in filter(None, (part.strip() for part in spec.split(","))):
+        count = re.fullmatch(r"auto:([1-9]\d*)", item)
+        if item.startswith("auto") and not count:
+            raise Refused(f"{item!r} is no unit choice; write auto:N with N ≥ 1, as in auto:20.")
+        units += pick(int(count[1])) if count else parse_units(item, model)
+    if not units:
+        raise Refused(f"the unit list {spec!r} is empty; name units as {_SHAPE}, or auto:20.")
+    return list(dict.fromkeys(units))
