@@ -34,7 +34,9 @@ class Layout:
 
 
 _GPT2 = Layout("transformer.h", "transformer.ln_f", "attn.c_proj", "mlp.c_proj", "attn", "mlp", "attn", "mlp")
-_LLAMA = Layout("model.layers", "model.norm", "self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp", "self_attn", "mlp")
+_LLAMA = Layout(
+    "model.layers", "model.norm", "self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp", "self_attn", "mlp"
+)
 _GEMMA = Layout(
     "model.layers", "model.norm", "self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp",
     "post_attention_layernorm", "post_feedforward_layernorm",
@@ -146,13 +148,16 @@ def identities(adapter: Adapter, ids: Tensor) -> dict[str, float | None]:
         for handle in handles:
             handle.remove()
 
+    def pair(layer: int, inner: str, outer: str) -> tuple[Tensor, Tensor]:
+        return seen[layer, inner][0], seen[layer, outer][1]
+
     last = seen[-1, "norm"][0]
     stream = seen[0, "block"][0] + sum(seen[i, p][1] for i in layers for p in ("attention_write", "mlp_write"))
     with torch.inference_mode():
         return {
             "stream": gap(stream, last),
-            "heads": max(_linear_gap(adapter, i, "heads", seen[i, "heads"][0], seen[i, "attention"][1]) for i in layers),
-            "neurons": max(_linear_gap(adapter, i, "neurons", seen[i, "neurons"][0], seen[i, "mlp"][1]) for i in layers),
+            "heads": max(_linear_gap(adapter, i, "heads", *pair(i, "heads", "attention")) for i in layers),
+            "neurons": max(_linear_gap(adapter, i, "neurons", *pair(i, "neurons", "mlp")) for i in layers),
             "unembed": gap(_unembed(model, seen[-1, "norm"][1]), logits),
             "restore": _restore_gap(adapter, ids, seen[0, "block"][1], logits),
             "groups": _group_errors(adapter, ids, seen[0, "heads"][0]),

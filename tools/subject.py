@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,8 @@ class Subject:
         if token not in self._pieces:
             # Decoded behind an anchor, because some tokenizers drop the first token's leading space.
             anchor = self.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
-            head, both = (self.tokenizer.decode(i, clean_up_tokenization_spaces=False) for i in (anchor, [*anchor, token]))
+            decode = partial(self.tokenizer.decode, clean_up_tokenization_spaces=False)
+            head, both = decode(anchor), decode([*anchor, token])
             self._pieces[token] = both.removeprefix(head)
         return self._pieces[token]
 
@@ -189,8 +190,9 @@ class Subject:
 
     def check(self, unit: UnitId) -> None:
         """Raises Refused unless the unit is one of this model's."""
-        if unit.index >= self.count(unit.site):
-            raise Refused(f"{unit} is out of range: {unit.site} of {self.name} has units 0 to {self.count(unit.site) - 1}.")
+        last = self.count(unit.site) - 1
+        if unit.index > last:
+            raise Refused(f"{unit} is out of range: {unit.site} of {self.name} has units 0 to {last}.")
 
     def columns(self, site: str, index: Sequence[int]) -> list[int]:
         """The columns that units occupy: themselves, or a head's slice of z."""
@@ -344,7 +346,7 @@ class Subject:
     def _readable(self, unit: UnitId) -> None:
         self.check(unit)
         if unit.kind == "attn":
-            raise Refused(f"{unit} is a head, which has no single activation; read an MLP neuron or a stream dimension.")
+            raise Refused(f"{unit} is a head, which has no single activation; name an mlp or resid unit.")
 
     @contextmanager
     def metered(self) -> Iterator[dict[str, float]]:
@@ -365,19 +367,23 @@ def _sink(model: Any, tokenizer: Any, name: str) -> int:
     raise Refused(f"{name} has no BOS, EOS or PAD token to put first; pass sink=ID to Subject.wrap.")
 
 
+def embedded_subjects() -> dict[str, models.Entry]:
+    """The subjects that `models pull` can fetch, by name."""
+    return {name: row for name, row in models.table().items() if row.role == "subject"}
+
+
 def _find_weights(ref: str) -> str:
-    if ref in models.names("subject"):
+    if ref in embedded_subjects():
         return str(models.folder(ref))
-    if os.path.isdir(ref):
+    if os.path.isdir(ref) or (re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) and not ref.startswith(".")):
         return ref
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) and not ref.startswith("."):
-        return ref
-    raise Refused(f"{ref!r} is no model: neither embedded ({', '.join(models.names('subject'))}), nor a folder, nor a hub id.")
+    known = ", ".join(embedded_subjects())
+    raise Refused(f"{ref!r} is no model: neither embedded ({known}), nor a folder, nor a hub id.")
 
 
 def _embedded_sink(ref: str, tokenizer: Any) -> int | None:
-    token = models.sink(ref) if ref in models.names("subject") else None
-    return None if token is None else int(tokenizer.convert_tokens_to_ids(token))
+    row = embedded_subjects().get(ref)
+    return int(tokenizer.convert_tokens_to_ids(row.sink)) if row and row.sink else None
 
 
 def _from_pretrained(place: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -393,7 +399,7 @@ def _from_pretrained(place: str, dtype: torch.dtype) -> tuple[Any, Any]:
         )
         return model, AutoTokenizer.from_pretrained(place, local_files_only=local)
     except (OSError, ValueError) as error:
-        known = ", ".join(models.names("subject"))
+        known = ", ".join(embedded_subjects())
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise Refused(
             f"the model {place!r} cannot be loaded ({first}); name an embedded one ({known}), a folder with "

@@ -1,0 +1,410 @@
+"""One pass over a corpus for every unit of the chosen sites, and the stored result read back.
+
+Documents are cut into disjoint windows of the sink and 63 tokens. The explain side goes first and freezes each unit's
+peak P and threshold τ = 0.5 P; only then are tune and score read. What is kept of a site: `collect.py`. A sweep is a
+folder `sweeps/<digest>/`: `sweep.json`, `documents.parquet` (with the token ids) and one safetensors file a site.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..store.records import Refused
+from . import measures
+from .collect import BINS, KEPT, LOWEST, PER_OCTAVE, SAMPLED, SIGNS, Site, position_key
+from .corpus import Corpus
+from .subject import BATCH_TOKENS, Subject
+from .units import UnitId, parse_site
+
+STEP = measures.WINDOW - 1       # tokens of text in a window
+RANDOM = 64                      # random positions a side, read for every unit
+PER_BAND = 12                    # exemplars a band that are handed out
+FORMAT = 1
+
+Place = tuple[int, int]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class SweptDocument:
+    """A document as the subject saw it: `length` tokens from `start` in the sweep's flat token array."""
+
+    id: str
+    name: str
+    side: str
+    cluster: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """y = sign × activation at one place of the corpus; `band` is one of measures.BANDS."""
+
+    document: int
+    offset: int
+    activation: float
+    band: str
+
+    @property
+    def place(self) -> Place:
+        return self.document, self.offset
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """One unit and sign over the corpus. Counts are by side; strata run from y/P ≥ .8 down to < .1.
+
+    `firings` and `strata` of the explain side come from a histogram of 8 bins an octave (P was not yet known there);
+    those of tune and score are exact. `clusters` counts near-copy clusters with a firing, for tune and score.
+    """
+
+    peak: float
+    threshold: float
+    mean: float
+    std: float
+    sink: float
+    tokens: dict[str, int]
+    firings: dict[str, int]
+    clusters: dict[str, int]
+    strata: dict[str, list[int]]
+
+    def rate(self, side: str) -> float:
+        return self.firings[side] / self.tokens[side] if self.tokens[side] else 0.0
+
+
+class Sweep:
+    """A finished sweep, read from its folder. Tensors of a site are loaded when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.facts: dict[str, Any] = json.loads((folder / "sweep.json").read_text("utf-8"))
+        self.digest: str = self.facts["digest"]
+        self.model: str = self.facts["model"]
+        self.corpus: str = self.facts["corpus"]
+        self.sites: list[str] = self.facts["sites"]
+        self.token_counts: dict[str, int] = self.facts["tokens"]
+        table = pq.read_table(folder / "documents.parquet").to_pydict()
+        lengths = [len(ids) for ids in table["ids"]]
+        starts = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+        columns = (table["id"], table["name"], table["side"], table["cluster"], starts, lengths)
+        self.documents = [SweptDocument(*row) for row in zip(*columns, strict=False)]
+        self.tokens = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in table["ids"]])
+        self._starts = np.asarray(starts[:-1])
+        self._sites: dict[str, dict[str, Tensor]] = {}
+
+    @cached_property
+    def sink(self) -> int:
+        return int(self.facts["sink"])
+
+    def side(self, side: str) -> list[int]:
+        """Numbers of the documents of a side."""
+        return [i for i, document in enumerate(self.documents) if document.side == side]
+
+    def windows(self, side: str) -> Iterator[tuple[int, int, list[int]]]:
+        """(document, offset of the first token, ids with the sink first) of every window of a side."""
+        for number in self.side(side):
+            for offset in range(0, self.documents[number].length, STEP):
+                yield number, offset, self.window((number, offset))[0]
+
+    def window(self, place: Place) -> tuple[list[int], int]:
+        """The window that holds a place: its ids with the sink first, and the place's position in it (1 to 63)."""
+        document, offset = self.documents[place[0]], place[1]
+        first = offset - offset % STEP
+        end = min(first + STEP, document.length)
+        return [self.sink, *self.tokens[document.start + first : document.start + end].tolist()], offset % STEP + 1
+
+    def site(self, site: str) -> dict[str, Tensor]:
+        """The stored tensors of a site; raises Refused with the command that would sweep it."""
+        if site not in self.sites:
+            raise Refused(
+                f"site {site} was not swept (this sweep has {', '.join(self.sites)}); "
+                f"run `lamplighter sweep --model {self.model} --sites {site}`."
+            )
+        if site not in self._sites:
+            self._sites[site] = load_file(self.folder / f"{site}.safetensors")
+        return self._sites[site]
+
+    def mean(self, site: str) -> Tensor:
+        """Mean activation [width] over the explain side, sink excluded, no sign applied."""
+        return self.site(site)["mean"]
+
+    def statistics(self, unit: UnitId) -> Statistics:
+        """The sweep's numbers for one unit and sign."""
+        data, s, u = self.site(unit.site), SIGNS.index(unit.sign), unit.index
+        peak = float(data["peak"][s, u])
+        strata = {side: self._strata(data, side, s, u, peak) for side in measures.SIDES}
+        return Statistics(
+            peak=peak,
+            threshold=measures.FIRES * peak,
+            mean=unit.sign * float(data["mean"][u]),
+            std=float(data["std"][u]),
+            sink=unit.sign * float(data["sink"][u]),
+            tokens=self.token_counts,
+            firings={side: sum(counts[:2]) for side, counts in strata.items()},
+            clusters={side: int(data[f"{side}.clusters"][s, u]) for side in ("tune", "score")},
+            strata=strata,
+        )
+
+    def _strata(self, data: dict[str, Tensor], side: str, s: int, u: int, peak: float) -> list[int]:
+        if side == "explain":
+            middles = 2.0 ** (LOWEST + (np.arange(BINS) + 0.5) / PER_OCTAVE)
+            counts = data["explain.histogram"][s, u].numpy()
+            above = [int(counts[middles >= edge * peak].sum()) for edge in measures.STRATA]
+            found = np.diff([0, *above]).tolist()
+        else:
+            found = data[f"{side}.strata"][s, u].tolist()
+        return [*found, self.token_counts[side] - sum(found)]
+
+    def exemplars(self, unit: UnitId, side: str, band: str | None = None) -> list[Exemplar]:
+        """Kept places of a unit on one side, strongest first; `band` one of measures.BANDS (None = all).
+
+        `top` are the best documents' maxima, the others samples by position hash, re-banded by the final P.
+        """
+        data, s, u = self.site(unit.site), SIGNS.index(unit.sign), unit.index
+        peak = float(data["peak"][s, u])
+        found: list[Exemplar] = []
+        if band in (None, "top"):
+            found += self._places("top", data[f"{side}.best_place"][s, :, u], data[f"{side}.best_value"][s, :, u])
+        if band not in ("top", "random"):
+            places, values = data[f"{side}.band_place"][s, u].flatten(), data[f"{side}.band_value"][s, u].flatten()
+            for name, low, high in zip(SAMPLED, measures.STRATA, (np.inf, *measures.STRATA), strict=False):
+                inside = (places >= 0) & (values >= low * peak) & (values < high * peak)
+                if band in (None, name):
+                    found += self._places(name, places[inside][:PER_BAND], values[inside][:PER_BAND])
+        if band in (None, "random") and f"{side}.random_place" in data:
+            values = unit.sign * data[f"{side}.random_value"][:, u]
+            found += self._places("random", data[f"{side}.random_place"], values)
+        return sorted(found, key=lambda e: -e.activation)
+
+    def firings(self, unit: UnitId) -> list[Exemplar]:
+        """Up to 300 firing places of the score side, a uniform sample by position hash."""
+        data, s, u = self.site(unit.site), SIGNS.index(unit.sign), unit.index
+        value = data["score.firing_value"][s, u]
+        high = float(data["peak"][s, u]) * measures.STRATA[0]
+        found = self._places("mid", data["score.firing_place"][s, u], value)
+        found = [Exemplar(e.document, e.offset, e.activation, "high" if e.activation >= high else "mid") for e in found]
+        return sorted(found, key=lambda e: -e.activation)
+
+    def _places(self, band: str, places: Tensor, values: Tensor) -> list[Exemplar]:
+        flat = places[places >= 0].numpy()
+        documents = np.searchsorted(self._starts, flat, side="right") - 1
+        offsets = flat - self._starts[documents]
+        rows = zip(documents.tolist(), offsets.tolist(), values[places >= 0].tolist(), strict=True)
+        return [Exemplar(d, o, v, band) for d, o, v in rows]
+
+    def read(self, subject: Subject, unit: UnitId, places: Sequence[Place]) -> np.ndarray:
+        """y [N] at places: each distinct window is read once, cut after the last place asked for in it."""
+        wanted: dict[Place, list[tuple[int, int]]] = {}
+        for number, (document, offset) in enumerate(places):
+            wanted.setdefault((document, offset - offset % STEP), []).append((offset % STEP + 1, number))
+        windows = list(wanted.items())
+        rows = [self.window(first)[0][: max(p for p, _ in inside) + 1] for first, inside in windows]
+        result = np.empty(len(places))
+        for batch in subject.batches(rows):
+            reading = subject.run([rows[i] for i in batch], read=[unit.site]).readings[unit.site][..., unit.index]
+            values = unit.sign * reading.double().cpu().numpy()
+            for line, i in enumerate(batch):
+                for position, number in windows[i][1]:
+                    result[number] = values[line, position]
+        return result
+
+
+def sweep_digest(subject: Subject, corpus: Corpus, sites: Sequence[str], tokens: int | None) -> str:
+    """Equal digests hold equal numbers: weights, tokenizer, dtype, text, sites, size and definitions."""
+    parts = [subject.digest, subject.tokenizer_digest, str(subject.dtype), corpus.digest, sorted(sites), tokens]
+    return hashlib.sha256(json.dumps([*parts, measures.VERSION, FORMAT]).encode()).hexdigest()[:16]
+
+
+def find_sweep(home: Path, model: str, site: str | None = None, corpus: str | None = None) -> Sweep | None:
+    """The newest finished sweep of `model` in `home` that has `site` (and is of `corpus`), or None."""
+    best: tuple[float, Path] | None = None
+    for path in sorted((home / "sweeps").glob("*/sweep.json")):
+        facts = json.loads(path.read_text("utf-8"))
+        if facts["model"] != model or (site and site not in facts["sites"]) or (corpus and facts["corpus"] != corpus):
+            continue
+        if facts["format"] == FORMAT and facts["measures"] == measures.VERSION:
+            best = max(best or (0.0, path.parent), (path.stat().st_mtime, path.parent))
+    return Sweep(best[1]) if best else None
+
+
+def make_sweep(
+    subject: Subject, corpus: Corpus, sites: Sequence[str], home: Path,
+    tokens: int | None = None, progress: Progress = lambda what, done, total: None,
+) -> Sweep:  # fmt: skip
+    """Sweeps `sites` over `corpus` (its first `tokens` tokens in hash order), or returns the finished sweep.
+
+    Writes beside the final folder and renames at the end, so that a killed sweep leaves nothing behind that counts.
+    Raises Refused for unknown sites, a corpus with an empty side, or a full disk.
+    """
+    sites = sorted(set(sites), key=parse_site)
+    for site in sites:
+        if parse_site(site)[1] == "attn":
+            raise Refused(f"{site} holds heads, which have no single activation to sweep; name mlp or resid sites.")
+        subject.width(site)
+    digest = sweep_digest(subject, corpus, sites, tokens)
+    folder = home / "sweeps" / digest
+    if (folder / "sweep.json").is_file():
+        return Sweep(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=folder.parent))
+    try:
+        start = time.perf_counter()
+        documents = _tokenise(subject, corpus, tokens, progress)
+        kept = _pass(subject, documents, sites, progress)
+        facts = _facts(subject, corpus, sites, digest, documents)
+        facts["seconds"] = round(time.perf_counter() - start, 1)
+        _store(partial, documents, kept, facts)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise Refused(
+            f"the sweep could not be written to {folder.parent} ({error.strerror}); free space and run it again."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Sweep(folder)
+
+
+@dataclass(frozen=True)
+class _Read:
+    document: Any
+    side: str
+    cluster: int
+    ids: list[int]
+
+
+def _tokenise(subject: Subject, corpus: Corpus, tokens: int | None, progress: Progress) -> list[_Read]:
+    """Documents as ids, explain first, clusters together and numbered in reading order."""
+    chosen, total = [], 0
+    order = sorted(range(len(corpus.documents)), key=lambda i: corpus.documents[i].id)
+    for done, number in enumerate(order):
+        if tokens is not None and total >= tokens:
+            break
+        ids = subject.encode(corpus.documents[number].text)[1:]
+        if ids:
+            chosen.append((number, ids))
+            total += len(ids)
+        progress("tokenise", done + 1, len(order))
+    chosen.sort(key=lambda pair: (measures.SIDES.index(corpus.sides[pair[0]]), corpus.clusters[pair[0]]))
+    numbers: dict[int, int] = {}
+    read = [
+        _Read(corpus.documents[n], corpus.sides[n], numbers.setdefault(corpus.clusters[n], len(numbers)), ids)
+        for n, ids in chosen
+    ]
+    for side in measures.SIDES:
+        if not any(r.side == side for r in read):
+            raise Refused(
+                f"the corpus {corpus.name!r} has no {side} text among its {len(read)} documents; "
+                "give more documents (some dozens at least), or more tokens."
+            )
+    return read
+
+
+def _pass(subject: Subject, documents: list[_Read], sites: Sequence[str], progress: Progress) -> dict[str, Site]:
+    kept = {site: Site(subject.width(site), subject.device) for site in sites}
+    total, done, first = sum(len(d.ids) for d in documents), 0, 0
+    sink = subject.run([[subject.sink]], read=sites).readings
+    for site, keeper in kept.items():
+        keeper.sink = sink[site][0, 0].float()
+    for side in measures.SIDES:
+        mine = [d for d in documents if d.side == side]
+        length = sum(len(d.ids) for d in mine)
+        keys = position_key(np.arange(first, first + length)).astype(np.float32)
+        drawn = np.zeros(length, dtype=bool)
+        drawn[np.argsort(keys)[:RANDOM]] = True
+        for keeper in kept.values():
+            keeper.begin(side)
+        at = 0
+        for rows, document, cluster in _batches(mine, subject.sink):
+            n = len(document)
+            passed = subject.run(rows, read=sites)
+            real = passed.mask.clone()
+            real[:, 0] = False
+            place = torch.arange(first + at, first + at + n, dtype=torch.int32, device=subject.device)
+            arrays = (keys[at : at + n], document, cluster, drawn[at : at + n])
+            labels = [torch.as_tensor(array, device=subject.device) for array in arrays]
+            for site, keeper in kept.items():
+                keeper.add(side, passed.readings[site][real].float(), place, *labels)
+            at, done = at + n, done + n
+            progress(side, done, total)
+        first += length
+        for keeper in kept.values():
+            keeper.end(side)
+    return kept
+
+
+def _batches(documents: list[_Read], sink: int) -> Iterator[tuple[list[list[int]], np.ndarray, np.ndarray]]:
+    """Windows in reading order with the document and cluster number of each of their tokens."""
+    rows: list[list[int]] = []
+    document: list[int] = []
+    cluster: list[int] = []
+    for number, read in enumerate(documents):
+        for offset in range(0, len(read.ids), STEP):
+            ids = read.ids[offset : offset + STEP]
+            rows.append([sink, *ids])
+            document += [number] * len(ids)
+            cluster += [read.cluster] * len(ids)
+            if len(rows) == BATCH_TOKENS // measures.WINDOW:
+                yield rows, np.asarray(document), np.asarray(cluster)
+                rows, document, cluster = [], [], []
+    if rows:
+        yield rows, np.asarray(document), np.asarray(cluster)
+
+
+def _facts(
+    subject: Subject, corpus: Corpus, sites: Sequence[str], digest: str, documents: list[_Read]
+) -> dict[str, Any]:
+    sides = measures.SIDES
+    return {
+        "format": FORMAT, "measures": measures.VERSION, "digest": digest, "model": subject.name, "corpus": corpus.name,
+        "sites": list(sites), "sink": subject.sink,
+        "tokens": {s: sum(len(d.ids) for d in documents if d.side == s) for s in sides},
+        "documents": {s: sum(d.side == s for d in documents) for s in sides},
+        "overlap": _overlap(documents),
+        "provenance": {
+            "model": subject.digest, "tokenizer": subject.tokenizer_digest, "corpus": corpus.digest, "sweep": digest,
+            "measures": measures.VERSION, "dtype": str(subject.dtype).removeprefix("torch."),
+            "device": subject.device.type, "seed": 0,
+        },
+    }  # fmt: skip
+
+
+def _overlap(documents: list[_Read]) -> dict[str, float]:
+    """Share of a side's 13-token runs that also stand on the explain side (stored, so that a leak can be seen)."""
+    n = measures.LEAK_RUN
+
+    def runs(side: str) -> set[int]:
+        return {hash(tuple(d.ids[i : i + n])) for d in documents if d.side == side for i in range(len(d.ids) - n + 1)}
+
+    explain = runs("explain")
+    return {s: len(found & explain) / len(found) if (found := runs(s)) else 0.0 for s in ("tune", "score")}
+
+
+def _store(folder: Path, documents: list[_Read], kept: dict[str, Site], facts: dict[str, Any]) -> None:
+    table = pa.table({
+        "id": [d.document.id for d in documents], "name": [d.document.name for d in documents],
+        "side": [d.side for d in documents], "cluster": [d.cluster for d in documents],
+        "ids": pa.array([d.ids for d in documents], type=pa.list_(pa.int32())),
+    })  # fmt: skip
+    pq.write_table(table, folder / "documents.parquet", compression="zstd")
+    for site, keeper in kept.items():
+        save_file(keeper.tensors(), folder / f"{site}.safetensors")
+    (folder / "sweep.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
+
+
+__all__ = ["Exemplar", "KEPT", "Place", "Statistics", "Sweep", "SweptDocument", "find_sweep", "make_sweep"]
