@@ -1,8 +1,8 @@
 """Final facts, in DuckDB: every record that was measured, read back exactly, and free SQL over them.
 
-The file is opened for one use and closed again, because DuckDB lets one writing process or many reading ones in:
-nobody owns it, and whoever finds it held tries again for WAIT_SECONDS. Writers come through the outbox of
-`work.sqlite` (`drain`), so a wait here loses nothing.
+The file is opened for one use and closed again, because DuckDB lets in one writing process or many reading
+ones: nobody owns it, and whoever finds it held tries again for WAIT_SECONDS. Writers come through the outbox
+of `work.sqlite` (`drain`), so a wait here loses nothing.
 """
 
 import json
@@ -11,7 +11,6 @@ import os
 import re
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -24,7 +23,7 @@ from uuid import uuid4
 
 import duckdb
 
-from .records import TABLES, Record, Refused, utc_now
+from .records import Record, Refused, utc_now
 from .work import Busy, Work, line_of, worker_id
 
 VERSION = 1                # of findings.sql; kept in the table schema_version
@@ -43,15 +42,15 @@ _HELD = re.compile(r"Could not set lock|different configuration than existing|al
 _DAMAGED = re.compile(r"not a valid DuckDB database|Could not read enough bytes|Corrupt database|checksum")
 _NEWER = re.compile(r"database file with version number (\d+)")
 
-# DuckDB's locks are between processes; inside one, two instances on a file shut each other out, so they take turns.
-_turns: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+# DuckDB's file locks are between processes; inside one, uses of the same file take turns.
+_turns: dict[str, threading.Lock] = {}
 
 
 class Findings:
     """The file `findings.duckdb` of a home; it is made by the first append.
 
-    Every method raises Refused if the file is damaged, made by a newer version, or cannot be read or written, and
-    Busy if somebody else held it for WAIT_SECONDS; reading also if nothing has been recorded yet.
+    Every method raises Refused if the file is damaged, made by a newer version, or cannot be read or written,
+    and Busy if somebody else held it for WAIT_SECONDS; reading also if nothing has been recorded yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +72,10 @@ class Findings:
         return added
 
     def read(self, kind: type[R], **equals: str | int | float | bool | None) -> list[R]:
-        """The records of one kind whose fields equal the given values, oldest first, just as they were appended."""
+        """The records of one kind whose fields equal the given values, oldest first, as they were appended.
+
+        Exactly as they were: but `Embedding.vector` holds 32-bit floats.
+        """
         names = [field.name for field in fields(kind)]
         if unknown := sorted(equals.keys() - set(names)):
             raise Refused(f"{kind.TABLE} has no field {unknown[0]!r}; its fields are {', '.join(names)}.")
@@ -103,28 +105,28 @@ class Findings:
             except duckdb.Error as error:
                 if _DAMAGED.search(str(error)):
                     raise
-                raise Refused(f"The query was refused: {_first_line(error)}.") from error
+                why = _first_line(error)
+                if "pytz" in why:  # what DuckDB would need to hand over a time with a zone
+                    why = "a time with a zone cannot be shown, cast it with ::TIMESTAMP (UTC)"
+                raise Refused(f"The query was refused: {why}.") from error
         return [dict(zip(names, map(_plain, row), strict=True)) for row in rows]
 
     # The file
 
     def _make(self) -> None:
-        """Puts an empty database in place, whole: a process killed while making it leaves no half-made file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Puts an empty database in place, whole: a process killed on the way leaves no half-made one."""
         draft = self.path.with_name(f"{self.path.name}.{uuid4().hex}.new")
         try:
-            with duckdb.connect(":memory:", config=dict(_OFFLINE)) as con:
-                con.execute(f"ATTACH '{_quoted(draft)}' AS draft (STORAGE_VERSION '{STORAGE}')")
-                con.execute("USE draft")
-                con.execute(_DDL.read_text("utf-8"))
-                con.execute("INSERT INTO schema_version VALUES (?, ?)", [VERSION, utc_now()])
-            os.link(draft, self.path)      # unlike a rename this never replaces what another process just made
-        except FileExistsError:
-            return
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _create(draft)
+                os.link(draft, self.path)  # unlike a rename, never replaces what another process just made
+            finally:
+                draft.unlink(missing_ok=True)
         except (OSError, duckdb.IOException) as error:
-            raise Refused(f"{self.path} cannot be made ({_first_line(error)}); choose another --home.") from error
-        finally:
-            draft.unlink(missing_ok=True)
+            if not self.path.exists():     # else another process made it in the meantime
+                why = _first_line(error)
+                raise Refused(f"{self.path} cannot be made ({why}); choose another --home.") from error
 
     @contextmanager
     def _open(self, write: bool) -> Iterator[Connection]:
@@ -132,7 +134,7 @@ class Findings:
         if not self.path.exists():
             raise Refused(f"Nothing is recorded in {self.path.parent} yet; run `lamplighter run` first.")
         deadline = time.monotonic() + WAIT_SECONDS
-        turn = _turns[self.path]
+        turn = _turns.setdefault(os.path.realpath(self.path), threading.Lock())
         if not turn.acquire(timeout=WAIT_SECONDS):
             raise Busy(f"{self.path} is in use by another thread of this process; try again when it is done.")
         try:
@@ -159,18 +161,18 @@ class Findings:
                     raise
                 time.sleep(RETRY_SECONDS)
                 continue
-            con.execute("SET python_enable_replacements = false")   # a query sees tables, never Python's variables
-            con.execute("SET TimeZone = 'UTC'")                     # what every created_at is in
+            con.execute("SET python_enable_replacements = false")  # tables only, never Python's variables
+            con.execute("SET TimeZone = 'UTC'")                    # what every created_at is in
             con.execute("SET lock_configuration = true")
             return con
 
     def _check_version(self, con: Connection) -> None:
         try:
             found = con.execute("SELECT max(version) FROM schema_version").fetchall()[0][0]
-        except duckdb.CatalogException as error:
-            raise Refused(
-                f"{self.path} is a database that lamplighter did not make; choose another --home."
-            ) from error
+        except (duckdb.CatalogException, duckdb.BinderException):
+            found = None
+        if found is None:
+            raise Refused(f"{self.path} is a database that lamplighter did not make; choose another --home.")
         if found > VERSION:
             raise Refused(self._newer(f"schema is {found}, this one knows {VERSION}"))
 
@@ -188,11 +190,12 @@ class Findings:
             who = f"process {holder[1]}" if holder else "another process"
             return Busy(f"{self.path} is in use by {who}; wait until it is done or end it, then try again.")
         if newer := _NEWER.search(text):
-            return Refused(self._newer(f"DuckDB file format is {newer[1]}, which DuckDB {duckdb.__version__} cannot read"))
+            cannot = f"which DuckDB {duckdb.__version__} cannot read"
+            return Refused(self._newer(f"file format is {newer[1]}, {cannot}"))
         if _DAMAGED.search(text):
             return Refused(
-                f"{self.path} is damaged ({line}); move it (and its .wal file) away: the sweeps and whatever waits "
-                "in the outbox are kept, and the next run makes a new one."
+                f"{self.path} is damaged ({line}); move it (and its .wal file) away: the sweeps and whatever "
+                "waits in the outbox are kept, and the next run makes a new one."
             )
         if isinstance(error, duckdb.IOException):
             return Refused(f"{self.path} cannot be used ({line}); make room or give access, then try again.")
@@ -202,10 +205,10 @@ class Findings:
 def drain(work: Work, findings: Findings, limit: int = 500) -> int:
     """Moves everything in the outbox into the findings, `limit` records a transaction; returns how many.
 
-    One drainer works at a time; while another one does, this waits WAIT_SECONDS for its turn and then returns 0
-    (what is left is that one's to move; `work.pending()` tells). A drainer that is killed leaves a lock that frees
-    itself and at worst a batch that is in both stores: appending it again adds nothing. Raises Busy, with the
-    outbox as it was, while somebody else holds the findings.
+    One drainer works at a time; while another one does, this waits WAIT_SECONDS for its turn and then returns
+    0 (what is left is that one's to move; `work.pending()` tells). A killed drainer leaves a lock that frees
+    itself and at worst a batch that is in both stores: appending that again adds nothing. Raises Busy, with
+    the outbox as it was, while somebody else holds the findings.
     """
     holder = worker_id()
     deadline = time.monotonic() + WAIT_SECONDS
@@ -223,6 +226,17 @@ def drain(work: Work, findings: Findings, limit: int = 500) -> int:
         return moved
     finally:
         work.unlock("drain", holder)
+
+
+def _create(path: Path) -> None:
+    with duckdb.connect(":memory:", config=dict(_OFFLINE)) as con:
+        con.execute(f"ATTACH '{_quoted(path)}' AS made (STORAGE_VERSION '{STORAGE}')")
+        con.execute("USE made")
+        con.execute("BEGIN")
+        con.execute(_DDL.read_text("utf-8"))
+        con.execute("INSERT INTO schema_version VALUES (?, ?)", [VERSION, utc_now()])
+        con.execute("COMMIT")
+        con.execute("CHECKPOINT")  # nothing may be left in a journal beside it
 
 
 def _insert(con: Connection, table: str, lines: list[str]) -> int:
@@ -256,8 +270,8 @@ def _field(value: Any, kind: str) -> Any:
 def _one_select(con: Connection, query: str) -> None:
     kinds = [statement.type.name for statement in con.extract_statements(query)]
     if len(kinds) != 1 or kinds[0] not in ("SELECT", "EXPLAIN"):
-        found = " and ".join(kinds) or "nothing"
-        raise Refused(f"The findings are read with one SELECT, and this query is {found}; ask for one SELECT.")
+        found = " and ".join(kinds) or "empty"
+        raise Refused(f"Only one SELECT at a time is run here, and this query is {found}; write one SELECT.")
 
 
 def _distinct(names: list[str]) -> list[str]:

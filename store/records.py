@@ -9,14 +9,16 @@ import os
 import time
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Self
+from functools import cache
+from types import UnionType
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
 VERDICTS = ("accepted", "rejected", "unclear", "abstained", "failed", "undefined")
 
 
 class Refused(ValueError):
-    """A request that cannot be carried out as asked; the message is one sentence: what is wrong and what to do."""
+    """A request that cannot be carried out as asked; its one sentence says what is wrong and what to do."""
 
 
 def uuid7() -> str:
@@ -33,11 +35,22 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00")
 
 
+@cache
+def _kinds(table: str) -> dict[str, tuple[type, ...]]:
+    """Which Python types each field may hold; a whole number is a fine float."""
+    hints = get_type_hints(TABLES[table])
+    unions = {f.name: hints[f.name] for f in fields(TABLES[table])}
+    kinds = {n: get_args(hint) if isinstance(hint, UnionType) else (hint,) for n, hint in unions.items()}
+    plain = {name: tuple(get_origin(kind) or kind for kind in hint) for name, hint in kinds.items()}
+    return {name: (*hint, int) if float in hint else hint for name, hint in plain.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What every row carries: who and when, and the digests that make it reproducible.
 
-    `provenance` holds model, tokenizer, corpus and sweep digests, code and measures versions, seed, dtype, device.
+    `provenance` holds model, tokenizer, corpus and sweep digests, code and measures versions, seed, dtype,
+    device.
     """
 
     TABLE: ClassVar[str]
@@ -51,7 +64,20 @@ class Record:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line of strict JSON; raises ValueError if a number is not finite (an undefined value is null)."""
+        """One line of strict JSON. Raises ValueError for what a store would not give back as it was:
+
+        a number that is not finite (an undefined value is null), a value of another type than its field's, an
+        integer over 64 bits, a time of another form than `utc_now()` gives.
+        """
+        for name, kinds in _kinds(self.TABLE).items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise ValueError(f"{name} is {value!r}, which is no {' or '.join(k.__name__ for k in kinds)}")
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{name} is {value}, which is no 64-bit integer")
+        when = datetime.fromisoformat(self.created_at).replace(tzinfo=None)
+        if when.isoformat(timespec="microseconds") != self.created_at:
+            raise ValueError(f"created_at is {self.created_at!r}, which is not of the form {utc_now()}")
         return json.dumps({"schema": SCHEMA, **asdict(self)}, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -97,7 +123,7 @@ class Sweep(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Unit(Record):
-    """An investigated unit's statistics from the sweep: peak P, threshold τ, firing rates and counts by side."""
+    """An investigated unit's statistics from the sweep: peak P, threshold τ, rates and counts by side."""
 
     TABLE = "units"
     model: str
@@ -150,7 +176,8 @@ class Investigation(Record):
 class Evidence(Record):
     """What one tool call returned. `rows` are plain dicts whose keys the tool's docstring names.
 
-    `cost` holds forward_rows, forward_tokens, backward and seconds; `artifact` is None or the digest of a stored file.
+    `cost` holds forward_rows, forward_tokens, backward and seconds; `artifact` is None or the digest of a
+    stored file.
     """
 
     TABLE = "evidence"
@@ -173,7 +200,7 @@ class Evidence(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis(Record):
-    """A sentence about a unit and, where possible, a rule; `kept` marks the one submitted as its explanation."""
+    """A sentence about a unit and, where possible, a rule; `kept` marks the one submitted."""
 
     TABLE = "hypotheses"
     author: str
@@ -242,5 +269,8 @@ class Failure(Record):
 
 TABLES: dict[str, type[Record]] = {
     kind.TABLE: kind
-    for kind in (Model, Sweep, Unit, Exemplar, Run, Investigation, Evidence, Hypothesis, Score, Verdict, Embedding, Failure)
+    for kind in (
+        Model, Sweep, Unit, Exemplar, Run, Investigation,
+        Evidence, Hypothesis, Score, Verdict, Embedding, Failure,
+    )
 }

@@ -158,7 +158,7 @@ def identities(adapter: Adapter, ids: Tensor) -> dict[str, float | None]:
             "stream": gap(stream, last),
             "heads": max(_linear_gap(adapter, i, "heads", *pair(i, "heads", "attention")) for i in layers),
             "neurons": max(_linear_gap(adapter, i, "neurons", *pair(i, "neurons", "mlp")) for i in layers),
-            "unembed": gap(_unembed(model, seen[-1, "norm"][1]), logits),
+            "unembed": gap(unembed(model, seen[-1, "norm"][1]), logits),
             "restore": _restore_gap(adapter, ids, seen[0, "block"][1], logits),
             "groups": _group_errors(adapter, ids, seen[0, "heads"][0]),
         }
@@ -169,7 +169,8 @@ def _linear_gap(adapter: Adapter, layer: int, part: str, inputs: Tensor, output:
     return gap(inputs @ weight + (0 if bias is None else bias), output)
 
 
-def _unembed(model: Any, normed: Tensor) -> Tensor:
+def unembed(model: Any, normed: Tensor) -> Tensor:
+    """Logits [..., V] of normed streams [..., d]: the output embeddings, then the soft cap where there is one."""
     logits: Tensor = model.get_output_embeddings()(normed)
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap

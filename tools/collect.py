@@ -32,29 +32,34 @@ class Reservoir:
     """For each group, the `size` members of smallest key seen so far: their places and values."""
 
     def __init__(self, groups: int, size: int, device: torch.device) -> None:
+        self.size = size
         self.key = torch.full((groups, size), torch.inf, device=device)
         self.place = torch.full((groups, size), -1, dtype=torch.int32, device=device)
         self.value = torch.zeros((groups, size), device=device)
+        self.worst = torch.full((groups,), torch.inf, device=device)   # the largest key kept by each group
 
     def add(self, group: Tensor, key: Tensor, place: Tensor, value: Tensor) -> None:
-        """Offers members [E]; one step per rank within a group, each on distinct groups."""
-        fits = key < self.key[group].amax(dim=1) if len(group) else torch.zeros(0, dtype=torch.bool)
-        group, key, place, value = group[fits], key[fits], place[fits], value[fits]
-        order = torch.argsort(key, stable=True)
-        order = order[torch.argsort(group[order], stable=True)]
-        group, key, place, value = group[order], key[order], place[order], value[order]
-        index = torch.arange(len(group), device=group.device)
-        starts = torch.ones_like(group, dtype=torch.bool)
-        starts[1:] = group[1:] != group[:-1]
-        rank = index - torch.cummax(torch.where(starts, index, 0), dim=0).values if len(group) else index
-        for r in range(min(self.key.shape[1], int(rank.max()) + 1 if len(rank) else 0)):
-            now = rank == r
-            g = group[now]
-            slot = self.key[g].argmax(dim=1)
-            better = key[now] < self.key[g, slot]
-            g, slot = g[better], slot[better]
-            for mine, new in ((self.key, key), (self.place, place), (self.value, value)):
-                mine[g, slot] = new[now][better]
+        """Offers members [E] to their groups [E]; cost grows with those that get in, few once the groups are full."""
+        fits = torch.nonzero(key < self.worst[group])[:, 0]
+        fits = fits[torch.argsort(group[fits].double() + key[fits])]   # by group, then by key (below 1)
+        if not len(fits):
+            return
+        touched, line, counts = torch.unique_consecutive(group[fits], return_inverse=True, return_counts=True)
+        rank = torch.arange(len(fits), device=key.device) - (counts.cumsum(0) - counts)[line]
+        fits, line, rank = (t[rank < self.size] for t in (fits, line, rank))
+        shape = (len(touched), int(rank.max()) + 1)
+        merged_key = torch.cat([self.key[touched], self._table(shape, line, rank, key[fits], torch.inf)], dim=1)
+        self.key[touched], order = merged_key.topk(self.size, dim=1, largest=False)
+        self.worst[touched] = self.key[touched].amax(dim=1)
+        for mine, new in ((self.place, place), (self.value, value)):
+            merged = torch.cat([mine[touched], self._table(shape, line, rank, new[fits], 0)], dim=1)
+            mine[touched] = merged.gather(1, order)
+
+    @staticmethod
+    def _table(shape: tuple[int, int], line: Tensor, rank: Tensor, values: Tensor, empty: float) -> Tensor:
+        table = torch.full(shape, empty, dtype=values.dtype, device=values.device)
+        table[line, rank] = values
+        return table
 
 
 class Side:
@@ -65,7 +70,7 @@ class Side:
         best = (measures.PEAK_DOCUMENTS, width)
         self.best_value = torch.zeros(best, device=device)
         self.best_place = torch.full(best, -1, dtype=torch.int32, device=device)
-        self.open_document = -1
+        self.open_document = self.open_cluster = -1
         self.open_value = torch.zeros(width, device=device)
         self.open_place = torch.full((width,), -1, dtype=torch.int32, device=device)
         self.bands = Reservoir(width * len(SAMPLED), KEPT, device)
@@ -81,7 +86,7 @@ class Side:
 
     def add(self, y: Tensor, place: Tensor, key: Tensor, document: Tensor, cluster: Tensor) -> None:
         """Takes y [N, U] at places [N] (global token numbers) with their keys, documents and clusters, in order."""
-        self._best_documents(y, place, document)
+        self._best_documents(y, place, document, cluster)
         scale = self.scale()
         rows, units = torch.nonzero((y >= EDGES[0].item() * scale) & (scale > 0) & (y > 0), as_tuple=True)
         value = y[rows, units]
@@ -91,41 +96,37 @@ class Side:
         self.strata += torch.bincount(units * len(SAMPLED) + top, minlength=self.strata.numel()).view_as(self.strata)
         bins = ((torch.log2(value) - LOWEST) * PER_OCTAVE).long().clamp(0, BINS - 1)
         self.histogram += torch.bincount(units * BINS + bins, minlength=self.histogram.numel()).view_as(self.histogram)
-        fires = value >= measures.FIRES * scale[units]
-        rows, units, value = rows[fires], units[fires], value[fires]
         if self.firings is not None:
-            self.firings.add(units, key[rows], place[rows], value)
-        self._count_clusters(units, cluster[rows])
+            fires = value >= measures.FIRES * scale[units]
+            self.firings.add(units[fires], key[rows[fires]], place[rows[fires]], value[fires])
 
-    def _best_documents(self, y: Tensor, place: Tensor, document: Tensor) -> None:
+    def _best_documents(self, y: Tensor, place: Tensor, document: Tensor, cluster: Tensor) -> None:
         numbers, lengths = torch.unique_consecutive(document, return_counts=True)
         start = 0
         for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
             value, row = y[start : start + length].max(dim=0)
             where = place[start + row]
-            start += length
             if number == self.open_document:
                 more = value > self.open_value
                 self.open_value = torch.where(more, value, self.open_value)
                 self.open_place = torch.where(more, where, self.open_place)
             else:
                 self.close()
-                self.open_document, self.open_value, self.open_place = number, value, where
+                self.open_document, self.open_cluster = number, int(cluster[start])
+                self.open_value, self.open_place = value, where
+            start += length
 
     def close(self) -> None:
-        """Lets the document in progress compete for a place among the best."""
+        """Lets the document in progress compete for a place among the best, and counts its cluster if it fires."""
+        if self.peak is not None:
+            fires = (self.open_value >= measures.FIRES * self.peak) & (self.open_value > 0)
+            self.clusters += fires & (self.last_cluster != self.open_cluster)
+            self.last_cluster[fires] = self.open_cluster
         slot = self.best_value.argmin(dim=0, keepdim=True)
         better = self.open_value[None] > self.best_value.gather(0, slot)
         for best, new in ((self.best_value, self.open_value), (self.best_place, self.open_place)):
             best.scatter_(0, slot, torch.where(better, new[None], best.gather(0, slot)))
         self.open_value = torch.zeros_like(self.open_value)
-
-    def _count_clusters(self, units: Tensor, cluster: Tensor) -> None:
-        pairs = torch.unique(units * (2**31) + cluster)
-        units, cluster = pairs // 2**31, pairs % 2**31
-        new = cluster != self.last_cluster[units]
-        self.clusters += torch.bincount(units[new], minlength=self.width)
-        self.last_cluster.scatter_reduce_(0, units, cluster, reduce="amax")
 
 
 class Site:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..store.records import Refused
 from . import models
-from .adapters import find_adapter, gap, unwrap
+from .adapters import find_adapter, gap, unembed, unwrap
 from .units import UnitId, parse_site
 
 BATCH_TOKENS = 2048
@@ -222,6 +222,12 @@ class Subject:
         Readings are taken after the edits at their own site. Each edit's count of changed positions comes back in
         `fired`: an edit that did not happen shows as 0.
         """
+        output, readings, mask, fired = self._forward(rows, read, edits, logits)
+        return Pass(readings, output.logits if logits else None, mask, fired)
+
+    def _forward(
+        self, rows: Rows, read: Sequence[str], edits: Sequence[Edit], logits: bool
+    ) -> tuple[Any, dict[str, Tensor], Tensor, list[int]]:
         ids, mask = self._pad(rows)
         ragged = not bool(mask.all())
         positions = torch.arange(ids.shape[1], device=self.device).expand_as(ids)
@@ -241,7 +247,34 @@ class Subject:
                 output = whole(**inputs, use_cache=False)
             except _Deepest:
                 output = None
-        return Pass(readings, output.logits if logits else None, mask, fired)
+        return output, readings, mask, fired
+
+    def normed(
+        self, rows: Rows, places: Sequence[tuple[int, int]], edits: Sequence[Edit] = ()
+    ) -> tuple[Tensor, list[int]]:
+        """The final norm's output [N, d] at places (row, position) of one batch, and each edit's changed positions.
+
+        `unembed` makes it the logits of the next token, at these places only: the whole batch's logits would take
+        B × T × V numbers, and the head as long as several blocks.
+        """
+        output, _, _, fired = self._forward(rows, (), edits, logits=False)
+        line, position = torch.tensor(list(places), device=self.device).unbind(1)
+        return output.last_hidden_state[line, position], fired
+
+    def unembed(self, normed: Tensor) -> Tensor:
+        """Logits [N, V] from the final norm's output, float32 at least; Refused where the identity `unembed` fails."""
+        error = self.checks["unembed"]
+        if error is None or error > TOLERANCE[self.dtype]:
+            raise Refused(f"the final norm and output embeddings of {self.name} do not give its logits (error {error}).")
+        with torch.inference_mode():
+            return unembed(self.model, normed).to(torch.promote_types(self.dtype, torch.float32))
+
+    def next_token_logits(
+        self, rows: Rows, places: Sequence[tuple[int, int]], edits: Sequence[Edit] = ()
+    ) -> tuple[Tensor, list[int]]:
+        """Logits [N, V] of the token after each place (row, position) of one batch, and each edit's changed positions."""
+        normed, fired = self.normed(rows, places, edits)
+        return self.unembed(normed), fired
 
     def _pad(self, rows: Rows) -> tuple[Tensor, Tensor]:
         if isinstance(rows, Tensor):

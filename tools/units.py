@@ -82,11 +82,12 @@ def parse_spec(spec: str, model: str | None, pick: Callable[[int], list[UnitId]]
     `pick(n)` returns the n most promising units of the sweep. Raises Refused for an empty or malformed list.
     """
     units: list[UnitId] = []
-    for item in filter(None, (part.strip() for part in spec.split(","))):
+    items = [part.strip() for part in spec.split(",") if part.strip()]
+    for item in items:
         count = re.fullmatch(r"auto:([1-9]\d*)", item)
         if item.startswith("auto") and not count:
             raise Refused(f"{item!r} is no unit choice; write auto:N with N ≥ 1, as in auto:20.")
         units += pick(int(count[1])) if count else parse_units(item, model)
-    if not units:
+    if not items:
         raise Refused(f"the unit list {spec!r} is empty; name units as {_SHAPE}, or auto:20.")
     return list(dict.fromkeys(units))

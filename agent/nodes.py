@@ -1,0 +1,198 @@
+"""The steps of one investigation, as methods of `Investigator`; `graph.py` says in which order they run.
+
+observe → plan ⇄ act → submit → (revise) → score → verdict → record. The planner sees explain and tune only; the score
+side is read once, after submission, and the verdict is by rule.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from ..store.records import (
+    Evidence,
+    Exemplar,
+    Hypothesis,
+    Investigation,
+    Record,
+    Score,
+    Unit,
+    Verdict,
+    uuid7,
+)
+from ..tools.floors import Floors, floor_rules
+from ..tools.induce import induce
+from ..tools.score_input import score_input, tune_score
+from ..tools.sweep import Sweep
+from ..tools.toolbox import Toolbox
+from ..tools.units import UnitId
+from . import verdict
+from .budget import Budget
+from .state import Abstain, Action, Call, Draft, Planner, State, Submit
+
+GOOD_ENOUGH = 0.8      # a draft with this F1 on the tune side is not revised
+RECORDED = ("top", "high", "mid", "boundary")   # bands whose exemplars go to the findings
+
+Tell = Callable[[UnitId, str], None]
+
+
+class Drained(Exception):  # noqa: N818 — asked for from outside, nothing went wrong
+    """The run was asked to stop; the unit in hand goes back to the queue."""
+
+
+@dataclass
+class Investigator:
+    """One unit's investigation: its tools, its planner, its budget, and what it writes down.
+
+    `claim(hypothesis)` guards the score side; `tell(unit, what)` is called before each step, and may raise Drained.
+    """
+
+    run: str
+    toolbox: Toolbox
+    sweep: Sweep
+    planner: Planner
+    budget: Budget
+    claim: Callable[[str], bool]
+    tell: Tell
+    investigation: str = field(default_factory=uuid7)
+
+    def observe(self, state: State) -> State:
+        """Checks that the unit can be studied at all: it is the model's, and the sweep saw it active."""
+        self.toolbox.subject.check(state["unit"])
+        self.sweep.statistics(state["unit"])
+        return {"steps": 0, "revisions": 0, "misses": [], "kept": None, "scores": []}
+
+    def plan(self, state: State) -> State:
+        """Asks the planner, or has it conclude once the budget is spent."""
+        spent = self.budget.spent(state["steps"])
+        self.tell(state["unit"], "planning" if spent is None else f"wrapping up: {spent}")
+        decided: Action = self.planner.decide(state) if spent is None else self.planner.conclude(state)
+        return {"action": decided}
+
+    def act(self, state: State) -> State:
+        """Runs the tool that the planner chose; a refusal is evidence too."""
+        action = state["action"]
+        assert isinstance(action, Call)
+        self.tell(state["unit"], f"{action.tool}: {action.why}" if action.why else action.tool)
+        evidence = self.toolbox.call(action.tool, state["unit"], action.arguments, **self._stamps)
+        return {"evidence": [evidence], "steps": state["steps"] + 1}
+
+    def submit(self, state: State) -> State:
+        """Writes the planner's explanation down and tries its rule on the tune side."""
+        action, unit = state["action"], state["unit"]
+        assert isinstance(action, Submit)
+        self.tell(unit, "trying the rule on the tune side")
+        tune = tune_score(self.toolbox.subject, self.sweep, unit, action.rule)
+        hypothesis = Hypothesis(
+            author=self.planner.name, sentence=action.sentence, rule=action.rule.to_json(), rule_text=str(action.rule),
+            kept=False, evidence=[e.id for e in state.get("evidence", []) if e.ok], tune_f1=tune["f1"],
+            **self._stamps, **_name(unit),
+        )  # fmt: skip
+        return {"drafts": [Draft(hypothesis, action.rule, tune)]}
+
+    def revise(self, state: State) -> State:
+        """Hands the tune-side misses of the last draft back to the planner, as ids up to the place that was missed."""
+        misses = []
+        for miss in state["drafts"][-1].tune["misses"]:
+            ids, position = self.sweep.window((miss["document"], miss["offset"]))
+            misses.append({**miss, "ids": ids[: position + 1]})
+        return {"misses": misses, "revisions": state["revisions"] + 1}
+
+    def score(self, state: State) -> State:
+        """Reads the score side once, for the draft that did best on the tune side."""
+        unit = state["unit"]
+        best = max(state["drafts"], key=lambda draft: draft.tune["f1"] or 0.0)
+        self.tell(unit, "scoring on text that was never shown")
+        scores = score_input(
+            self.toolbox.subject, self.sweep, unit, best.rule, hypothesis=best.hypothesis.id, claim=self.claim,
+            floor_rules=self._floors(unit), evidence=state.get("evidence", []),
+        )  # fmt: skip
+        return {"kept": replace(best.hypothesis, kept=True), "scores": [replace(s, **self._stamps) for s in scores]}
+
+    def judge(self, state: State) -> State:
+        """The verdict on this unit alone; false discovery over the run is added when the run ends."""
+        kept = state["kept"]
+        if kept is None:
+            action = state["action"]
+            decided = ("abstained", action.reason if isinstance(action, Abstain) else "no explanation was submitted")
+        else:
+            decided = verdict.decide(state["scores"], None)
+        p = next((s.details.get("p") for s in state["scores"] if s.metric == "f1"), None)
+        made = Verdict(
+            hypothesis=kept.id if kept else None, verdict=decided[0], reason=decided[1], p=p,
+            **self._stamps, **_name(state["unit"]),
+        )  # fmt: skip
+        return {"verdict": made}
+
+    def record(self, state: State) -> State:
+        """Everything that is remembered of this investigation, as records."""
+        unit, kept, evidence = state["unit"], state["kept"], state.get("evidence", [])
+        drafts = [d.hypothesis for d in state.get("drafts", []) if kept is None or d.hypothesis.id != kept.id]
+        investigation = Investigation(
+            id=self.investigation, planner=self.planner.name, status="abstained" if kept is None else "submitted",
+            steps=state["steps"], cost=_total(evidence, state["scores"]), seconds=0.0, run=self.run, **_name(unit),
+        )  # fmt: skip
+        known = [kept] if kept else []
+        records: list[Record] = [
+            self._unit(unit), *self._exemplars(unit), investigation, *evidence, *drafts, *known,
+            *state["scores"], state["verdict"],
+        ]  # fmt: skip
+        return {"records": [replace(r, provenance=self._provenance | r.provenance) for r in records]}
+
+    @property
+    def _stamps(self) -> dict[str, Any]:
+        return {"run": self.run, "investigation": self.investigation}
+
+    @cached_property
+    def _provenance(self) -> dict[str, Any]:
+        return dict(self.sweep.facts["provenance"])
+
+    def _floors(self, unit: UnitId) -> Floors:
+        """Rules of other units of the site, made by the inducer from their exemplars alone (no forward pass)."""
+        subject, sweep = self.toolbox.subject, self.sweep
+        return floor_rules(subject, sweep, unit, lambda other: induce(subject, sweep, other, reads=0).rule)
+
+    def _unit(self, unit: UnitId) -> Unit:
+        facts = asdict(self.sweep.statistics(unit))
+        return Unit(
+            model=unit.model, site=unit.site, index=unit.index, peak=facts.pop("peak"),
+            threshold=facts.pop("threshold"), statistics=facts, **self._stamps, **_name(unit),
+        )  # fmt: skip
+
+    def _exemplars(self, unit: UnitId) -> list[Exemplar]:
+        rows = []
+        for side in ("explain", "tune"):
+            for e in self.sweep.exemplars(unit, side):
+                if e.band in RECORDED:
+                    ids, position = self.sweep.window(e.place)
+                    rows.append(Exemplar(
+                        side=side, band=e.band, document=self.sweep.documents[e.document].id, position=e.offset,
+                        activation=e.activation, text=self.toolbox.subject.text(ids[: position + 1]),
+                        token=self.toolbox.subject.piece(ids[position]), **self._stamps, **_name(unit),
+                    ))  # fmt: skip
+        return rows
+
+
+def after_plan(state: State) -> str:
+    return {Call: "act", Submit: "submit", Abstain: "judge"}[type(state["action"])]
+
+
+def after_submit(state: State, revisions: int) -> str:
+    """Revise while rounds are left, the last draft is weak, and it missed something."""
+    tune = state["drafts"][-1].tune
+    weak = tune["f1"] is not None and tune["f1"] < GOOD_ENOUGH
+    return "revise" if weak and tune["misses"] and state["revisions"] < revisions else "score"
+
+
+def _name(unit: UnitId) -> dict[str, Any]:
+    return {"unit": unit.bare, "sign": unit.sign}
+
+
+def _total(evidence: Sequence[Evidence], scores: Sequence[Score]) -> dict[str, float]:
+    """Forward rows, padded tokens and seconds of all tool calls and of scoring; recalled evidence cost nothing now."""
+    costs = [e.cost for e in evidence if "recalled" not in e.provenance]
+    costs += [s.details["cost"] for s in scores if "cost" in s.details]
+    return {name: float(sum(c.get(name, 0) for c in costs)) for name in ("forward_rows", "forward_tokens", "seconds")}
+
+
+__all__ = ["Drained", "Investigator", "after_plan", "after_submit"]

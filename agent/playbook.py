@@ -1,0 +1,89 @@
+"""The planner without a language model: a fixed, adaptive order of the same tools, and the rule inducer.
+
+Look at the best texts; prune those that differ until nothing new appears; substitute in the results; project, ablate
+and patch; submit what the inducer makes of it. After a weak score on the tune side it prunes what the rule missed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ..store.records import Evidence
+from ..tools.induce import Induced
+from ..tools.units import UnitId
+from .state import Abstain, Action, Call, State, Submit, by_tool
+
+FIRST, MOST = 3, 5     # texts pruned at least, and at most while each brings another pattern
+SUBSTITUTED = 2        # minimal examples whose words are substituted
+MISSES = 2             # tune-side misses pruned in a revision
+
+Induce = Callable[[UnitId, Sequence[Evidence]], Induced]
+
+
+class Playbook:
+    """A Planner that needs no key, no network and no luck: equal evidence gives equal decisions."""
+
+    name = "playbook"
+
+    def __init__(self, induce: Induce, offered: Sequence[str]) -> None:
+        self._induce = induce
+        self._offered = offered
+
+    def decide(self, state: State) -> Action:
+        """The first experiment in order that has not been done, else what the inducer concludes."""
+        evidence = state.get("evidence", [])
+        for call in self._wanted(evidence, state.get("misses", [])):
+            if call.tool in self._offered and not _done(evidence, call):
+                return call
+        return self.conclude(state)
+
+    def conclude(self, state: State) -> Submit | Abstain:
+        made = self._induce(state["unit"], [e for e in state.get("evidence", []) if e.ok])
+        if made.rule is None or made.sentence is None:
+            return Abstain(made.reason)
+        return Submit(made.sentence, made.rule, made.reason)
+
+    def _wanted(self, evidence: Sequence[Evidence], misses: Sequence[dict[str, Any]]) -> Iterator[Call]:
+        yield Call("top_examples", why="the texts on which it fires most")
+        for row in _to_prune(evidence):
+            yield Call("minimal_example", {"ids": row["ids"]}, f"what of “…{row['text'][-30:]}” is needed")
+        for example in _distinct(evidence)[:SUBSTITUTED]:
+            yield Call("substitute", {"ids": example["ids"]}, f"which words can stand in “{example['kept_text']}”")
+        yield Call("lens", why="what it writes to the logits directly")
+        yield Call("ablate", why="what the model loses without it")
+        killed = next((e for e in by_tool(evidence, "substitute") if _kills(e)), None)
+        if killed is not None:
+            yield Call("patch", {"ids": killed.arguments["ids"]}, "whether it carries the difference that a word makes")
+        missed = [m for m in misses if m["kind"] == "false negative"]
+        for miss in missed[:MISSES]:
+            yield Call("minimal_example", {"ids": miss["ids"]}, "what of a text that the rule missed is needed")
+
+
+def _done(evidence: Sequence[Evidence], call: Call) -> bool:
+    """Whether a tool was already called with these options (the ones not named are its defaults)."""
+    return any(call.arguments.items() <= e.arguments.items() for e in by_tool(evidence, call.tool))
+
+
+def _to_prune(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
+    """Texts to prune, those that end in another token first; more only while the last one brought a new pattern."""
+    looked = [row for e in by_tool(evidence, "top_examples")[:1] for row in e.rows]
+    firsts = {row["token"]: row for row in reversed(looked)}.values()
+    ordered = sorted(looked, key=lambda row: not any(row is first for first in firsts))
+    patterns = [row["kept_text"] for row in _examples(evidence)]
+    more = len(patterns) >= FIRST and patterns[-1] not in patterns[:-1]
+    return ordered[: max(FIRST, min(MOST, len(patterns) + more))]
+
+
+def _examples(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
+    return [e.rows[0] for e in by_tool(evidence, "minimal_example") if e.ok and e.rows]
+
+
+def _distinct(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
+    """Minimal examples of different kept text, the best retained first."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in sorted(_examples(evidence), key=lambda row: -row["retention"]):
+        best.setdefault(row["kept_text"].strip().lower(), row)
+    return list(best.values())
+
+
+def _kills(evidence: Evidence) -> bool:
+    return any(row["effect"] == "kills" for row in evidence.rows)

@@ -1,0 +1,246 @@
+"""What commands print for people, and the facts behind it. Corpus text is shown as text, never as markup."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..store.records import Refused
+from .config import Home
+
+if TYPE_CHECKING:
+    from .night import Outcome
+
+WIDTH = 160      # columns of a table where the output is no terminal
+
+NEXT = (
+    "lamplighter show {unit}          everything behind one explanation",
+    'lamplighter query "numbers with an ordinal ending"          search explanations by meaning',
+    'lamplighter try {unit} "any text of yours"          read the unit on it, token by token',
+)
+
+
+def listed(text: str) -> list[str]:
+    """`'a, b'` → `['a', 'b']`."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def console() -> Console:
+    out = Console(highlight=False, soft_wrap=False)
+    return out if out.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def clean(value: Any) -> str:
+    """One line of printable text: control, bidi and zero-width characters are shown as escapes."""
+    text = "" if value is None else str(value)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for head in heads:
+        made.add_column(head, overflow="fold")
+    for row in rows:
+        made.add_row(*(value if isinstance(value, Text) else Text(clean(value)) for value in row))
+    console().print(made)
+
+
+def say(line: str) -> None:
+    console().print(Text(line))
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """An F1 is never shown without its interval."""
+    if row["input_f1"] is None:
+        return "undefined"
+    return f"{row['input_f1']:.2f} [{number(row['input_f1_low'])}, {number(row['input_f1_high'])}]"
+
+
+# Models, machine, sweep
+
+
+def model_table(rows: list[dict[str, Any]]) -> None:
+    sizes = [
+        (r["name"], r["role"], r["licence"], f"{r['download_bytes'] / 1e6:,.0f} MB", "here" if r["present"] else "absent")
+        for r in rows
+    ]
+    table("", ("name", "role", "licence", "download", "state"), sizes)
+
+
+def doctor_table(rows: list[dict[str, Any]]) -> None:
+    table("", ("what", "state", "found", "what it costs"), [(r["what"], r["state"], r["found"], r["cost"]) for r in rows])
+
+
+def sweep_facts(facts: dict[str, Any]) -> None:
+    tokens, documents = facts["tokens"], facts["documents"]
+    sides = "; ".join(f"{side} {tokens[side]:,} tokens in {documents[side]} documents" for side in tokens)
+    say(f"sweep {facts['digest']} of {facts['model']} over {facts['corpus']}, sites {', '.join(facts['sites'])}: {sides}")
+
+
+# Runs
+
+
+def run_facts(home: Home, outcome: "Outcome") -> dict[str, Any]:
+    """A run's rows from the findings, with what failed and what was left out."""
+    rows = home.findings.sql(
+        "SELECT e.*, i.seconds FROM explanations e JOIN investigations i ON i.id = e.investigation WHERE e.run = ?",
+        [outcome.run],
+    )
+    order = {unit: place for place, unit in enumerate(outcome.units)}
+    rows.sort(key=lambda row: order.get(name(row), len(order)))
+    failures = home.findings.sql("SELECT unit, sign, kind, message, step FROM failures WHERE run = ?", [outcome.run])
+    return {
+        "run": outcome.run, "status": outcome.status, "repeated": outcome.repeated, "explanations": rows,
+        "failures": failures, "failed": outcome.failed, "left": outcome.left,
+    }  # fmt: skip
+
+
+def name(row: Mapping[str, Any]) -> str:
+    return str(row["unit"]) + ("-" if row["sign"] == -1 else "")
+
+
+def run_table(facts: dict[str, Any]) -> None:
+    rows = facts["explanations"]
+    heads = ("unit", "explanation", "rule", "F1 [95 %]", "floor", "verdict", "planner", "s")
+    table("", heads, [
+        (name(r), r["explanation"] or "—", r["rule"] or "—", interval(r), number(r["floor_f1"]), r["verdict"],
+         r["planner"], f"{r['seconds']:.0f}")
+        for r in rows
+    ])  # fmt: skip
+    for failure in facts["failures"]:
+        say(f"failed: {name(failure)} at “{clean(failure['step'])}”: {clean(failure['kind'])}: {clean(failure['message'])}")
+    if facts["left"]:
+        say(f"left out, the budget was reached: {', '.join(facts['left'])}")
+    if facts["repeated"]:
+        say("this run was finished before; --fresh (FRESH=1 with make) starts it anew.")
+    if rows:
+        for line in NEXT:
+            say(line.format(unit=name(rows[0])))
+
+
+def status_facts(home: Home) -> list[dict[str, Any]]:
+    return [
+        {"run": run.id, "status": run.status, "units": len(run.units), **home.work.counts(run.id)}
+        for run in home.work.runs()
+    ]
+
+
+def status_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        say("no runs yet; lamplighter run starts one.")
+        return
+    table("", tuple(rows[0]), [tuple(row.values()) for row in rows])
+
+
+# One unit
+
+
+def unit_facts(home: Home, unit: str) -> dict[str, Any]:
+    """The unit's card, scores, hypotheses and experiments of its newest investigation."""
+    bare, sign = unit.removesuffix("-"), -1 if unit.endswith("-") else 1
+    findings, key = home.findings, [bare, sign]
+    cards = findings.sql("SELECT * FROM unit_cards WHERE unit = ? AND sign = ?", key)
+    failures = findings.sql("SELECT * FROM failures WHERE unit = ? AND sign = ? ORDER BY created_at", key)
+    if not cards and not failures:
+        raise Refused(f"nothing is recorded about {unit!r}; `lamplighter run --units {unit}` would investigate it.")
+    investigation = cards[0]["investigation"] if cards else None
+    sql = "SELECT * FROM {} WHERE investigation = ? ORDER BY created_at, id"
+    parts = {t: findings.sql(sql.format(t), [investigation]) for t in ("hypotheses", "scores", "evidence", "verdicts")}
+    return {"card": cards[0] if cards else None, **parts, "failures": failures}
+
+
+def unit_card(facts: dict[str, Any]) -> None:
+    card = facts["card"]
+    for failure in facts["failures"]:
+        say(f"failed at “{clean(failure['step'])}”: {clean(failure['kind'])}: {clean(failure['message'])}")
+    if card is None:
+        return
+    peak = "" if card["peak"] is None else f"   P {card['peak']:.3g}, τ {card['threshold']:.3g}"
+    say(f"{name(card)}{peak}")
+    say(f"explanation: {clean(card['explanation'] or 'none')}")
+    say(f"rule:        {clean(card['rule'] or 'none')}")
+    for verdict in facts["verdicts"][-1:]:
+        say(f"verdict:     {verdict['verdict']} ({clean(verdict['reason'])})")
+    _scores(facts["scores"])
+    rows = [(e["id"], e["tool"], "yes" if e["ok"] else "no", e["summary"]) for e in facts["evidence"]]
+    table("experiments", ("id", "tool", "ok", "summary"), rows)
+    drafts = [(h["author"], "kept" if h["kept"] else "", h["sentence"], h["rule_text"], number(h["tune_f1"])) for h in facts["hypotheses"]]
+    table("hypotheses", ("author", "", "sentence", "rule", "F1 on tune"), drafts)
+
+
+def _scores(scores: list[dict[str, Any]]) -> None:
+    rows = []
+    for s in scores:
+        floors = json.loads(s["floors"])
+        best = max(((v, k) for k, v in floors.items() if v is not None), default=None)
+        bounds = f"[{number(s['low'])}, {number(s['high'])}]" if s["value"] is not None else clean(s["reason"])
+        rows.append((s["metric"], number(s["value"]), bounds, s["n"], f"{best[1]} {best[0]:.2f}" if best else ""))
+    table("scores on text that was never shown", ("metric", "value", "95 %", "n", "highest floor"), rows)
+
+
+# Experiments, queries
+
+
+def evidence_table(report: dict[str, Any]) -> None:
+    """One tool's result: the summary, its rows (long lists of ids left out), its checks and warnings."""
+    say(clean(report["summary"]))
+    plain_table([{k: v for k, v in row.items() if k not in ("ids", "tokens")} for row in report["rows"]])
+    for key, value in report["checks"].items():
+        say(f"{key}: {clean(_short(value))}")
+    for warning in report["warnings"]:
+        say(f"note: {clean(warning)}")
+    say(f"evidence {report['id']}; `lamplighter replay {report['id']}` runs it again.")
+
+
+def heat_line(report: dict[str, Any]) -> None:
+    """Every token with its activation; strength is shown by number and bar, not by colour alone."""
+    top = max((row["activation"] for row in report["rows"]), default=0.0)
+    bars = [
+        (row["position"], repr(row["token"])[1:-1], f"{row['activation']:.3f}", "█" * _bar(row["activation"], top))
+        for row in report["rows"]
+    ]
+    table(clean(report["summary"]), ("position", "token", "activation", ""), bars)
+
+
+def _bar(value: float, top: float) -> int:
+    return max(0, round(20 * value / top)) if top > 0 else 0
+
+
+def query_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        say("no explanations are recorded yet; lamplighter run makes some.")
+        return
+    table("", ("unit", "explanation", "F1 [95 %]", "verdict", "similarity"), [
+        (name(r), r["explanation"], interval(r), r["verdict"], number(r["similarity"])) for r in rows
+    ])  # fmt: skip
+
+
+def plain_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        say("no rows.")
+        return
+    table("", tuple(rows[0]), [tuple(_short(v) for v in row.values()) for row in rows])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list) and value and isinstance(value[0], float):
+        return " ".join(f"{x:.2f}" if isinstance(x, float) else "–" for x in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def replay_facts(found: dict[str, Any]) -> None:
+    say(f"{found['tool']} on {found['unit']}: {'equal' if found['equal'] else 'different'}")
+    for difference in found["differences"]:
+        say(clean(difference))
+    if found["changed"]:
+        say(f"changed since: {', '.join(found['changed'])}")

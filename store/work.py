@@ -1,0 +1,460 @@
+"""Work in progress, in SQLite: runs, the queue of units, results bound for the findings, cached evidence.
+
+A unit is claimed for a time (a lease) and with a token that every claim raises. Whoever finishes must show
+the newest token, so a worker that was thought dead and comes back cannot finish a unit a second time. A
+result and the end of its unit are one transaction: a process killed at any point leaves the unit either done,
+with every record in the outbox, or waiting to be claimed again.
+"""
+
+import json
+import os
+import platform
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2s
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from .records import TABLES, Failure, Record, Refused, utc_now, uuid7
+
+VERSION = 1            # of work.sql; kept in the file as SQLite's user_version
+MAX_ATTEMPTS = 3
+BUSY_SECONDS = 5.0     # how long a use waits for another process's transaction
+LOCK_SECONDS = 30.0    # lease of a named lock
+JOB_STATUSES = ("queued", "running", "done", "failed")
+RUN_ENDS = ("done", "budget", "drained")
+
+_DDL = Path(__file__).with_name("work.sql")
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_NO_ACCESS = (
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+)
+# Connections made before a fork are the parent's: a child that used or closed one would break its locks.
+_INHERITED: list[sqlite3.Connection] = []
+_END = "status = ?, worker = NULL, expires = NULL"
+_LOST = "status = 'running' AND (expires <= :now OR is_gone(worker))"
+
+
+class Busy(Refused):
+    """Another process holds the file; nothing was changed, and the same call may be made again."""
+
+
+class StaleAttempt(RuntimeError):
+    """The job was taken over (or ended) since it was claimed; what this attempt brings is not recorded."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run as the queue knows it; `status` is `running`, `done`, `budget` or `drained`."""
+
+    id: str
+    key: str
+    status: str
+    asked: dict[str, Any]
+    units: list[str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One claimed unit; `attempt` counts from 1, `token` is what finishing it takes."""
+
+    run: str
+    unit: str
+    attempt: int
+    token: int
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One unit of a run: where it stands, and who holds it until when (seconds since 1970)."""
+
+    unit: str
+    status: str
+    attempt: int
+    priority: float
+    worker: str | None
+    expires: float | None
+
+
+def _proc(path: str) -> str:
+    """A file or link under /proc as text; empty where there is none: another system, or an ended process."""
+    place = Path("/proc", path)
+    try:
+        return os.readlink(place) if place.is_symlink() else place.read_text()
+    except OSError:
+        return ""
+
+
+@cache
+def _place() -> str:
+    """Digest of machine, boot and process-id space: only in one such place does a number name a process."""
+    marks = (platform.node(), _proc("sys/kernel/random/boot_id"), _proc("self/ns/pid"))
+    return blake2s("\0".join(marks).encode(), digest_size=8).hexdigest()
+
+
+def _process(pid: int) -> tuple[str, str]:
+    """State letter and start time of a process, or two empty strings where there is no /proc."""
+    fields = _proc(f"{pid}/stat").rpartition(")")[2].split()
+    return (fields[0], fields[19]) if fields else ("", "")
+
+
+def worker_id(name: str = "") -> str:
+    """`place/pid/start/name`: names one worker of this process so that its death can be seen by `is_gone`."""
+    pid = os.getpid()
+    return "/".join((_place(), str(pid), _process(pid)[1], name or uuid4().hex[:8]))
+
+
+def is_gone(worker: str) -> bool:
+    """Whether the process behind a worker id has certainly ended.
+
+    False where that cannot be known (another machine, an id of another form): then only the lease decides.
+    """
+    place, _, rest = worker.partition("/")
+    pid, _, rest = rest.partition("/")
+    # Where signals are not POSIX's, os.kill with signal 0 would end the process instead of asking after it.
+    if place != _place() or not pid.isdecimal() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False             # alive, and somebody else's
+    state, start = _process(int(pid))
+    return state in ("Z", "X") or start != rest.partition("/")[0]
+
+
+def line_of(record: Record) -> str:
+    """The record as one line of JSON; raises Refused where it could not be read back as it is."""
+    try:
+        line = record.to_json()
+        line.encode()            # a lone surrogate is in no text that a file could hold
+    except (TypeError, ValueError) as error:
+        raise Refused(f"A record for {record.TABLE} cannot be stored as it is: {error}.") from error
+    return line
+
+
+class Work:
+    """The file `work.sqlite` of a home; threads and forked processes may share an instance.
+
+    `clock` gives seconds since 1970. Every method raises Refused if the file is damaged, made by a newer
+    version or cannot be written, and Busy if another process held it for BUSY_SECONDS.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path = Path(path).absolute()
+        self._clock = clock
+        self._mine = threading.local()
+        self.pending()           # a file that cannot be used is told at once
+
+    # Runs
+
+    def open_run(
+        self, key: str, asked: dict[str, Any], units: Sequence[str], fresh: bool = False
+    ) -> RunState:
+        """The run of `key` (a digest of what was asked): its newest one, or a new one if there is none.
+
+        An unfinished one is continued with the units it was opened with, a finished one returned as it is
+        (status `done`). `fresh` opens a new one in any case.
+        """
+        with self._change() as con:
+            rows = con.execute("SELECT * FROM runs WHERE key = ? ORDER BY rowid DESC LIMIT 1", (key,))
+            found = None if fresh else rows.fetchone()
+            if found and found["status"] == "done":
+                return _run_state(found)
+            if found:
+                con.execute("UPDATE runs SET status = 'running' WHERE id = ?", (found["id"],))
+                return _run_state({**found, "status": "running"})
+            new = {"id": uuid7(), "key": key, "status": "running"}
+            new |= {"asked": json.dumps(asked), "units": json.dumps(list(units))}
+            con.execute("INSERT INTO runs VALUES (:id, :key, :status, :asked, :units)", new)
+            return _run_state(new)
+
+    def find_run(self, key: str) -> RunState | None:
+        """The newest run of `key` as it stands, or None."""
+        with self._use() as con:
+            found = con.execute("SELECT * FROM runs WHERE key = ? ORDER BY rowid DESC LIMIT 1", (key,)).fetchone()
+            return _run_state(found) if found else None
+
+    def runs(self) -> list[RunState]:
+        """Every run, oldest first."""
+        with self._use() as con:
+            return [_run_state(row) for row in con.execute("SELECT * FROM runs ORDER BY rowid")]
+
+    def close_run(self, run: str, status: str) -> None:
+        """Marks a run `done`, `budget` or `drained`; only `done` ends it for good."""
+        if status not in RUN_ENDS:
+            raise ValueError(f"a run ends as one of {RUN_ENDS}, not {status!r}")
+        with self._change() as con:
+            if con.execute("UPDATE runs SET status = ? WHERE id = ?", (status, run)).rowcount != 1:
+                raise Refused(f"There is no run {run!r} in {self.path}.")
+
+    # Jobs
+
+    def enqueue(self, run: str, units: Sequence[str], priorities: Sequence[float] | None = None) -> int:
+        """Queues units, highest priority first (by default as listed); returns how many are new to the run.
+
+        Those already known to the run stay as they are.
+        """
+        ranks = [0.0] * len(units) if priorities is None else priorities
+        with self._change() as con:
+            rows = [(run, unit, i, rank) for i, (unit, rank) in enumerate(zip(units, ranks, strict=True))]
+            sql = "INSERT OR IGNORE INTO jobs (run, unit, position, priority) VALUES (?, ?, ?, ?)"
+            return con.executemany(sql, rows).rowcount
+
+    def claim(self, run: str, worker: str, lease: float = 60.0) -> Job | None:
+        """Takes one unit for `lease` seconds, or None if none can be had now.
+
+        Can be had: what is queued, what outlived its lease, and what a process of this machine held that has
+        ended. Fewer tries go first, so a unit that takes its worker down cannot keep the others from their
+        turn; one that has lost MAX_ATTEMPTS workers is failed, with a record of it.
+        """
+        with self._change() as con:
+            now = self._clock()
+            self._bury(con, run, now)
+            rows = con.execute(
+                f"""UPDATE jobs SET status = 'running', attempt = attempt + 1, token = token + 1,
+                           worker = :worker, lease = :lease, expires = :now + :lease
+                    WHERE run = :run AND unit = (
+                        SELECT unit FROM jobs WHERE run = :run AND (status = 'queued' OR {_LOST})
+                        ORDER BY attempt, priority DESC, position LIMIT 1)
+                    RETURNING run, unit, attempt, token""",
+                {"run": run, "worker": worker, "lease": lease, "now": now},
+            ).fetchall()
+            return Job(**rows[0]) if rows else None
+
+    def _bury(self, con: sqlite3.Connection, run: str, now: float) -> None:
+        """Fails the units that have lost MAX_ATTEMPTS workers."""
+        rows = con.execute(
+            f"""UPDATE jobs SET status = 'failed', worker = NULL, expires = NULL
+                WHERE run = :run AND attempt >= :most AND {_LOST} RETURNING unit, attempt""",
+            {"run": run, "most": MAX_ATTEMPTS, "now": now},
+        ).fetchall()
+        self._post(con, [_lost(run, unit, attempt) for unit, attempt in rows])
+
+    def heartbeat(self, job: Job) -> None:
+        """Holds the job for another lease from now; raises StaleAttempt if it is no longer ours."""
+        with self._change() as con:
+            self._fenced(con, job, "expires = ? + lease", self._clock())
+
+    def finish(self, job: Job, records: Iterable[Record]) -> None:
+        """Records what was found and ends the unit, both or neither.
+
+        Raises StaleAttempt, with nothing recorded, if the unit was taken over or has ended.
+        """
+        lines = list(records)
+        with self._change() as con:
+            self._fenced(con, job, _END, "done")
+            self._post(con, lines)
+
+    def fail(self, job: Job, failure: Failure, retry: bool) -> bool:
+        """Records a failed attempt; True if the unit is queued again: `retry`, and tries are left.
+
+        Raises StaleAttempt, with nothing recorded, if the unit was taken over or has ended.
+        """
+        again = retry and job.attempt < MAX_ATTEMPTS
+        with self._change() as con:
+            self._fenced(con, job, _END, "queued" if again else "failed")
+            self._post(con, [failure])
+        return again
+
+    def release(self, job: Job) -> None:
+        """Gives a claimed unit back untried, as at Ctrl-C; raises StaleAttempt if it is no longer ours."""
+        with self._change() as con:
+            self._fenced(con, job, f"attempt = attempt - 1, {_END}", "queued")
+
+    def _fenced(self, con: sqlite3.Connection, job: Job, change: str, value: Any) -> None:
+        sql = f"UPDATE jobs SET {change} WHERE run = ? AND unit = ? AND token = ? AND status = 'running'"
+        if con.execute(sql, (value, job.run, job.unit, job.token)).rowcount != 1:
+            raise StaleAttempt(f"attempt {job.attempt} at {job.unit} was taken over or is over; not recorded")
+
+    def counts(self, run: str) -> dict[str, int]:
+        """Units of a run by status: queued, running, done, failed."""
+        sql = "SELECT status, count(*) FROM jobs WHERE run = ? GROUP BY status"
+        with self._use() as con:
+            rows = con.execute(sql, (run,)).fetchall()
+        return dict.fromkeys(JOB_STATUSES, 0) | {status: n for status, n in rows}
+
+    def jobs(self, run: str) -> list[JobState]:
+        """Every unit of a run, in the order it was queued."""
+        sql = "SELECT unit, status, attempt, priority, worker, expires FROM jobs WHERE run = ? ORDER BY rowid"
+        with self._use() as con:
+            return [JobState(*row) for row in con.execute(sql, (run,))]
+
+    # Outbox
+
+    def post(self, records: Iterable[Record]) -> int:
+        """Puts records on their way to the findings, all or none; how many were new (an id is taken once)."""
+        lines = list(records)
+        with self._change() as con:
+            return self._post(con, lines)
+
+    def _post(self, con: sqlite3.Connection, records: list[Record]) -> int:
+        rows = [(record.id, record.TABLE, line_of(record)) for record in records]
+        sql = "INSERT OR IGNORE INTO outbox (id, kind, body) VALUES (?, ?, ?)"
+        return con.executemany(sql, rows).rowcount
+
+    def outbox(self, limit: int) -> list[tuple[int, Record]]:
+        """The oldest records not yet delivered, each with the number that `delivered` takes."""
+        with self._use() as con:
+            rows = con.execute("SELECT seq, kind, body FROM outbox ORDER BY seq LIMIT ?", (limit,)).fetchall()
+        return [(seq, TABLES[kind].from_json(body)) for seq, kind, body in rows]
+
+    def delivered(self, seqs: Iterable[int]) -> int:
+        """Forgets outbox records that the findings hold; how many were still there."""
+        with self._change() as con:
+            return con.executemany("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq in seqs]).rowcount
+
+    def pending(self) -> int:
+        """Records that wait in the outbox."""
+        with self._use() as con:
+            return int(con.execute("SELECT count(*) FROM outbox").fetchone()[0])
+
+    # Evidence cache
+
+    def recall(self, key: str) -> str | None:
+        """The text remembered under `key`, or None."""
+        with self._use() as con:
+            row = con.execute("SELECT text FROM cache WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def claim_once(self, key: str) -> bool:
+        """True for the first caller with this key, in any process; False for every later one."""
+        with self._change() as con:
+            sql = "INSERT OR IGNORE INTO cache (key, text) VALUES (?, ?)"
+            return con.execute(sql, (key, utc_now())).rowcount == 1
+
+    def remember(self, key: str, text: str) -> None:
+        """Keeps `text` under `key`; the first text stays, so that a replay sees what was seen before."""
+        with self._change() as con:
+            con.execute("INSERT OR IGNORE INTO cache VALUES (?, ?)", (key, text))
+
+    # Locks
+
+    def lock(self, name: str, holder: str) -> bool:
+        """Takes or keeps a named lock for LOCK_SECONDS; False if a living other has it.
+
+        `holder` is a `worker_id()`; a lock whose holder has ended, or has let it run out, is free.
+        """
+        with self._change() as con:
+            now = self._clock()
+            row = con.execute("SELECT holder, expires FROM locks WHERE name = ?", (name,)).fetchone()
+            if row and row["holder"] != holder and row["expires"] > now and not is_gone(row["holder"]):
+                return False
+            con.execute("INSERT OR REPLACE INTO locks VALUES (?, ?, ?)", (name, holder, now + LOCK_SECONDS))
+            return True
+
+    def unlock(self, name: str, holder: str) -> None:
+        """Gives a lock back; somebody else's stays."""
+        with self._change() as con:
+            con.execute("DELETE FROM locks WHERE name = ? AND holder = ?", (name, holder))
+
+    # The file
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction, committed at the end of the block; an exception undoes it."""
+        with self._use() as con, con:
+            con.execute("BEGIN IMMEDIATE")
+            yield con
+
+    @contextmanager
+    def _use(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._connection()
+        except sqlite3.DatabaseError as error:
+            refusal = self._refusal(error)
+            if refusal is None:
+                raise
+            raise refusal from error
+        except OSError as error:
+            raise Refused(f"{self.path} cannot be made ({error}); choose another --home.") from error
+
+    def _held(self) -> sqlite3.Connection | None:
+        """This thread's open connection, if it made one since the last fork."""
+        pid, con = getattr(self._mine, "held", (None, None))
+        if con is not None and pid != os.getpid():
+            _INHERITED.append(con)
+            return None
+        return con
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's connection: kept, because the last one to close empties the journal to disk (20 ms)."""
+        if (held := self._held()) is not None:
+            return held
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        con = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            con.row_factory = sqlite3.Row
+            con.create_function("is_gone", 1, is_gone)
+            con.execute("PRAGMA synchronous = NORMAL")
+            con.execute("PRAGMA foreign_keys = ON")
+            self._prepare(con)
+        except BaseException:
+            con.close()
+            raise
+        self._mine.held = os.getpid(), con
+        return con
+
+    def close(self) -> None:
+        """Closes this thread's connection; the next use opens another."""
+        if (held := self._held()) is not None:
+            held.close()
+        self._mine.held = None, None
+
+    def _prepare(self, con: sqlite3.Connection) -> None:
+        """Makes the tables in a new file; raises Refused for one that is newer than this code or not ours."""
+        # One statement reads both from one moment, while another process may be making the tables.
+        state = "SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM sqlite_master)"
+        version, tables = con.execute(state).fetchone()
+        if version == VERSION:
+            return
+        if version > VERSION:
+            raise Refused(
+                f"{self.path} was made by a newer version of lamplighter (its schema is {version}, this one "
+                f"knows {VERSION}); update lamplighter or choose another --home."
+            )
+        if tables:
+            raise Refused(f"{self.path} is a database that lamplighter did not make; choose another --home.")
+        con.execute("PRAGMA journal_mode = WAL")
+        ddl = _DDL.read_text("utf-8")
+        con.executescript(f"BEGIN IMMEDIATE; {ddl} PRAGMA user_version = {VERSION}; COMMIT;")
+
+    def _refusal(self, error: sqlite3.DatabaseError) -> Refused | None:
+        """What to tell of a use that the state of the file made fail, else None."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF      # the low byte is the kind of error
+        if code in _BUSY:
+            return Busy(
+                f"{self.path} has been in use by another process for {BUSY_SECONDS:.0f} seconds; wait for "
+                "that one or end it, then run the same command again."
+            )
+        if code in _DAMAGED:
+            return Refused(
+                f"{self.path} is damaged ({error}); move it and its -wal file away: the findings and sweeps "
+                "are kept, and the next run makes a new one and queues its units again."
+            )
+        if code in _NO_ACCESS:
+            return Refused(f"{self.path} cannot be used ({error}); make room or give access, then try again.")
+        return None
+
+
+def _run_state(row: Any) -> RunState:
+    return RunState(row["id"], row["key"], row["status"], json.loads(row["asked"]), json.loads(row["units"]))
+
+
+def _lost(run: str, unit: str, attempt: int) -> Failure:
+    return Failure(
+        run=run, unit=unit.removesuffix("-"), sign=-1 if unit.endswith("-") else 1, kind="lost", step="claim",
+        attempt=attempt, message=f"the working process ended or fell silent {attempt} times on this unit",
+    )

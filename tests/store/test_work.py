@@ -1,0 +1,535 @@
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from lamplighter.store import work as module
+from lamplighter.store.records import Evidence, Failure, Refused
+from lamplighter.store.work import Busy, StaleAttempt, Work, is_gone, worker_id
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def work(tmp_path, clock):
+    return Work(tmp_path / "home" / "work.sqlite", clock)
+
+
+def queued(work, n=3, priorities=None):
+    units = [f"m/5-mlp/{i}" for i in range(n)]
+    run = work.open_run("key", {"n": n}, units).id
+    assert work.enqueue(run, units, priorities) == n
+    return run
+
+
+def found(unit):
+    return Evidence(tool="lens", summary="é\u2028\0", unit=unit, sign=1, rows=[{"x": 0.1}])
+
+
+def failed(unit, attempt=1):
+    return Failure(kind="tool", message="no", step="act", attempt=attempt, unit=unit, sign=1)
+
+
+def child(script, *arguments):
+    """A process of its own that runs `script`; it says on stdout how far it has come."""
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+
+
+def kill(process):
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+# Runs
+
+
+def test_the_same_question_continues_its_unfinished_run(work):
+    run = work.open_run("key", {"units": "auto:2", "ü": [1.5, None]}, ["a", "b"])
+    assert run.status == "running"
+    for end in ("drained", "budget"):
+        work.close_run(run.id, end)
+        assert work.open_run("key", {}, ["other"]) == run
+    assert work.open_run("another", {}, []).id != run.id
+
+
+def test_a_finished_run_is_returned_as_finished_unless_fresh(work):
+    run = work.open_run("key", {}, ["a"])
+    work.close_run(run.id, "done")
+    assert work.open_run("key", {}, ["a"]) == replace(run, status="done")
+    fresh = work.open_run("key", {}, ["b"], fresh=True)
+    assert (fresh.id != run.id, fresh.status, fresh.units) == (True, "running", ["b"])
+    assert work.open_run("key", {}, ["a"]).id == fresh.id
+
+
+def test_ends_of_runs_are_checked(work):
+    run = work.open_run("key", {}, [])
+    with pytest.raises(ValueError):
+        work.close_run(run.id, "finished")
+    with pytest.raises(Refused, match="no run 'nope'"):
+        work.close_run("nope", "done")
+
+
+# Jobs
+
+
+def test_units_go_by_priority_then_in_order_and_are_queued_once(work):
+    run = queued(work, 4, [0, 2, 1, 2])
+    assert work.enqueue(run, ["m/5-mlp/1", "m/5-mlp/9"]) == 1
+    taken = [work.claim(run, worker_id()).unit[-1] for _ in range(5)]
+    assert taken == ["1", "3", "2", "0", "9"]
+    assert work.claim(run, worker_id()) is None
+    assert [state.unit[-1] for state in work.jobs(run)] == ["0", "1", "2", "3", "9"]
+    with pytest.raises(sqlite3.IntegrityError):
+        work.enqueue("no such run", ["m/5-mlp/1"])
+
+
+def test_priorities_must_fit_the_units(work):
+    run = work.open_run("key", {}, []).id
+    with pytest.raises(ValueError):
+        work.enqueue(run, ["a", "b"], [1.0])
+    assert work.counts(run) == {"queued": 0, "running": 0, "done": 0, "failed": 0}
+
+
+def test_finishing_records_and_ends_in_one(work):
+    run = queued(work, 1)
+    job = work.claim(run, worker_id())
+    records = [found(job.unit), found(job.unit)]
+    work.finish(job, records)
+    assert [record for _, record in work.outbox(10)] == records
+    assert work.counts(run)["done"] == 1
+    for again in (work.finish, lambda job, _: work.heartbeat(job), lambda job, _: work.release(job)):
+        with pytest.raises(StaleAttempt):
+            again(job, [found(job.unit)])
+    assert work.pending() == 2
+
+
+def test_a_record_that_cannot_be_stored_leaves_the_unit_running(work):
+    run = queued(work, 1)
+    job = work.claim(run, worker_id())
+    for bad in (replace(found("u"), rows=[{"x": float("nan")}]), replace(found("u"), summary="\ud83d")):
+        with pytest.raises(Refused, match="evidence cannot be stored"):
+            work.finish(job, [found("u"), bad])
+    assert (work.pending(), work.counts(run)["running"]) == (0, 1)
+    work.finish(job, [found("u")])
+
+
+def test_a_lease_that_ran_out_hands_the_unit_on_and_fences_the_first_worker_off(work, clock):
+    run = queued(work, 1)
+    slow = work.claim(run, worker_id(), lease=60)
+    clock.now += 59
+    assert work.claim(run, worker_id()) is None
+    clock.now += 2
+    quick = work.claim(run, worker_id(), lease=60)
+    assert (quick.unit, quick.attempt, quick.token) == (slow.unit, 2, slow.token + 1)
+    with pytest.raises(StaleAttempt):
+        work.finish(slow, [found("slow")])
+    with pytest.raises(StaleAttempt):
+        work.fail(slow, failed("slow"), retry=True)
+    work.finish(quick, [found("quick")])
+    assert [record.unit for _, record in work.outbox(9)] == ["quick"]
+
+
+def test_a_late_worker_that_nobody_replaced_may_still_finish(work, clock):
+    run = queued(work, 1)
+    job = work.claim(run, worker_id(), lease=60)
+    clock.now += 3600
+    work.finish(job, [found("late")])
+    assert work.counts(run)["done"] == 1
+
+
+def test_a_heartbeat_holds_the_unit_for_another_lease(work, clock):
+    run = queued(work, 1)
+    job = work.claim(run, worker_id(), lease=60)
+    for _ in range(5):
+        clock.now += 50
+        work.heartbeat(job)
+        assert work.claim(run, worker_id()) is None
+    assert work.jobs(run)[0].expires == clock.now + 60
+
+
+def test_a_released_unit_costs_no_try(work):
+    run = queued(work, 1)
+    for _ in range(5):
+        job = work.claim(run, worker_id())
+        assert job.attempt == 1
+        work.release(job)
+        with pytest.raises(StaleAttempt):
+            work.finish(job, [])
+    assert work.counts(run)["queued"] == 1
+
+
+def test_three_failed_tries_end_a_unit_and_each_is_recorded(work):
+    run = queued(work, 1)
+    again = []
+    while job := work.claim(run, worker_id()):
+        again.append(work.fail(job, failed(job.unit, job.attempt), retry=True))
+    assert again == [True, True, False]
+    assert [record.attempt for _, record in work.outbox(9)] == [1, 2, 3]
+    assert work.counts(run)["failed"] == 1
+
+
+def test_a_failure_that_no_retry_mends_ends_the_unit_at_once(work):
+    run = queued(work, 1)
+    assert work.fail(work.claim(run, worker_id()), failed("u"), retry=False) is False
+    assert work.claim(run, worker_id()) is None
+
+
+def test_a_unit_that_takes_its_workers_down_goes_last_and_is_failed_in_the_end(work, clock):
+    run = queued(work, 3)
+    order = []
+    for _ in range(9):
+        order.append(work.claim(run, worker_id(), lease=1).unit[-1])
+        clock.now += 2
+    assert order == list("012012012")
+    assert work.claim(run, worker_id()) is None
+    assert work.counts(run)["failed"] == 3
+    lost = [record for _, record in work.outbox(9)]
+    assert {(r.kind, r.attempt, r.unit, r.sign, r.run) for r in lost} == {
+        ("lost", 3, f"m/5-mlp/{i}", 1, run) for i in range(3)
+    }
+
+
+def test_the_negative_side_is_recorded_with_its_sign(work, clock):
+    run = work.open_run("key", {}, ["m/5-mlp/7-"]).id
+    work.enqueue(run, ["m/5-mlp/7-"])
+    for _ in range(4):
+        work.claim(run, worker_id(), lease=1)
+        clock.now += 2
+    ((_, lost),) = work.outbox(9)
+    assert (lost.unit, lost.sign) == ("m/5-mlp/7", -1)
+
+
+def test_random_histories_finish_every_unit_exactly_once(tmp_path):
+    """Workers that stall, die, let go and fail at random under a clock that jumps: the oracle is the outbox."""
+    for seed in range(4):
+        clock, rng = Clock(), random.Random(seed)
+        work = Work(tmp_path / str(seed) / "work.sqlite", clock)
+        run = queued(work, 8)
+        held, tokens = [], {}
+        for _ in range(150):
+            clock.now += rng.choice([0, 1, 5, 40])
+            if rng.random() < 0.5 and (job := work.claim(run, worker_id(), lease=30)):
+                assert job.token > tokens.get(job.unit, 0)
+                tokens[job.unit] = job.token
+                held.append(job)
+            if held and rng.random() < 0.6:
+                job = held.pop(rng.randrange(len(held)))
+                act = rng.choice(["finish", "finish", "twice", "release", "beat", "die", "fail"])
+                try:
+                    if act in ("finish", "twice"):
+                        work.finish(job, [found(job.unit)])
+                        assert job.token == tokens[job.unit]
+                        held += [job] * (act == "twice")
+                    elif act == "release":
+                        work.release(job)
+                    elif act == "beat":
+                        work.heartbeat(job)
+                        held.append(job)
+                    elif act == "fail":
+                        work.fail(job, failed(job.unit), retry=True)
+                except StaleAttempt:
+                    state = {s.unit: s for s in work.jobs(run)}[job.unit]
+                    assert state.status != "running" or job.token < tokens[job.unit]
+        results = Counter(r.unit for _, r in work.outbox(10**6) if isinstance(r, Evidence))
+        states = {state.unit: state.status for state in work.jobs(run)}
+        assert set(results.values()) == {1}
+        assert results.keys() == {unit for unit, status in states.items() if status == "done"}
+
+
+def test_threads_never_share_a_unit(tmp_path):
+    work = Work(tmp_path / "work.sqlite")
+    run = queued(work, 40)
+    errors = []
+
+    def toil(name):
+        try:
+            while job := work.claim(run, worker_id(name)):
+                work.heartbeat(job)
+                work.finish(job, [found(job.unit)])
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=toil, args=(str(i),)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert Counter(r.unit for _, r in work.outbox(99)) == Counter(f"m/5-mlp/{i}" for i in range(40))
+
+
+# Killed processes
+
+TOIL = """
+import sys
+from pathlib import Path
+from lamplighter.store.records import Evidence
+from lamplighter.store.work import Work, worker_id
+work, run = Work(Path(sys.argv[1])), sys.argv[2]
+while job := work.claim(run, worker_id(), lease=3600):
+    print(job.unit, flush=True)
+    work.remember(job.unit, "seen")
+    work.finish(job, [Evidence(tool="t", summary="s", unit=job.unit, sign=1, rows=[{"n": n}]) for n in range(5)])
+"""
+
+
+def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path):
+    work = Work(tmp_path / "work.sqlite")
+    run = queued(work, 120)
+    rng = random.Random(0)
+    for _ in range(5):
+        process = child(TOIL, work.path, run)
+        for _ in range(rng.randrange(1, 15)):
+            process.stdout.readline()
+        time.sleep(rng.random() * 0.004)
+        kill(process)
+    before = work.counts(run)
+    assert before["done"] >= 5
+    last = child(TOIL, work.path, run)     # an hour's leases: only the dead workers' state frees their units
+    last.communicate(timeout=30)
+    assert work.counts(run) == {"queued": 0, "running": 0, "done": 120, "failed": 0}
+    rows = Counter((record.unit, record.rows[0]["n"]) for _, record in work.outbox(10**6))
+    assert rows == Counter((f"m/5-mlp/{i}", n) for i in range(120) for n in range(5))
+
+
+KILLED_IN_FINISH = """
+import os, signal, sys
+from pathlib import Path
+from lamplighter.store.records import Evidence
+from lamplighter.store.work import Work, worker_id
+work = Work(Path(sys.argv[1]))
+job = work.claim(sys.argv[2], worker_id(), lease=3600)
+post = Work._post
+def post_then_die(self, con, records):
+    post(self, con, records)
+    os.kill(os.getpid(), signal.SIGKILL)
+Work._post = post_then_die
+work.finish(job, [Evidence(tool="t", summary="s")])
+"""
+
+
+def test_killed_inside_the_finishing_transaction_the_unit_is_free_and_nothing_is_recorded(tmp_path):
+    work = Work(tmp_path / "work.sqlite")
+    run = queued(work, 1)
+    process = child(KILLED_IN_FINISH, work.path, run)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert (work.pending(), work.counts(run)["running"]) == (0, 1)
+    assert work.claim(run, worker_id()).attempt == 2
+
+
+def test_many_processes_may_make_the_file_at_once(tmp_path):
+    make = "import sys; from pathlib import Path; from lamplighter.store.work import Work; Work(Path(sys.argv[1]))"
+    path = tmp_path / "new" / "home" / "work.sqlite"
+    processes = [child(make, path) for _ in range(5)]
+    for process in processes:
+        process.communicate(timeout=30)
+    assert [process.returncode for process in processes] == [0] * 5
+    assert Work(path).pending() == 0
+
+
+def test_a_fork_uses_a_connection_of_its_own(tmp_path):
+    work = Work(tmp_path / "work.sqlite")
+    work.post([found("parent")])
+    pid = os.fork()
+    if not pid:
+        try:
+            os._exit(0 if work.post([found("child")]) == 1 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    work.post([found("parent again")])
+    assert [record.unit for _, record in work.outbox(9)] == ["parent", "child", "parent again"]
+
+
+# Who is alive
+
+
+def test_this_process_is_alive_and_an_ended_one_is_gone():
+    assert not is_gone(worker_id())
+    ask = "from lamplighter.store.work import worker_id; print(worker_id())"
+    process = child(ask)
+    said = process.stdout.readline().strip()
+    process.communicate(timeout=30)
+    assert is_gone(said)
+
+
+def test_a_process_that_nobody_has_reaped_is_gone():
+    ask = "from lamplighter.store.work import worker_id; print(worker_id(), flush=True)"
+    process = child(ask)
+    said = process.stdout.readline().strip()
+    deadline = time.monotonic() + 10
+    while not is_gone(said) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert is_gone(said) or not os.path.exists("/proc/self/stat")
+    process.communicate()
+
+
+def test_another_process_with_the_same_number_is_not_taken_for_the_worker():
+    place, pid, start, name = worker_id().split("/")
+    if not start:
+        pytest.skip("no /proc here: process start times are unknown")
+    assert is_gone("/".join((place, pid, str(int(start) - 1), name)))
+
+
+@pytest.mark.parametrize("worker", ["", "me", "elsewhere/1/2/x", f"{worker_id().partition('/')[0]}/x/1/y"])
+def test_where_nothing_is_known_only_the_lease_decides(worker, work, clock):
+    assert not is_gone(worker)
+    run = queued(work, 1)
+    work.claim(run, worker, lease=10)
+    assert work.claim(run, worker_id()) is None
+    clock.now += 11
+    assert work.claim(run, worker_id()).attempt == 2
+
+
+# Outbox, cache, locks
+
+
+def test_the_outbox_keeps_order_and_takes_an_id_once(work):
+    records = [found(str(i)) for i in range(7)]
+    assert work.post(records) == 7
+    assert work.post(records[:3]) == 0
+    first = work.outbox(5)
+    assert [record for _, record in first] == records[:5]
+    assert work.delivered(seq for seq, _ in first) == 5
+    assert work.delivered(seq for seq, _ in first) == 0
+    assert [record for _, record in work.outbox(5)] == records[5:]
+    assert work.pending() == 2
+    work.delivered(seq for seq, _ in work.outbox(5))
+    work.post(records)
+    assert work.outbox(1)[0][0] > first[-1][0], "numbers of delivered records are never used again"
+
+
+def test_the_cache_remembers_the_first_text(work):
+    assert work.recall("k") is None
+    for text in ("né\0\n", "other"):
+        work.remember("k", text)
+    assert work.recall("k") == "né\0\n"
+    work.remember("empty", "")
+    assert work.recall("empty") == ""
+
+
+def test_a_lock_has_one_holder_until_it_is_given_back_or_runs_out(work, clock):
+    one, two = worker_id(), worker_id()
+    assert work.lock("drain", one)
+    assert work.lock("drain", one)
+    assert not work.lock("drain", two)
+    assert work.lock("other", two)
+    work.unlock("drain", two)
+    assert not work.lock("drain", two)
+    work.unlock("drain", one)
+    assert work.lock("drain", two)
+    clock.now += module.LOCK_SECONDS + 1
+    assert work.lock("drain", one)
+
+
+def test_the_lock_of_an_ended_process_is_free(tmp_path):
+    work = Work(tmp_path / "work.sqlite")
+    take = (
+        "import sys, os; from pathlib import Path; from lamplighter.store.work import Work, worker_id;"
+        "print(Work(Path(sys.argv[1])).lock('drain', worker_id()), flush=True); os._exit(9)"
+    )
+    process = child(take, work.path)
+    assert process.communicate(timeout=30)[0] == "True\n"
+    assert work.lock("drain", worker_id())
+
+
+# The file
+
+
+def test_a_newer_file_is_refused_with_both_versions(tmp_path):
+    path = tmp_path / "work.sqlite"
+    Work(path)
+    with sqlite3.connect(path) as con:
+        con.execute("PRAGMA user_version = 77")
+    con.close()
+    with pytest.raises(Refused, match=rf"newer version.* 77, .*knows {module.VERSION}\)"):
+        Work(path)
+
+
+def test_somebody_elses_database_is_left_alone(tmp_path):
+    path = tmp_path / "work.sqlite"
+    with sqlite3.connect(path) as con:
+        con.execute("CREATE TABLE theirs (x)")
+    con.close()
+    before = path.read_bytes()
+    with pytest.raises(Refused, match="did not make"):
+        Work(path)
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_file_is_refused_by_name_with_a_way_on(tmp_path):
+    path = tmp_path / "work.sqlite"
+    work = Work(path)
+    work.post([found(str(i)) for i in range(200)])
+    work.close()
+    whole = path.read_bytes()
+    for damaged in (os.urandom(5000), b"hello " * 1000, whole[: len(whole) // 2], whole[:4096]):
+        path.write_bytes(damaged)
+        with pytest.raises(Refused, match=r"work\.sqlite is damaged .*move it") as refusal:
+            Work(path).outbox(1000)
+        assert "\n" not in str(refusal.value)
+    path.rename(tmp_path / "away")
+    assert Work(path).pending() == 0, "the way on works"
+
+
+def test_a_locked_file_is_busy_and_free_again_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.2)
+    work = Work(tmp_path / "work.sqlite")
+    hold = (
+        "import sqlite3, sys; con = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "con.execute('BEGIN IMMEDIATE'); print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", hold, work.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    with pytest.raises(Busy, match="in use by another process"):
+        work.post([found("u")])
+    assert work.pending() == 0, "reading goes on beside a writer"
+    process.communicate("", timeout=30)
+    assert work.post([found("u")]) == 1
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match="cannot be made"):
+        Work(tmp_path / "file" / "work.sqlite")
+    (tmp_path / "folder" / "work.sqlite").mkdir(parents=True)
+    with pytest.raises(Refused, match="cannot be used"):
+        Work(tmp_path / "folder" / "work.sqlite")
+
+
+def test_an_interrupted_change_leaves_the_file_as_it_was(work, monkeypatch):
+    run = queued(work, 1)
+    job = work.claim(run, worker_id())
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "_post", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            work.finish(job, [found("u")])
+    assert work.counts(run)["running"] == 1
+    work.finish(job, [found("u")])

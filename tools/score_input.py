@@ -1,0 +1,314 @@
+"""Token-level input scores: does the rule say where the unit fires, on text that nobody has seen?
+
+The rule is run on every window of the score side. Precision p comes from up to 300 of the predicted places, recall r
+from up to 300 of the firings (both the places of smallest position hash), and the headline is F1 = 2pr / (p + r).
+A rule that predicts nothing has no precision; its F1 is 0, the limit of 2 TP / (predicted + firing). Predictions that
+are equal everywhere still have an F1 (always-on is a floor), but neither AUPRC nor Pearson.
+
+Interval: near-copy clusters of the side are resampled, once for everything; a draw weighs the judged predictions, the
+sampled firings, the counts behind the floors and the near misses of a cluster by how often it was drawn. So p, r, F1
+and every floor move together, and F1 − highest floor (the highest within each draw) is a paired difference.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..store.records import Evidence, Refused, Score
+from . import measures, stats
+from .floors import Floors, always_on, hit_f1, references, shift_floor
+from .labels import Judged, ScoreSide, Truth, hash_sample, kept_exemplars, per_stratum, read_places, stratified
+from .rules import Rule, SideText, Tokens
+from .stats import Floats
+from .subject import Subject
+from .sweep import Sweep
+from .units import UnitId
+
+METRICS = ("f1", "f1_at_prevalence", "auprc", "pearson", "coverage", "boundary_rejection", "hm")
+SHOWN_MISSES = 5
+
+Claim = Callable[[str], bool]
+Columns = Mapping[str, Floats]
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A text one substitution away from a score-side firing text: ids with the sink first, read at the last one.
+
+    document: the firing text's; activation: y there, a near miss only below 0.25 P.
+    """
+
+    document: int
+    ids: tuple[int, ...]
+    activation: float
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One rule on one unit's score side, and `record`, which makes a score of it."""
+
+    sweep: Sweep
+    unit: UnitId
+    side: ScoreSide
+    truth: Truth
+    judged: Judged
+    prediction: Floats
+    seed: int
+    record: Callable[..., Score]
+
+    def interval(self, draws: Floats) -> dict[str, float | None]:
+        return dict(zip(("low", "high"), stats.interval(draws, self.truth.positive_clusters), strict=True))
+
+
+def score_input(
+    subject: Subject, sweep: Sweep, unit: UnitId, rule: Rule, *, hypothesis: str, claim: Claim, floor_rules: Floors,
+    evidence: Sequence[Evidence] = (), near_misses: Sequence[NearMiss] = (), seed: int = 0,
+) -> list[Score]:  # fmt: skip
+    """Scores a submitted rule on the score side: one record for each of METRICS, in that order.
+
+    hypothesis: the explanation's id; claim(hypothesis) says, and remembers beyond this call, whether this is the first
+    read of the sweep's score side for it; floor_rules: see `floors.floor_rules`; evidence: the unit's own, whose rows'
+    `ids` must not be scored on: a window sharing 13 tokens in a row with one is dropped; near_misses: where they are
+    not given, boundary rejection and HM are undefined.
+
+    `f1` carries floors, references and, in details, precision, recall, counts, what was dropped, the cost, `margin` =
+    F1 − highest floor with its interval, and `p`: of "F1 > .5 and F1 > every floor", the larger of the two one-sided
+    bootstrap p values (an intersection–union test). Every score is undefined, with the reason, if fewer than 10
+    firings or 8 clusters with one are left. Raises Refused at a second read.
+    """
+    if not claim(hypothesis):
+        raise Refused(
+            f"the score side was already read for explanation {hypothesis} and is read once; submit a new explanation."
+        )
+    keys = {"sweep": sweep.digest, "measures": measures.VERSION, "seed": seed}
+    record = partial(
+        Score, unit=unit.bare, sign=unit.sign, hypothesis=hypothesis, side="score", provenance=keys
+    )
+    with subject.metered() as cost:
+        side = ScoreSide.of(subject, sweep, evidence)
+        truth = Truth.of(subject, sweep, unit, side)
+        details: dict[str, Any] = {"dropped_windows": side.dropped_windows, "dropped_tokens": len(side.dropped)}
+        if truth.shortage:
+            shared: dict[str, Any] = {"value": None, "n": len(truth.rows), "reason": truth.shortage, "details": details}
+            scores = [record(metric=metric, **shared) for metric in METRICS]
+        else:
+            prediction = rule.predict_flat(side.text.text)
+            judged = Judged.of(subject, sweep, unit, side, truth, prediction)
+            case = _Case(sweep, unit, side, truth, judged, prediction, seed, record)
+            shown = _references(subject, case)
+            scores = [*_matches(case, floor_rules, shown, details), *_graded(case)]
+            scores += _coverage(case, subject, rule, near_misses)
+    details["cost"] = cost
+    return scores
+
+
+# F1, its interval and its floors
+
+
+def _tally(case: _Case, floor_rules: Floors) -> dict[str, Floats]:
+    """Per-cluster totals [C] of everything that F1 and the floors are made of."""
+    side, judged, rows = case.side, case.judged, case.truth.rows
+    flat = np.flatnonzero(side.keep)
+    at = np.searchsorted(flat, rows)
+    shifted = shift_floor(side.text.document[flat], judged.predicted[flat], at, case.seed)
+    tally = {
+        "tokens": side.sums(flat),
+        "predicted": side.sums(np.flatnonzero(judged.predicted)),
+        "judged": side.sums(judged.rows),
+        "judged fires": side.sums(judged.rows[judged.fires]),
+        "firings": side.sums(rows),
+        "hit": side.sums(rows[judged.predicted[rows]]),
+        "shifted hit": side.sums(rows, shifted),
+    }
+    for name, rule in floor_rules.rules.items():
+        predicted = (rule.predict_flat(side.text.text) > 0) & side.keep
+        if np.array_equal(predicted, judged.predicted):
+            tally[f"twin {name}"] = np.zeros(side.clusters)
+            continue
+        tally[f"predicted {name}"] = side.sums(np.flatnonzero(predicted))
+        tally[f"hit {name}"] = side.sums(rows[predicted[rows]])
+    return tally
+
+
+def _statistics(t: Columns, scale: float) -> dict[str, Floats]:
+    """F1, its parts and its floors from summed columns, each a number or [B]; a listed firing stands for `scale`.
+
+    F1 at prevalence .01: p' = .01 r / (.01 r + .99 FPR), with FPR = (1 − p) predicted / (tokens − firings).
+    A floor rule that predicts the very same places has this rule's F1.
+    """
+    positives = scale * t["firings"]
+    precision, recall = stats.ratio(t["judged fires"], t["judged"]), stats.ratio(t["hit"], t["firings"])
+    some = np.nan_to_num(precision)
+    fpr = stats.ratio((1 - some) * t["predicted"], t["tokens"] - positives)
+    rare = measures.PREVALENCE
+    common = np.nan_to_num(stats.ratio(rare * recall, rare * recall + (1 - rare) * fpr))
+    out = {"precision": precision, "recall": recall, "f1": stats.f1(some, recall)}
+    out["f1_at_prevalence"] = stats.f1(common, recall)
+    out["floor always_on"] = always_on(stats.ratio(positives, t["tokens"]))
+    out["floor shifted"] = hit_f1(scale * t["shifted hit"], positives, t["predicted"])
+    for name in t:
+        if name.startswith("hit "):
+            key = name.removeprefix("hit ")
+            out[f"floor {key}"] = hit_f1(scale * t[name], positives, t[f"predicted {key}"])
+        elif name.startswith("twin "):
+            out[f"floor {name.removeprefix('twin ')}"] = out["f1"]
+    highest = np.max(np.stack([v for name, v in out.items() if name.startswith("floor ")]), axis=0)
+    return out | {"margin": out["f1"] - highest}
+
+
+def _matches(
+    case: _Case, floor_rules: Floors, shown: dict[str, float | None], details: dict[str, Any]
+) -> list[Score]:
+    """F1 and F1 at prevalence .01; fills `details`."""
+    truth, judged = case.truth, case.judged
+    tally = _tally(case, floor_rules)
+    point = _statistics({name: column.sum() for name, column in tally.items()}, truth.scale)
+    draws = stats.resampled(np.stack(list(tally.values()), axis=1), case.seed)
+    spread = _statistics(dict(zip(tally, draws.T, strict=True)), truth.scale)
+    half, floor = stats.p_value(spread["f1"], measures.ACCEPT), stats.p_value(spread["margin"], 0.0)
+    details |= {
+        "precision": stats.number(point["precision"]),
+        "recall": stats.number(point["recall"]),
+        "tokens": int(case.side.keep.sum()),
+        "clusters": case.side.clusters,
+        "positive_clusters": truth.positive_clusters,
+        "firings": truth.firings,
+        "firings_sampled": len(truth.rows),
+        "predicted": int(judged.predicted.sum()),
+        "predicted_sampled": len(judged.rows),
+        "margin": {"value": stats.number(point["margin"]), **case.interval(spread["margin"])},
+        "p": max(half, floor),
+        "p_half": half,
+        "p_floor": floor,
+        "floor_units": floor_rules.counts(),
+    }
+    floors = {name.removeprefix("floor "): stats.number(v) for name, v in point.items() if name.startswith("floor ")}
+    more = {"f1": {"floors": floors, "references": shown, "details": details}}
+    more["f1_at_prevalence"] = {"details": {"prevalence": measures.PREVALENCE}}
+    return [
+        case.record(
+            metric=name, value=stats.number(point[name]), n=len(judged.rows) + len(truth.rows),
+            **case.interval(spread[name]), **rest,
+        )
+        for name, rest in more.items()
+    ]  # fmt: skip
+
+
+# AUPRC and Pearson
+
+
+def _graded(case: _Case) -> list[Score]:
+    """AUPRC of the graded prediction for "fires", and its correlation with y/P, each over the weighted sample."""
+    side = case.side
+    rows, values, weights, fires = stratified(case.sweep, case.unit, side, case.truth, case.judged)
+    graded, cluster, labels = case.prediction[rows], side.cluster[rows], fires.astype(np.float64)
+    auprc = stats.weighted_auprc(labels, graded, weights)
+    pearson = stats.weighted_pearson(graded, values, weights)
+    computed = (
+        ("auprc", auprc, stats.auprc_of, stats.auprc_totals(labels, graded, weights, cluster, side.clusters)),
+        ("pearson", pearson, stats.pearson_of, stats.pearson_totals(graded, values, weights, cluster, side.clusters)),
+    )
+    details = {"strata": list(case.truth.strata), "sampled": per_stratum(values).tolist()}
+    out = []
+    for name, value, statistic, totals in computed:
+        if value is None:
+            found: dict[str, Any] = {"reason": "the predictions are the same at every place"}
+        else:
+            found = case.interval(statistic(stats.resampled(totals, case.seed)))
+        out.append(case.record(metric=name, value=value, n=len(rows), details=details, **found))
+    return out
+
+
+# Coverage and near misses
+
+
+def _coverage(case: _Case, subject: Subject, rule: Rule, near_misses: Sequence[NearMiss]) -> list[Score]:
+    """Coverage c = P(ŷ > 0 | fires), boundary rejection b = P(ŷ = 0 | near miss), HM = 2cb / (c + b)."""
+    side, truth = case.side, case.truth
+    kept = side.keep
+    clusters = dict(zip(side.text.document[kept].tolist(), side.cluster[kept].tolist(), strict=True))
+    near = [m for m in near_misses if m.activation < measures.STRATA[2] * truth.peak and m.document in clusters]
+    where = np.array([clusters[m.document] for m in near], dtype=np.int64)
+    quiet = np.array([rule.predict(Tokens.of(subject, m.ids))[-1] <= 0 for m in near], dtype=np.float64)
+    hit = truth.rows[case.judged.predicted[truth.rows]]
+    columns = [side.sums(hit), side.sums(truth.rows)]
+    columns += [stats.by_cluster(where, side.clusters, values) for values in (quiet, None)]
+    totals = np.stack(columns, axis=1)
+
+    def ratios(t: Floats) -> dict[str, Floats]:
+        c, b = stats.ratio(t[..., 0], t[..., 1]), stats.ratio(t[..., 2], t[..., 3])
+        return {"coverage": c, "boundary_rejection": b, "hm": stats.f1(c, b)}
+
+    point, spread = ratios(totals.sum(axis=0)), ratios(stats.resampled(totals, case.seed))
+    firings, missed = truth.positive_clusters, len(set(where.tolist()))
+    counts = (
+        ("coverage", len(truth.rows), firings),
+        ("boundary_rejection", len(near), missed),
+        ("hm", len(truth.rows) + len(near) if near else 0, min(firings, missed)),
+    )
+    out = []
+    for name, n, held in counts:
+        low, high = stats.interval(spread[name], held)
+        value, reason = stats.number(point[name]), None if n else "no near misses were given"
+        out.append(case.record(metric=name, value=value, low=low, high=high, n=n, reason=reason))
+    return out
+
+
+# References, and the tune side
+
+
+def _references(subject: Subject, case: _Case) -> dict[str, float | None]:
+    explain, tune = (kept_exemplars(subject, case.sweep, case.unit, side) for side in ("explain", "tune"))
+    firings = case.sweep.statistics(case.unit).firings["tune"]
+    return references(explain, tune, case.side, case.truth, firings)
+
+
+def tune_score(subject: Subject, sweep: Sweep, unit: UnitId, rule: Rule) -> dict[str, Any]:
+    """The same F1 on the tune side, with the misses, for revising a rule; it may be called as often as one likes.
+
+    Recall: the kept exemplars ≥ .8 and .5–.8, weighing N_h / n_h; precision: up to 300 predicted places, read. Keys:
+    f1, precision, recall (None where undefined), firings, firings_sampled, predicted, predicted_sampled, `misses`: up
+    to five false positives (lowest y/P first) and five false negatives (highest first), each {kind, document, offset,
+    text up to the token, token, activation = y/P}.
+    """
+    known = sweep.statistics(unit)
+    sample = kept_exemplars(subject, sweep, unit, "tune")
+    predicted = rule.predict_flat(sample.text.text) > 0
+    judged = hash_sample(sweep, sample.text, predicted)
+    exact = dict(zip(sample.rows.tolist(), sample.values.tolist(), strict=True))
+    values = read_places(subject, sweep, unit, sample.text, judged, exact, known.peak)
+    fires = sample.values >= measures.FIRES
+    rows, weights = sample.rows[fires], sample.weights[fires]
+    recall = stats.ratio(weights[predicted[rows]].sum(), weights.sum())
+    precision = stats.ratio((values >= measures.FIRES).sum(), len(judged))
+    false = sorted((v, row) for v, row in zip(values.tolist(), judged.tolist(), strict=True) if v < measures.FIRES)
+    missed = sorted(
+        ((v, row) for v, row in zip(sample.values[fires].tolist(), rows.tolist(), strict=True) if not predicted[row]),
+        reverse=True,
+    )
+    return {
+        "f1": stats.number(stats.f1(np.nan_to_num(precision), recall)),
+        "precision": stats.number(precision),
+        "recall": stats.number(recall),
+        "firings": known.firings["tune"],
+        "firings_sampled": len(rows),
+        "predicted": int(predicted.sum()),
+        "predicted_sampled": len(judged),
+        "misses": [
+            _miss(subject, sweep, sample.text, kind, row, v)
+            for kind, found in (("false positive", false), ("false negative", missed))
+            for v, row in found[:SHOWN_MISSES]
+        ],
+    }
+
+
+def _miss(subject: Subject, sweep: Sweep, text: SideText, kind: str, row: int, value: float) -> dict[str, Any]:
+    place = int(text.document[row]), int(text.offset[row])
+    ids, position = sweep.window(place)
+    return {
+        "kind": kind, "document": place[0], "offset": place[1], "text": subject.text(ids[: position + 1]),
+        "token": subject.piece(ids[position]), "activation": value,
+    }  # fmt: skip

@@ -1,0 +1,168 @@
+"""The one registry of tools: the same functions for the planner, the command line and Python.
+
+A tool's schema is its signature and docstring: the first paragraph says what it does, `Args:` describes each option.
+What it works on (subject, sweep, masked LM) is found by the types of its first parameters. A refusal becomes an
+Evidence with `ok` false; nothing else is caught.
+"""
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from .. import __version__
+from ..store.records import Evidence, Refused, utc_now, uuid7
+from . import measures
+from .ablate import ablate
+from .activate import activate
+from .examples import top_examples
+from .lens import lens
+from .patch import patch
+from .prune import minimal_example
+from .subject import Subject
+from .substitute import MaskedLM, substitute
+from .sweep import Sweep
+from .units import UnitId
+
+# Each tool with the identities its numbers rest on (a key of subject.NEEDS).
+REGISTRY: dict[str, tuple[Callable[..., Evidence], str]] = {
+    "top_examples": (top_examples, "read"),
+    "minimal_example": (minimal_example, "read"),
+    "substitute": (substitute, "read"),
+    "activate": (activate, "read"),
+    "ablate": (ablate, "edit"),
+    "patch": (patch, "edit"),
+    "lens": (lens, "project"),
+}
+TOOL_NAMES = tuple(REGISTRY)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool as seen from outside: its name, the sentence a planner reads, the schema of its options."""
+
+    name: str
+    description: str
+    options: type[BaseModel]
+    function: Callable[..., Evidence]
+    injected: dict[str, type]
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the options."""
+        return self.options.model_json_schema()
+
+
+def describe(name: str) -> Tool:
+    """The tool called `name`, from its signature and docstring. Raises Refused with the names there are."""
+    if name not in REGISTRY:
+        raise Refused(f"{name!r} is no tool; there are {', '.join(REGISTRY)}.")
+    function = REGISTRY[name][0]
+    hints, doc = get_type_hints(function), inspect.getdoc(function) or ""
+    told = dict(re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", doc.partition("Args:")[2], flags=re.M))
+    fields: dict[str, Any] = {}
+    for option in inspect.signature(function).parameters.values():
+        if option.kind is inspect.Parameter.KEYWORD_ONLY:
+            text = re.sub(r"\s+", " ", told.get(option.name, ""))
+            fields[option.name] = (hints[option.name], Field(default=option.default, description=text))
+    options = create_model(f"{name}_options", __config__=ConfigDict(extra="forbid"), **fields)
+    needs = {n: t for n, t in hints.items() if t in (Subject, Sweep, MaskedLM)}
+    return Tool(name, re.sub(r"\s+", " ", doc.split("\n\n")[0]), options, function, needs)
+
+
+@dataclass
+class Toolbox:
+    """Calls tools on one subject, with what they need handed in and finished evidence recalled.
+
+    `sweep` and `masked` are called when a tool first wants one and may refuse. `recall(key)` and `remember(key, text)`
+    keep evidence across runs, keyed on tool, unit, options, digests and code version.
+    """
+
+    subject: Subject
+    sweep: Callable[[UnitId], Sweep]
+    masked: Callable[[], MaskedLM]
+    recall: Callable[[str], str | None] = lambda key: None
+    remember: Callable[[str, str], None] = lambda key, text: None
+    _tools: dict[str, Tool] = field(default_factory=dict)
+
+    def offered(self) -> list[str]:
+        """Names of the tools whose identities hold on this subject."""
+        return [name for name, (_, need) in REGISTRY.items() if self.subject.holds(need)]
+
+    def call(self, name: str, unit: UnitId, arguments: Mapping[str, Any], **stamps: Any) -> Evidence:
+        """Runs a tool, or recalls its finished evidence, and stamps it with `run` and `investigation`.
+
+        A refusal (of the tool, or of its arguments) is an Evidence with `ok` false and the reason as its summary.
+        """
+        tool = self._tools.setdefault(name, describe(name))
+        try:
+            if not self.subject.holds(REGISTRY[name][1]):
+                raise Refused(f"{name} is not offered on {self.subject.name}: its load-time identities fail here.")
+            options = _validate(tool, arguments)
+            provided = self._provide(tool, unit)
+            provenance = self._provenance(provided)
+            key = _key(name, unit, options, provenance)
+            known = self.recall(key)
+            if known is not None:
+                return _again(Evidence.from_json(known), stamps)
+            made = tool.function(**provided, unit=unit, **options)
+        except Refused as refusal:
+            return Evidence(
+                tool=name, unit=unit.bare, sign=unit.sign, arguments=dict(arguments),
+                ok=False, summary=str(refusal), **stamps,
+            )  # fmt: skip
+        made = replace(made, arguments=options, provenance=provenance, **stamps)
+        self.remember(key, made.to_json())
+        return made
+
+    def _provide(self, tool: Tool, unit: UnitId) -> dict[str, Any]:
+        self.subject.check(unit)
+        source: dict[type, Callable[[], Any]] = {
+            Subject: lambda: self.subject,
+            Sweep: lambda: self.sweep(unit),
+            MaskedLM: self.masked,
+        }
+        return {name: source[kind]() for name, kind in tool.injected.items()}
+
+    def _provenance(self, provided: Mapping[str, Any]) -> dict[str, Any]:
+        subject = self.subject
+        facts: dict[str, Any] = {
+            "model": subject.digest,
+            "tokenizer": subject.tokenizer_digest,
+            "dtype": str(subject.dtype).removeprefix("torch."),
+            "device": subject.device.type,
+            "code": __version__,
+            "measures": measures.VERSION,
+        }
+        for thing in provided.values():
+            if isinstance(thing, Sweep):
+                facts |= {"sweep": thing.digest, "corpus": thing.facts["provenance"]["corpus"]}
+            elif isinstance(thing, MaskedLM):
+                facts["masked"] = thing.digest
+        return facts
+
+
+def _validate(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with their defaults; raises Refused naming the first that does not fit."""
+    try:
+        return tool.options.model_validate(dict(arguments)).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "arguments"
+        known = ", ".join(tool.options.model_fields)
+        raise Refused(f"{tool.name}: {where}: {first['msg']}; its options are {known}.") from error
+
+
+def _key(name: str, unit: UnitId, options: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    parts = [name, str(unit), options, provenance]
+    return "evidence:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _again(known: Evidence, stamps: Mapping[str, Any]) -> Evidence:
+    """Recalled evidence as a row of its own, naming the one it repeats."""
+    provenance = known.provenance | {"recalled": known.id}
+    return replace(known, id=uuid7(), created_at=utc_now(), provenance=provenance, **stamps)
