@@ -150,14 +150,14 @@ def run(
     sites: Annotated[str, typer.Option("--sites", help="Sites (default: the units' own, or three depths).")] = "",
     units: Annotated[str, typer.Option("--units", help="auto:N, units, ranges a..b; comma-separated.")] = "auto:20",
     planner: Annotated[str, typer.Option("--planner", help="playbook: no language model.")] = "playbook",
-    minutes: Annotated[float | None, typer.Option("--minutes", min=0, help="Stop starting work after this long.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", min=0, help="Start no work after this.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, though the same run is there.")] = False,
     tokens: TokensOption = None, device: DeviceOption = None, dtype: DtypeOption = None,
     home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Explains units by experiment and records everything; the same command continues a run that was stopped."""
-    from .nodes import Drained
     from .night import Request, run_night
+    from .nodes import Drained
 
     place = Home.resolve(home)
     asked = Request(

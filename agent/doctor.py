@@ -48,16 +48,19 @@ def _torch() -> dict[str, Any]:
 def _disk(home: Home) -> dict[str, Any]:
     place = next(p for p in (home.path, *home.path.parents) if p.exists())
     free = shutil.disk_usage(place).free
-    state = "ok" if free > ROOM else "missing"
-    return _row("disk", state, f"{free / 1e9:.0f} GB free", "" if state == "ok" else "weights and sweeps need about 3 GB")
+    found = f"{free / 1e9:.0f} GB free"
+    if free > ROOM:
+        return _row("disk", "ok", found)
+    return _row("disk", "missing", found, "a first project takes about 3 GB")
 
 
 def _weights() -> list[dict[str, Any]]:
     return [
-        _row(row.name, "ok" if row.present else "missing", row.role if row.present else f"`lamplighter models pull {row.name}`",
-             "" if row.present else LACKS.get(row.role, ""))
+        _row(row.name, "ok", row.role)
+        if row.present
+        else _row(row.name, "missing", f"`lamplighter models pull {row.name}`", LACKS.get(row.role, ""))
         for row in models.status()
-    ]  # fmt: skip
+    ]
 
 
 def _work(home: Home) -> dict[str, Any]:

@@ -222,8 +222,8 @@ class _Night:
             before = last[investigation.id]
             if word in verdict.ENDED:
                 word, reason = before.verdict, before.reason
-            fresh = {"id": records.uuid7(), "created_at": records.utc_now()}
-            made.append(replace(before, **fresh, verdict=word, reason=reason, q=q))
+            now = replace(before, id=records.uuid7(), created_at=records.utc_now())
+            made.append(replace(now, verdict=word, reason=reason, q=q))
         return made
 
     def _open_units(self, state: RunState) -> list[str]:

@@ -37,7 +37,7 @@ def replay_evidence(home: Home, evidence: str, device: str | None = None) -> dic
 def _find(home: Home, evidence: str) -> Evidence:
     found = home.findings.read(Evidence, id=evidence)
     if not found:
-        raise Refused(f"there is no evidence {evidence!r}; `lamplighter show UNIT` lists the ids of a unit's experiments.")
+        raise Refused(f"there is no evidence {evidence!r}; `lamplighter show UNIT` lists a unit's experiments.")
     return found[0]
 
 

@@ -68,21 +68,22 @@ def interval(row: Mapping[str, Any]) -> str:
 
 
 def model_table(rows: list[dict[str, Any]]) -> None:
-    sizes = [
-        (r["name"], r["role"], r["licence"], f"{r['download_bytes'] / 1e6:,.0f} MB", "here" if r["present"] else "absent")
+    heads = ("name", "role", "licence", "download MB", "state")
+    table("", heads, [
+        (r["name"], r["role"], r["licence"], f"{r['download_bytes'] / 1e6:,.0f}", "here" if r["present"] else "absent")
         for r in rows
-    ]
-    table("", ("name", "role", "licence", "download", "state"), sizes)
+    ])  # fmt: skip
 
 
 def doctor_table(rows: list[dict[str, Any]]) -> None:
-    table("", ("what", "state", "found", "what it costs"), [(r["what"], r["state"], r["found"], r["cost"]) for r in rows])
+    heads = ("what", "state", "found", "what the lack costs")
+    table("", heads, [(r["what"], r["state"], r["found"], r["cost"]) for r in rows])
 
 
 def sweep_facts(facts: dict[str, Any]) -> None:
     tokens, documents = facts["tokens"], facts["documents"]
     sides = "; ".join(f"{side} {tokens[side]:,} tokens in {documents[side]} documents" for side in tokens)
-    say(f"sweep {facts['digest']} of {facts['model']} over {facts['corpus']}, sites {', '.join(facts['sites'])}: {sides}")
+    say(f"sweep {facts['digest']} of {facts['model']} over {facts['corpus']}, {', '.join(facts['sites'])}: {sides}")
 
 
 # Runs
@@ -116,7 +117,7 @@ def run_table(facts: dict[str, Any]) -> None:
         for r in rows
     ])  # fmt: skip
     for failure in facts["failures"]:
-        say(f"failed: {name(failure)} at “{clean(failure['step'])}”: {clean(failure['kind'])}: {clean(failure['message'])}")
+        say(f"failed: {name(failure)} {_failure(failure)}")
     if facts["left"]:
         say(f"left out, the budget was reached: {', '.join(facts['left'])}")
     if facts["repeated"]:
@@ -124,6 +125,10 @@ def run_table(facts: dict[str, Any]) -> None:
     if rows:
         for line in NEXT:
             say(line.format(unit=name(rows[0])))
+
+
+def _failure(row: Mapping[str, Any]) -> str:
+    return f"at “{clean(row['step'])}”: {clean(row['kind'])}: {clean(row['message'])}"
 
 
 def status_facts(home: Home) -> list[dict[str, Any]]:
@@ -160,7 +165,7 @@ def unit_facts(home: Home, unit: str) -> dict[str, Any]:
 def unit_card(facts: dict[str, Any]) -> None:
     card = facts["card"]
     for failure in facts["failures"]:
-        say(f"failed at “{clean(failure['step'])}”: {clean(failure['kind'])}: {clean(failure['message'])}")
+        say(f"failed {_failure(failure)}")
     if card is None:
         return
     peak = "" if card["peak"] is None else f"   P {card['peak']:.3g}, τ {card['threshold']:.3g}"
@@ -172,8 +177,10 @@ def unit_card(facts: dict[str, Any]) -> None:
     _scores(facts["scores"])
     rows = [(e["id"], e["tool"], "yes" if e["ok"] else "no", e["summary"]) for e in facts["evidence"]]
     table("experiments", ("id", "tool", "ok", "summary"), rows)
-    drafts = [(h["author"], "kept" if h["kept"] else "", h["sentence"], h["rule_text"], number(h["tune_f1"])) for h in facts["hypotheses"]]
-    table("hypotheses", ("author", "", "sentence", "rule", "F1 on tune"), drafts)
+    table("hypotheses", ("author", "", "sentence", "rule", "F1 on tune"), [
+        (h["author"], "kept" if h["kept"] else "", h["sentence"], h["rule_text"], number(h["tune_f1"]))
+        for h in facts["hypotheses"]
+    ])  # fmt: skip
 
 
 def _scores(scores: list[dict[str, Any]]) -> None:

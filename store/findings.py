@@ -161,8 +161,7 @@ class Findings:
                     raise
                 time.sleep(RETRY_SECONDS)
                 continue
-            con.execute("SET python_enable_replacements = false")  # tables only, never Python's variables
-            con.execute("SET TimeZone = 'UTC'")                    # what every created_at is in
+            con.execute("SET TimeZone = 'UTC'")    # what every created_at is in
             con.execute("SET lock_configuration = true")
             return con
 

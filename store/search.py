@@ -10,11 +10,12 @@ from typing import Any
 from .findings import Findings
 from .records import Refused
 
-# Each current explanation with the id of its newest vector by one embedder (ids sort by time); the vectors
-# themselves are joined last, because they are the bulk. A filter is null where it does not apply.
+# Each current explanation with the id of its newest vector by one embedder; the vectors themselves are joined
+# last, because they are the bulk. A filter is null where it does not apply.
 _CANDIDATES = """
     WITH newest AS (
-        SELECT hypothesis, max(id) AS embedding FROM embeddings WHERE model = $embedder GROUP BY hypothesis
+        SELECT hypothesis, arg_max(id, (created_at, id)) AS embedding
+        FROM embeddings WHERE model = $embedder GROUP BY hypothesis
     ), candidates AS (
         SELECT * FROM current_outcomes LEFT JOIN newest USING (hypothesis)
         WHERE sentence IS NOT NULL

@@ -208,10 +208,12 @@ class Work:
         Those already known to the run stay as they are.
         """
         ranks = [0.0] * len(units) if priorities is None else priorities
+        sql = """INSERT INTO jobs (run, unit, position, priority) VALUES (?, ?, ?, ?)
+                 ON CONFLICT (run, unit) DO NOTHING"""
         with self._change() as con:
-            rows = [(run, unit, i, rank) for i, (unit, rank) in enumerate(zip(units, ranks, strict=True))]
-            sql = "INSERT OR IGNORE INTO jobs (run, unit, position, priority) VALUES (?, ?, ?, ?)"
-            return con.executemany(sql, rows).rowcount
+            first = con.execute("SELECT count(*) FROM jobs WHERE run = ?", (run,)).fetchone()[0]
+            ranked = enumerate(zip(units, ranks, strict=True), start=first)
+            return con.executemany(sql, [(run, unit, i, rank) for i, (unit, rank) in ranked]).rowcount
 
     def claim(self, run: str, worker: str, lease: float = 60.0) -> Job | None:
         """Takes one unit for `lease` seconds, or None if none can be had now.
@@ -302,7 +304,7 @@ class Work:
 
     def _post(self, con: sqlite3.Connection, records: list[Record]) -> int:
         rows = [(record.id, record.TABLE, line_of(record)) for record in records]
-        sql = "INSERT OR IGNORE INTO outbox (id, kind, body) VALUES (?, ?, ?)"
+        sql = "INSERT INTO outbox (id, kind, body) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING"
         return con.executemany(sql, rows).rowcount
 
     def outbox(self, limit: int) -> list[tuple[int, Record]]:
@@ -332,13 +334,13 @@ class Work:
     def claim_once(self, key: str) -> bool:
         """True for the first caller with this key, in any process; False for every later one."""
         with self._change() as con:
-            sql = "INSERT OR IGNORE INTO cache (key, text) VALUES (?, ?)"
+            sql = "INSERT INTO cache (key, text) VALUES (?, ?) ON CONFLICT (key) DO NOTHING"
             return con.execute(sql, (key, utc_now())).rowcount == 1
 
     def remember(self, key: str, text: str) -> None:
         """Keeps `text` under `key`; the first text stays, so that a replay sees what was seen before."""
         with self._change() as con:
-            con.execute("INSERT OR IGNORE INTO cache VALUES (?, ?)", (key, text))
+            con.execute("INSERT INTO cache VALUES (?, ?) ON CONFLICT (key) DO NOTHING", (key, text))
 
     # Locks
 

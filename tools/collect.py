@@ -4,6 +4,8 @@ y = sign × activation. On the explain side the peak P is not yet known; ten zer
 bound on it that only grows, so whatever is at least 0.1 P in the end was at least 0.1 of the bound when it came by.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -145,7 +147,7 @@ class Site:
     def begin(self, side: str) -> None:
         """Starts a side; the peaks are frozen by then unless it is the explain side."""
         firings = measures.SAMPLE if side == "score" else 0
-        peaks = self.peak or [None] * len(SIGNS)
+        peaks: Sequence[Tensor | None] = self.peak or [None] * len(SIGNS)
         self.sides[side] = [Side(self.width, self.device, peak, firings) for peak in peaks]
 
     def add(

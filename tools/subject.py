@@ -29,7 +29,11 @@ BATCH_TOKENS = 2048
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "float16": torch.float16}
 # What each tool's numbers rest on; a tool is offered when its identities held.
-NEEDS = {"read": ("neurons",), "edit": ("neurons", "stream", "restore"), "project": ("neurons", "stream", "unembed")}
+NEEDS = {
+    "read": ("neurons",),
+    "edit": ("neurons", "stream", "restore", "unembed"),
+    "project": ("neurons", "stream", "unembed"),
+}
 
 Ids = Sequence[int]
 Rows = Sequence[Ids] | Tensor
@@ -48,16 +52,28 @@ class Edit:
     index: tuple[int, ...] | None = None
     where: Tensor | None = None
 
+    @classmethod
+    def by_row(cls, site: str, columns: Tensor, values: Tensor, where: Tensor) -> "Edit":
+        """Another unit in each row: columns[b, k] of row b becomes values[b, k] at its positions `where` [B, T]."""
+
+        def put(current: Tensor) -> Tensor:
+            shape = (*current.shape[:2], columns.shape[1])
+            index, new = (t.to(current.device)[:, None].expand(shape) for t in (columns, values))
+            return current.scatter(2, index, new.to(current))
+
+        return cls(site, put, where=where)
+
 
 @dataclass(frozen=True)
 class Pass:
     """What one batch gave: readings[site] [B, T, width], logits [B, T, V] or None, mask [B, T] of real positions,
-    and how many positions each edit changed."""
+    how many positions each edit changed, and the final norm's output [B, T, d] or None (asked for without logits)."""
 
     readings: dict[str, Tensor]
     logits: Tensor | None
     mask: Tensor
     fired: list[int]
+    normed: Tensor | None = None
 
 
 class _Deepest(Exception):  # noqa: N818 — it is control flow: the pass has gone as deep as anyone reads
@@ -216,25 +232,22 @@ class Subject:
 
     # Passes
 
-    def run(self, rows: Rows, read: Sequence[str] = (), edits: Sequence[Edit] = (), logits: bool = False) -> Pass:
+    def run(
+        self, rows: Rows, read: Sequence[str] = (), edits: Sequence[Edit] = (), logits: bool = False,
+        normed: bool = False,
+    ) -> Pass:  # fmt: skip
         """One forward pass over one batch of rows, right-padded.
 
         Readings are taken after the edits at their own site. Each edit's count of changed positions comes back in
-        `fired`: an edit that did not happen shows as 0.
+        `fired`: an edit that did not happen shows as 0. `logits`, `normed`: what Pass gives besides.
         """
-        output, readings, mask, fired = self._forward(rows, read, edits, logits)
-        return Pass(readings, output.logits if logits else None, mask, fired)
-
-    def _forward(
-        self, rows: Rows, read: Sequence[str], edits: Sequence[Edit], logits: bool
-    ) -> tuple[Any, dict[str, Tensor], Tensor, list[int]]:
         ids, mask = self._pad(rows)
         ragged = not bool(mask.all())
         positions = torch.arange(ids.shape[1], device=self.device).expand_as(ids)
         readings: dict[str, Tensor] = {}
         fired = [0] * len(edits)
         order = {site: self._depth(site) for site in (*read, *(edit.site for edit in edits))}
-        deepest = None if logits or not read else max(read, key=order.__getitem__)
+        deepest = None if logits or normed or not read else max(read, key=order.__getitem__)
         self.forward_rows += ids.shape[0]
         self.forward_tokens += ids.numel()
         inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask.long() if ragged else None}
@@ -247,34 +260,29 @@ class Subject:
                 output = whole(**inputs, use_cache=False)
             except _Deepest:
                 output = None
-        return output, readings, mask, fired
-
-    def normed(
-        self, rows: Rows, places: Sequence[tuple[int, int]], edits: Sequence[Edit] = ()
-    ) -> tuple[Tensor, list[int]]:
-        """The final norm's output [N, d] at places (row, position) of one batch, and each edit's changed positions.
-
-        `unembed` makes it the logits of the next token, at these places only: the whole batch's logits would take
-        B × T × V numbers, and the head as long as several blocks.
-        """
-        output, _, _, fired = self._forward(rows, (), edits, logits=False)
-        line, position = torch.tensor(list(places), device=self.device).unbind(1)
-        return output.last_hidden_state[line, position], fired
+        last = output.last_hidden_state if normed and not logits else None
+        return Pass(readings, output.logits if logits else None, mask, fired, last)
 
     def unembed(self, normed: Tensor) -> Tensor:
-        """Logits [N, V] from the final norm's output, float32 at least; Refused where the identity `unembed` fails."""
+        """Logits [N, V] from the final norm's output [N, d], float32 at least.
+
+        With `run(…, normed=True)` they are had at the positions that are needed: for a whole batch they are B × T × V
+        numbers, and the head takes as long as several blocks. Raises Refused where the identity `unembed` fails.
+        """
         error = self.checks["unembed"]
         if error is None or error > TOLERANCE[self.dtype]:
-            raise Refused(f"the final norm and output embeddings of {self.name} do not give its logits (error {error}).")
+            raise Refused(f"final norm and output embeddings of {self.name} do not give its logits (error {error}).")
         with torch.inference_mode():
             return unembed(self.model, normed).to(torch.promote_types(self.dtype, torch.float32))
 
     def next_token_logits(
         self, rows: Rows, places: Sequence[tuple[int, int]], edits: Sequence[Edit] = ()
     ) -> tuple[Tensor, list[int]]:
-        """Logits [N, V] of the token after each place (row, position) of one batch, and each edit's changed positions."""
-        normed, fired = self.normed(rows, places, edits)
-        return self.unembed(normed), fired
+        """Logits [N, V] of what follows each place (row, position) of one batch, and each edit's changed positions."""
+        done = self.run(rows, edits=edits, normed=True)
+        assert done.normed is not None
+        line, position = torch.tensor(list(places), device=self.device).unbind(1)
+        return self.unembed(done.normed[line, position]), done.fired
 
     def _pad(self, rows: Rows) -> tuple[Tensor, Tensor]:
         if isinstance(rows, Tensor):

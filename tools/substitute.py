@@ -277,8 +277,8 @@ def by_form(word: str) -> list[str]:
         return []
     same, other = _FORMS[kind]
     same = same or tuple(_move_digits(word, by) for by in (1, 3, 4, 6, 8))
-    mixed = chain.from_iterable(zip_longest(same, other))
-    return [_like(p, word) for p in mixed if p and p.casefold() != word.casefold()]
+    kinds = ([_like(p, word) for p in group if p.casefold() != word.casefold()] for group in (same, other))
+    return [p for p in chain.from_iterable(zip_longest(*kinds)) if p]
 
 
 def _kind(word: str) -> str | None:
@@ -306,7 +306,7 @@ def _like(proposal: str, word: str) -> str:
     roman = proposal.upper() in _ROMAN and (len(proposal) > 1 or word in _ROMAN)
     if word in _ROMAN[1:]:
         return proposal.upper() if roman else proposal
-    if roman or (len(word) > 1 and word.isupper()):
+    if roman or (word.isupper() and sum(c.isalpha() for c in word) > 1):
         return proposal.upper()
     return proposal[:1].upper() + proposal[1:] if word[:1].isupper() else proposal
 
@@ -315,10 +315,10 @@ def _like(proposal: str, word: str) -> str:
 
 PROBES = (
     ("The ", "doctor", " saw her at the hospital."),
-    ("We took the train to ", "London", " at night."),
-    ("She wore a ", "red", " dress and new shoes."),
-    ("The children ", "played", " in the garden."),
-    ("He drank a cup of ", "coffee", " at noon."),
+    ("We took the train to ", "London", "."),
+    ("She wore a ", "red", " dress."),
+    ("They ", "played", " in the garden."),
+    ("He drank a cup of ", "coffee", "."),
 )
 
 

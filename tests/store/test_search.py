@@ -91,7 +91,8 @@ def test_cosine_against_brute_force_whatever_the_length_of_the_vectors(findings)
 def test_only_the_standing_explanation_and_its_newest_vector_are_searched(findings):
     findings.append(explanation("m/0-mlp/1", "old", [1.0, 0.0], at=1))
     new = explanation("m/0-mlp/1", "new", [0.0, 1.0], at=2)
-    findings.append([*new, Embedding(hypothesis=new[0].id, model="tiny", vector=[0.6, 0.8])])
+    newer = Embedding(id="0", hypothesis=new[0].id, model="tiny", vector=[0.6, 0.8])     # newer by its time
+    findings.append([*new, newer])
     findings.append(explanation("m/0-mlp/2", "failed", [1.0, 0.0], verdict="failed"))
     findings.append(explanation("m/0-mlp/3", "abstained", [1.0, 0.0], verdict="abstained"))
     (row,) = search(findings, "x", towards(1.0, 0.0), "tiny")

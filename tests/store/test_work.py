@@ -35,7 +35,7 @@ def work(tmp_path, clock):
 
 
 def queued(work, n=3, priorities=None):
-    units = [f"m/5-mlp/{i}" for i in range(n)]
+    units = [f"m/5-mlp/{i}" for i in reversed(range(n))]     # against the alphabet: order is order of arrival
     run = work.open_run("key", {"n": n}, units).id
     assert work.enqueue(run, units, priorities) == n
     return run
@@ -89,6 +89,15 @@ def test_ends_of_runs_are_checked(work):
         work.close_run("nope", "done")
 
 
+def test_runs_are_found_by_what_was_asked(work):
+    assert work.find_run("key") is None and work.runs() == []
+    first = work.open_run("key", {}, ["a"])
+    work.close_run(first.id, "done")
+    second, other = work.open_run("key", {}, ["a"], fresh=True), work.open_run("other", {}, [])
+    assert work.find_run("key") == second
+    assert {run.id for run in work.runs()} == {first.id, second.id, other.id}
+
+
 # Jobs
 
 
@@ -96,9 +105,9 @@ def test_units_go_by_priority_then_in_order_and_are_queued_once(work):
     run = queued(work, 4, [0, 2, 1, 2])
     assert work.enqueue(run, ["m/5-mlp/1", "m/5-mlp/9"]) == 1
     taken = [work.claim(run, worker_id()).unit[-1] for _ in range(5)]
-    assert taken == ["1", "3", "2", "0", "9"]
+    assert taken == ["2", "0", "1", "3", "9"]
     assert work.claim(run, worker_id()) is None
-    assert [state.unit[-1] for state in work.jobs(run)] == ["0", "1", "2", "3", "9"]
+    assert [state.unit[-1] for state in work.jobs(run)] == ["3", "2", "1", "0", "9"]
     with pytest.raises(sqlite3.IntegrityError):
         work.enqueue("no such run", ["m/5-mlp/1"])
 
@@ -200,7 +209,7 @@ def test_a_unit_that_takes_its_workers_down_goes_last_and_is_failed_in_the_end(w
     for _ in range(9):
         order.append(work.claim(run, worker_id(), lease=1).unit[-1])
         clock.now += 2
-    assert order == list("012012012")
+    assert order == list("210210210")
     assert work.claim(run, worker_id()) is None
     assert work.counts(run)["failed"] == 3
     lost = [record for _, record in work.outbox(9)]
@@ -354,7 +363,7 @@ def test_a_fork_uses_a_connection_of_its_own(tmp_path):
     pid = os.fork()
     if not pid:
         try:
-            os._exit(0 if work.post([found("child")]) == 1 else 1)
+            os._exit(0 if work._held() is None and work.post([found("child")]) == 1 else 1)
         finally:
             os._exit(2)
     assert os.waitpid(pid, 0)[1] == 0
@@ -427,6 +436,11 @@ def test_the_cache_remembers_the_first_text(work):
     assert work.recall("k") == "né\0\n"
     work.remember("empty", "")
     assert work.recall("empty") == ""
+
+
+def test_a_key_is_claimed_once_by_whichever_process_comes_first(work):
+    assert [work.claim_once("score-side:h"), work.claim_once("score-side:h")] == [True, False]
+    assert [Work(work.path).claim_once("score-side:h"), work.claim_once("score-side:g")] == [False, True]
 
 
 def test_a_lock_has_one_holder_until_it_is_given_back_or_runs_out(work, clock):

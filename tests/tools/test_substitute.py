@@ -1,5 +1,7 @@
-"""substitute: swaps by position on ids, planted synonyms, numbers by form, and the masked LM's two ways of proposing."""
+"""substitute: swaps on ids, planted synonyms, numbers by form, and a masked LM's two ways of proposing."""
 
+import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +15,11 @@ from hypothesis import strategies as st
 
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools.prune import filler_pool, make_frame, minimal_example
-from lamplighter.tools.substitute import MaskedLM, Spelled, by_form, effect, substitute
+from lamplighter.tools.substitute import PROBES, MaskedLM, Spelled, by_form, effect, substitute
 from lamplighter.tools.units import UnitId
 
-TEXT = "She said: stop the red cars in 1942."
+UNIT = UnitId("planted", "0-mlp", 0)
+CAR, STREET = "She said: Paris and the blue car", "World War II street"
 
 
 class Fake:
@@ -34,16 +37,382 @@ class Fake:
         return list(self.proposals.get(text[slice(*span)], []))[:n]
 
 
-def swap(subject: Any, proposals: dict[str, Sequence[str]], unit: UnitId, **options: Any) -> Evidence:
+def swap(subject: Any, proposals: dict[str, Sequence[str]], unit: UnitId = UNIT, **options: Any) -> Evidence:
     fake: Any = Fake(proposals)
     return substitute(subject, fake, unit, **options)
 
 
-@pytest.fixture(scope="module")
-def planted(synonyms: Sequence[str] = ("red", "blue", "Paris")) -> Any:
-    """A GPT-2 without attention or positions whose neuron 0-mlp/0 fires on the last token of each synonym alone."""
+def planted(llama: Any, *fires: str) -> Any:
+    """A Llama without attention whose neuron 0-mlp/0 fires on the tokens `fires`, the same on each, and on no other."""
     from lamplighter.tools.subject import Subject
 
-    conftest = pytest.importorskip("conftest")
-    model, tokenizer = conftest.tiny_model("gpt2"), conftest.tiny_tokenizer()
-    return Subject.wrap(model, tokenizer, "planted")
+    model = copy.deepcopy(llama.model)
+    body, block = model.model, model.model.layers[0]
+    block.self_attn.o_proj.weight.zero_()
+    block.post_attention_layernorm.weight.fill_(1)
+    yes, no = torch.zeros(24), torch.zeros(24)
+    yes[0] = no[1] = 5
+    body.embed_tokens.weight[:] = no
+    body.embed_tokens.weight[llama.tokenizer.convert_tokens_to_ids(list(fires))] = yes.double()
+    for map_ in (block.mlp.gate_proj, block.mlp.up_proj):
+        map_.weight[0] = yes
+    return Subject.wrap(model, llama.tokenizer, "planted")
+
+
+@pytest.fixture(scope="module")
+def synonyms(llama: Any) -> Any:
+    """Fires on "car", "stop" and the end of "street"."""
+    return planted(llama, "Ġcar", "Ġstop", "et")
+
+
+def test_planted_synonyms_keep_and_other_words_kill(synonyms: Any) -> None:
+    proposals = ["car", "stop", "World", "Stop", "Car", "street", "the", "stop"]
+    evidence = swap(synonyms, {"car": proposals}, text=CAR)
+    assert [row["substitute"] for row in evidence.rows] == ["stop", "World", "street", "the"]
+    assert [row["effect"] for row in evidence.rows] == ["keeps", "kills", "keeps", "kills"]
+    assert [row["ratio"] for row in evidence.rows] == pytest.approx([1, 0, 1, 0], abs=1e-9)
+    assert all(row["original"] == "car" and row["proposer"] == "masked" for row in evidence.rows)
+    assert set(evidence.rows[0]) == {
+        "position", "original", "substitute", "activation", "ratio", "effect", "ids", "proposer",
+    }  # fmt: skip
+    assert len(evidence.summary.split()) <= 60
+    assert Evidence.from_json(evidence.to_json()) == evidence
+
+
+def test_the_tracked_word_moves_with_a_longer_substitute(synonyms: Any) -> None:
+    ids = synonyms.encode(CAR)
+    word = synonyms.pieces(ids).index(" b")  # " blue" is " b", "lu", "e"; " regiment" has three, " II" two tokens
+    kept = [word, len(ids) - 1]
+    evidence = swap(synonyms, {"blue": ["green", "the", "II"]}, text=CAR, kept=kept)
+    lengths = {row["substitute"]: len(row["ids"]) - len(ids) for row in evidence.rows}
+    assert lengths == {"green": 1, "the": -2, "II": -1}
+    for row in evidence.rows:
+        assert row["ratio"] == pytest.approx(1)  # blue is not needed, so the reading must still be the car's
+        assert row["ids"][-1] == ids[-1]
+        assert row["position"] == word + (row["substitute"] == "green")  # " green" begins with a blank token
+        naive = synonyms.readings([row["ids"]], UNIT, [min(len(ids), len(row["ids"])) - 2]).item()
+        assert abs(naive) < 0.01 * row["activation"]  # the old place holds another token
+
+
+def test_nothing_outside_the_word_is_tokenised_again(synonyms: Any) -> None:
+    letters = [synonyms.tokenizer.convert_tokens_to_ids(c) for c in ("W", "o", "r", "l", "d")]
+    ids = [synonyms.sink, *letters, *synonyms.encode(" blue car")[1:]]
+    assert synonyms.encode(synonyms.text(ids)) != ids  # joining and tokenising again would merge the letters
+    evidence = swap(synonyms, {"car": ["stop", "street"]}, ids=ids)
+    for row in evidence.rows:
+        assert row["ids"][: len(ids) - 1] == ids[:-1]
+        assert synonyms.text(row["ids"]) == "World blue " + row["substitute"]
+
+
+WORDS = st.lists(
+    st.sampled_from(
+        ["It", "was", "built", "in", "the", "late", "19th", "century", ",", "said", "World", "War", "II", "don't"]
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(WORDS, st.integers(0, 7), st.sampled_from(["Paris", "1939", "x", "stopped-by"]))
+def test_a_swap_is_the_old_text_with_one_word_changed(llama: Any, words: list[str], at: int, other: str) -> None:
+    ids = llama.encode(" ".join(words))
+    spelled = Spelled(llama, ids)
+    assert [w.text for w in spelled.words()] == words
+    word = spelled.words()[at % len(words)]
+    new = spelled.respell(word, other)
+    words[at % len(words)] = other
+    assert llama.text([*ids[: word.first], *new, *ids[word.end :]]) == " ".join(words)
+    assert spelled.respell(word, word.text) == ids[word.first : word.end]
+
+
+def test_a_mark_that_shares_a_token_takes_it_along(llama: Any) -> None:
+    ids = llama.encode("stop the cars.")
+    spelled = Spelled(llama, ids)
+    assert spelled.text == "stop the cars."
+    assert all(llama.text(spelled.respell(w, "x")).strip().startswith("x") for w in spelled.words())
+
+
+@pytest.mark.parametrize(
+    ("fires", "tracked", "substitutes"),
+    [
+        ("Ġst", 1, {"stop": 1, "regiment": 1, "the": 1}),
+        ("re", 2, {"stop": 1, "regiment": 2, "green": 2}),
+        ("et", 3, {"stop": 1, "regiment": 3, "green": 4}),
+    ],
+)
+def test_an_inner_piece_is_followed_by_its_rank(
+    llama: Any, fires: str, tracked: int, substitutes: dict[str, int]
+) -> None:
+    subject = planted(llama, fires)
+    whole = subject.encode(STREET)
+    before = len(whole) - 3  # " street" is " st", "re", "et"
+    evidence = swap(subject, {"street": list(substitutes)}, text=STREET)
+    assert evidence.checks["kept"] == [before + tracked - 1]
+    assert evidence.checks["held"] == list(range(before, before + tracked))
+    for row in evidence.rows:
+        new = subject.encode(" " + row["substitute"])[1:]
+        assert row["ids"] == [*whole[:before], *new[: substitutes[row["substitute"]]]]
+
+
+def test_ratios_are_read_in_the_frame_of_the_minimal_example(tiny: Any) -> None:
+    unit = next(
+        u for u in (UnitId(tiny.name, "1-mlp", i) for i in range(40))
+        if tiny.readings([tiny.encode(CAR)], u).item() > 0.3
+    )  # fmt: skip
+    minimal = minimal_example(tiny, unit, text=CAR, seed=4).rows[0]
+    proposals = dict.fromkeys(["She", "said", "Paris", "and", "the", "blue", "car"], ["stop", "green"])
+    evidence = swap(tiny, proposals, unit, text=CAR, seed=4)
+    assert evidence.checks["kept"] == minimal["kept"]
+    assert evidence.checks["minimal"] == pytest.approx(minimal["retained"])
+    frame = make_frame(minimal["ids"], "resample", filler_pool(tiny), 4)
+    spelled = Spelled(tiny, tiny.encode(CAR))
+    words = spelled.words_of(minimal["kept"])
+    held = {i for w in words for i in range(w.first, w.end) if i < len(frame.ids)} | set(minimal["kept"])
+    whole = tiny.readings(frame.rows(held), unit).mean().item()
+    assert evidence.checks["whole"] == pytest.approx(whole)
+    assert evidence.rows
+    for row in evidence.rows:
+        word = next(w for w in words if w.text == row["original"])
+        new = spelled.respell(word, row["substitute"])
+        if word.end > len(frame.ids):
+            new = new[: len(frame.ids) - word.first]
+        rows = [[*r[: word.first], *new, *r[word.end :]] for r in frame.rows(held)]
+        assert row["activation"] == pytest.approx(tiny.readings(rows, unit).mean().item())
+        assert row["ratio"] == pytest.approx(row["activation"] / whole)
+        assert row["effect"] == effect(row["ratio"])
+
+
+def test_the_masked_lm_sees_the_whole_text_and_n(synonyms: Any) -> None:
+    fake: Any = Fake({})
+    evidence = substitute(synonyms, fake, UNIT, text=CAR + " and more.", n=3)
+    assert fake.asked == [(CAR + " and more.", "car", 3, "masked")]
+    assert evidence.rows == []
+    assert evidence.warnings
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"text": CAR, "n": 0}, "at least 1"),
+        ({"text": CAR, "kept": [1, 2]}, "strongest"),
+        ({"text": CAR, "kept": [0]}, "strongest"),
+        ({"text": "Paris"}, "silent"),
+        ({"text": " "}, "empty"),
+    ],
+)
+def test_refusals(synonyms: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        swap(synonyms, {"car": ["stop"]}, **options)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "name"),
+    [(-1, "kills"), (0.249, "kills"), (0.25, "unsure"), (0.499, "unsure"), (0.5, "keeps"), (1.249, "keeps"),
+     (1.25, "raises")],
+)  # fmt: skip
+def test_effects_by_ratio(ratio: float, name: str) -> None:
+    assert effect(ratio) == name
+
+
+# Numbers by form
+
+
+@pytest.mark.parametrize(
+    ("word", "same", "other"),
+    [
+        ("19th", ["15th", "3rd", "21st"], ["fifth", "ninth", "7"]),
+        ("1942", ["1850", "1923"], ["seven"]),
+        ("3.50", ["4.61", "6.83"], ["seven"]),
+        ("B52", ["B63"], ["seven"]),
+        ("Fifth", ["Ninth", "Third"], ["15th", "Five"]),
+        ("seven", ["five", "three"], ["7", "fifth"]),
+        ("II", ["I", "III", "IV"], ["2", "two"]),
+    ],
+)
+def test_numbers_are_proposed_in_their_form_and_in_others(word: str, same: list[str], other: list[str]) -> None:
+    found = by_form(word)
+    assert set(same) | set(other) <= set(found)
+    assert found[0] in same
+    assert set(found[:4]) & set(other)
+
+
+@pytest.mark.parametrize("word", ["century", "I", "V", "MIX", "…", "", "second-hand"])
+def test_what_is_no_number_has_no_forms(word: str) -> None:
+    assert by_form(word) == []
+
+
+@given(st.from_regex(r"[0-9]{1,6}([.,][0-9]{2})?(th|st)?", fullmatch=True))
+def test_forms_never_repeat_the_word_and_keep_its_shape(word: str) -> None:
+    found = by_form(word)
+    assert word not in found
+    assert len(set(found)) == len(found) >= 8
+    if not re.fullmatch(r"\d+(th|st)|1\d{3}|20\d{2}", word):
+        assert [re.sub(r"\d", "0", p) for p in found[::2][:4]] == [re.sub(r"\d", "0", word)] * 4
+
+
+# The masked LM
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "the", "red", "blue", "green", "play", "##able",
+              "##s", "19th", "7", ".", ",", "iii", "ii", "war"]  # fmt: skip
+
+
+class Scripted:
+    """A masked LM's model whose logits at a place depend on the token there."""
+
+    config = SimpleNamespace(max_position_embeddings=16)
+
+    def __init__(self, likes: dict[str, dict[str, float]]) -> None:
+        self.likes = likes
+        self.seen: list[list[str]] = []
+
+    def eval(self) -> "Scripted":
+        return self
+
+    def requires_grad_(self, _: bool) -> "Scripted":
+        return self
+
+    def __call__(self, input_ids: torch.Tensor) -> Any:
+        self.seen.append([VOCABULARY[i] for i in input_ids[0].tolist()])
+        logits = torch.full((1, input_ids.shape[1], len(VOCABULARY)), -10.0)
+        for place, token in enumerate(self.seen[-1]):
+            for word, logit in self.likes.get(token, {}).items():
+                logits[0, place, VOCABULARY.index(word)] = logit
+        return SimpleNamespace(logits=logits)
+
+
+def masked_lm(likes: dict[str, dict[str, float]]) -> tuple[MaskedLM, Scripted]:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = Tokenizer(models.WordPiece({p: i for i, p in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    pieces.normalizer = normalizers.BertNormalizer()
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    fast: Any = PreTrainedTokenizerFast
+    tokenizer = fast(tokenizer_object=pieces, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+                     sep_token="[SEP]", mask_token="[MASK]")  # fmt: skip
+    model = Scripted(likes)
+    return MaskedLM(model, tokenizer, "scripted"), model
+
+
+LIKES = {
+    "[MASK]": {
+        "[SEP]": 9,
+        "[unused0]": 8,
+        "##s": 7,
+        ".": 6.5,
+        "19th": 6.2,
+        "play": 6,
+        "green": 5,
+        "playable": 4,
+        "red": 3,
+    },
+    "play": {"play": 9, "red": 6, "blue": 2},
+    "##able": {"blue": 5, "green": 4, "red": 0, "the": 4.5},
+    "19th": {"19th": 9, "7": 8, ".": 7, "red": 6},
+    ".": {".": 9, "red": 8, ",": 7},
+    "ii": {"ii": 9, "iii": 8, "war": 7},
+}
+LIKES["[MASK]"].pop("playable")
+
+
+def ask(text: str, word: str, mode: str, n: int = 3) -> tuple[list[str], list[str]]:
+    masked, model = masked_lm(LIKES)
+    at = text.index(word)
+    return masked.propose(text, (at, at + len(word)), n, mode), model.seen[0]
+
+
+def test_a_masked_word_is_one_mask_however_many_pieces_it_has() -> None:
+    found, seen = ask("the playable red", "playable", "masked")
+    assert seen == ["[CLS]", "the", "[MASK]", "red", "[SEP]"]
+    assert found[:2] == ["green", "red"]  # no special, unused or inner piece, no mark, no number, not its own "play"
+
+
+def test_an_unmasked_word_is_averaged_over_its_pieces() -> None:
+    found, seen = ask("the playable red", "playable", "unmasked")
+    assert seen == ["[CLS]", "the", "play", "##able", "red", "[SEP]"]
+    # Sums over the two places, their normalisers apart: blue 2 + 5, red 6 + 0, green −10 + 4, the −10 + 4.5.
+    assert found == ["blue", "red", "the"]
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "wanted"),
+    [
+        ("the 19th war", "19th", ["7", "red"]),
+        ("the war.", ".", [","]),
+        ("War II", "II", ["III", "war"]),
+        ("Playable", "Playable", ["Blue", "Red"]),
+        ("PLAYABLE", "PLAYABLE", ["BLUE", "RED"]),
+    ],
+)
+def test_proposals_are_of_the_words_kind_and_in_its_case(text: str, word: str, wanted: list[str]) -> None:
+    assert ask(text, word, "unmasked", n=5)[0][: len(wanted)] == wanted
+
+
+@pytest.mark.parametrize("at", [0, 20, 39])
+def test_a_long_text_is_cropped_around_the_word(at: int) -> None:
+    words = ["the"] * 40
+    words[at] = "playable"
+    found, seen = ask(" ".join(words), "playable", "unmasked", n=2)
+    assert found == ["blue", "red"]
+    assert len(seen) <= 16
+    assert seen.count("##able") == 1
+
+
+def test_the_mode_is_the_one_whose_proposals_the_subject_finds_likelier(llama: Any) -> None:
+    class Two(MaskedLM):
+        words = {"masked": ["stop", "said"], "unmasked": ["blue"]}
+
+        def propose(self, text: str, span: tuple[int, int], n: int, mode: str) -> list[str]:
+            return self.words[mode]
+
+    base, model = masked_lm({})
+    masked = Two(model, base.tokenizer, "two")
+    chosen = masked.choose_mode(llama)
+    for mode, words in Two.words.items():
+        total = []
+        for left, _, right in PROBES:
+            for other in words:
+                ids = torch.tensor([llama.encode(left + other + right)])
+                start = len(llama.encode(left.rstrip()))
+                logs = llama.model(input_ids=ids).logits.log_softmax(-1)[0]
+                total.append(sum(logs[k - 1, ids[0, k]].item() for k in range(start, ids.shape[1])))
+        assert chosen[mode] == pytest.approx(np.mean(total))
+    assert chosen["mode"] == max(("masked", "unmasked"), key=lambda mode: float(chosen[mode]))
+    rows = llama.forward_rows
+    assert masked.choose_mode(llama) == chosen
+    assert llama.forward_rows == rows
+    assert MaskedLM(model, base.tokenizer, "two", mode="masked").choose_mode(llama)["mode"] == "masked"
+
+
+def test_models_that_are_no_bert_are_refused(llama: Any, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="word pieces"):
+        MaskedLM(llama.model, llama.tokenizer, "tiny-llama")
+    with pytest.raises(Refused, match="cannot be loaded"):
+        MaskedLM.load(tmp_path)
+    base, model = masked_lm({})
+    with pytest.raises(Refused, match="masked or unmasked"):
+        MaskedLM(model, base.tokenizer, "scripted", mode="both")
+
+
+# The embedded subject and masked LM
+
+
+def test_the_embedded_masked_lm_proposes_better_unmasked(smollm2: Any, bert_tiny: Any) -> None:
+    chosen = bert_tiny.choose_mode(smollm2)
+    assert chosen["mode"] == "unmasked"
+    assert chosen["unmasked"] > chosen["masked"]
+    found = bert_tiny.propose("We took the train to London at night.", (21, 27), 10, "unmasked")
+    assert "England" in found
+    assert "London" not in found
+
+
+def test_ordinals_in_digits_keep_what_spelled_ones_lose(smollm2: Any, bert_tiny: Any) -> None:
+    unit = UnitId.parse("smollm2-135m/2-mlp/36")
+    evidence = substitute(smollm2, bert_tiny, unit, text="It was built in the late 19th century")
+    effects = {row["substitute"]: row["effect"] for row in evidence.rows}
+    digits = {word for word in effects if re.fullmatch(r"\d+(st|nd|rd|th)", word)}
+    assert {"15th", "17th", "3rd", "21st"} <= digits
+    assert all(effects[word] in ("keeps", "raises") for word in digits)
+    assert effects["fifth"] == "kills"
+    assert not {effects[word] for word in ("ninth", "third", "nineteenth", "7", "seven")} & {"keeps", "raises"}
+    assert {row["proposer"] for row in evidence.rows} == {"masked", "form"}
