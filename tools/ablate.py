@@ -4,7 +4,7 @@ The unit is held at its mean, at zero, or at values it takes elsewhere, at every
 downstream is recomputed, so this is the unit's total effect (the lens shows the direct part alone).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from ..store.records import Evidence, Refused
 from . import stats
 from .measures import EQUIVALENCE_QUANTILE, EQUIVALENCE_UNITS
-from .subject import Edit, Subject
+from .stats import Floats, Ints
+from .subject import BATCH_TOKENS, Edit, Subject
 from .sweep import STEP, Place, Sweep
 from .units import UnitId
 
@@ -25,7 +26,7 @@ AFTER = 5              # positions behind a firing that count as just after it
 TOKENS = 10            # tokens listed for each direction
 CHUNK = 256            # positions whose logits are held at once
 EQUIVALENCE_PLACES = 8
-CONTEXT = 12           # tokens, sink included, of the short rows on which the matched units are ablated
+CONTEXT = 10           # tokens, sink included, of the short rows on which the matched units are ablated
 
 
 def ablate(
@@ -54,7 +55,7 @@ def ablate(
 
     delta_equivalence δ = 95th percentile of |mean ΔCE| over 50 units of the layer whose write norm ‖w‖ is nearest
     (stream dimensions all write 1: 50 drawn ones), ablated alike on `equivalence_n` firing positions, in rows cut to
-    the sink and the last 11 tokens; same_rows is this unit's own mean there. effect: "none" iff the whole interval at
+    the sink and the last 9 tokens; same_rows is this unit's own mean there. effect: "none" iff the whole interval at
     firing positions lies within ±δ, "shown" if it lies outside 0 and not so, else "not shown".
     Raises Refused for an unknown kind, fewer than 2 windows, a head, and a unit that never fires on the explain side.
 
@@ -72,13 +73,9 @@ def ablate(
         rows = [_row(found, where, seed) for where in range(len(WHERE))]
         checks = _checks(subject, sweep, unit, kind, found, len(texts))
         if equivalence:
-            checks |= _equivalence(subject, sweep, unit, kind, found, generator)
-    checks["effect"] = _effect(rows[0], checks.get("delta_equivalence"))
-    warnings = [f"only {r['n']} positions {r['where']} in {r['documents']} documents: no interval" for r in rows[:1] if r["low"] is None]
-    if equivalence and checks["delta_equivalence"] is not None:
-        warnings.append(
-            f"δ comes from {checks['equivalence_n']} positions a unit, so sampling noise widens it as well"
-        )
+            places = _spread(texts, found.firings, generator)
+            checks |= _equivalence(subject, sweep, unit, kind, places, generator)
+    checks["effect"] = effect(rows[0], checks.get("delta_equivalence"))
     return Evidence(
         tool="ablate",
         unit=unit.bare,
@@ -87,7 +84,7 @@ def ablate(
         summary=_summary(unit, kind, rows, checks),
         rows=rows,
         checks=checks,
-        warnings=warnings,
+        warnings=_warnings(rows, checks),
         cost=cost,
     )
 
@@ -98,7 +95,7 @@ def _check(subject: Subject, sweep: Sweep, unit: UnitId, kind: str, windows: int
     if windows < 2:
         raise Refused(f"windows = {windows} is too few; give at least 2, half with firings and half without.")
     if unit.kind == "attn":
-        raise Refused(f"{unit} is a head, which has no activation whose firings could be found; name an mlp or resid unit.")
+        raise Refused(f"{unit} is a head, which has no activation to find firings by; name an mlp or resid unit.")
     subject.check(unit)
     if sweep.statistics(unit).peak <= 0:
         raise Refused(f"{unit} is never positive on the explain side; look at its other sign.")
@@ -119,7 +116,8 @@ def _texts(sweep: Sweep, unit: UnitId, windows: int, generator: np.random.Genera
     """Half as many windows as asked hold exemplars of the unit, as many more are drawn from the explain side."""
     firing = _firing_windows(sweep, unit, windows // 2)
     every = [(d, first) for d in sweep.side("explain") for first in range(0, sweep.documents[d].length, STEP)]
-    rest = [every[i] for i in generator.permutation(len(every)) if every[i] not in set(firing)]
+    taken = set(firing)
+    rest = [every[i] for i in generator.permutation(len(every)) if every[i] not in taken]
     texts = (_text(sweep, place) for place in (*firing, *rest[: windows - len(firing)]))
     return [text for text in texts if len(text.ids) > 2]
 
@@ -149,17 +147,17 @@ def _text(sweep: Sweep, place: Place) -> Text:
 
 @dataclass(frozen=True)
 class Found:
-    """Per position of the texts that has a next token, the sink left out: ΔCE, CE(clean), KL, where it lies (an index
-    of WHERE), its cluster; `shift` [V] = mean centred logit change, clean − ablated, where the unit fires; the firing
-    positions as (ids up to the position, next id, cluster); positions edited."""
+    """One entry a position that has a next token, the sink left out: ΔCE, CE(clean), KL, `where` (an index of WHERE)
+    and cluster. `shift` [V]: mean change of the centred logits, clean − ablated, at the firing positions, which
+    `firings` gives as (text, position); None where there are none. `fired` of `positions` were edited."""
 
-    delta: np.ndarray
-    clean: np.ndarray
-    kl: np.ndarray
-    where: np.ndarray
-    cluster: np.ndarray
+    delta: Floats
+    clean: Floats
+    kl: Floats
+    where: Ints
+    cluster: Ints
     shift: Tensor | None
-    firings: list[tuple[list[int], int, int]]
+    firings: list[Place]
     fired: int
     positions: int
 
@@ -168,34 +166,28 @@ def _measure(
     subject: Subject, sweep: Sweep, unit: UnitId, kind: str, texts: Sequence[Text], generator: np.random.Generator
 ) -> Found:
     threshold = sweep.statistics(unit).threshold
-    parts: list[np.ndarray] = []
-    firings: list[tuple[list[int], int, int]] = []
-    shift, fired, positions = None, 0, 0
+    parts, firings, fired = [], [], 0
+    shift = torch.zeros(subject.vocabulary, device=subject.device)
     rows = [text.ids[:-1] for text in texts]
     for batch in subject.batches(rows):
         mine = [rows[i] for i in batch]
         clean = subject.run(mine, read=[unit.site], normed=True)
         inner = _not_sink(clean.mask)
-        values = _values(sweep, unit, kind, clean.mask.shape, generator)
-        ablated = subject.run(mine, edits=[Edit(unit.site, values[..., None], (unit.index,), inner)], normed=True)
-        fired, positions = fired + ablated.fired[0], positions + int(inner.sum())
-        y = unit.sign * clean.readings[unit.site][..., unit.index]
-        where = _where(y, inner, threshold)
-        line, position = torch.nonzero(inner, as_tuple=True)
-        targets = torch.tensor([texts[batch[b]].ids[p + 1] for b, p in zip(line.tolist(), position.tolist(), strict=True)])
+        edit = Edit(unit.site, _values(sweep, unit, kind, inner.shape, generator), (unit.index,), inner)
+        ablated = subject.run(mine, edits=[edit], normed=True)
+        fired += ablated.fired[0]
+        lies = _where(unit.sign * clean.readings[unit.site][..., unit.index], inner, threshold)[inner]
+        places = [(batch[b], p) for b, p in torch.nonzero(inner).tolist()]
+        targets = torch.tensor([texts[i].ids[p + 1] for i, p in places], device=lies.device)
         assert clean.normed is not None and ablated.normed is not None
-        pair = clean.normed[line, position], ablated.normed[line, position]
-        losses, change = _compare(subject, *pair, targets.to(line.device), where[line, position] == 0)
-        cluster = torch.tensor([texts[batch[b]].cluster for b in line.tolist()])
-        parts.append(np.stack([*losses.double().cpu().numpy(), where[line, position].cpu().numpy(), cluster.numpy()]))
-        shift = change if shift is None else shift + change
-        firings += [
-            (mine[b][: p + 1], texts[batch[b]].ids[p + 1], texts[batch[b]].cluster)
-            for b, p in torch.nonzero(inner & (where == 0)).tolist()
-        ]
-    delta, ce, kl, where_, cluster_ = np.concatenate(parts, axis=1)
-    mean = shift / len(firings) if shift is not None and firings else None
-    return Found(delta, ce, kl, where_.astype(int), cluster_.astype(int), mean, firings, fired, positions)
+        losses, change = _compare(subject, clean.normed[inner], ablated.normed[inner], targets, lies == 0)
+        shift = shift + change
+        cluster = [texts[i].cluster for i, _ in places]
+        parts.append(np.stack([*losses.double().cpu().numpy(), lies.cpu().numpy(), cluster]))
+        firings += [place for place, index in zip(places, lies.tolist(), strict=True) if index == 0]
+    delta, ce, kl, where, clusters = np.concatenate(parts, axis=1)
+    mean = shift / len(firings) if firings else None
+    return Found(delta, ce, kl, where.astype(int), clusters.astype(int), mean, firings, fired, len(delta))
 
 
 def _not_sink(mask: Tensor) -> Tensor:
@@ -214,11 +206,11 @@ def _where(y: Tensor, inner: Tensor, threshold: float) -> Tensor:
 
 
 def _values(sweep: Sweep, unit: UnitId, kind: str, shape: Sequence[int], generator: np.random.Generator) -> Tensor:
-    """What the unit is set to, raw, at each position of `shape`."""
+    """What the unit is set to, raw, at each position of `shape` [*shape, 1]."""
     if kind == "resample":
         pool = [unit.sign * e.activation for e in sweep.exemplars(unit, "explain", "random")]
-        return torch.from_numpy(generator.choice(pool, size=tuple(shape)))
-    return torch.full(tuple(shape), _constant(sweep, unit, kind), dtype=torch.float64)
+        return torch.from_numpy(generator.choice(pool, size=(*shape, 1)))
+    return torch.full((*shape, 1), _constant(sweep, unit, kind), dtype=torch.float64)
 
 
 def _constant(sweep: Sweep, unit: UnitId, kind: str) -> float:
@@ -229,8 +221,7 @@ def _compare(
     subject: Subject, clean: Tensor, ablated: Tensor, targets: Tensor, fires: Tensor
 ) -> tuple[Tensor, Tensor]:
     """ΔCE, CE(clean) and KL [3, N] from normed streams [N, d], and Σ of the centred logit change [V] where it fires."""
-    losses: list[Tensor] = []
-    change = torch.zeros((), device=clean.device)
+    losses, change = [], torch.zeros((), device=clean.device)
     for part in torch.arange(len(clean), device=clean.device).split(CHUNK):
         before, now = subject.unembed(clean[part]), subject.unembed(ablated[part])
         moved = (before - now)[fires[part]]
@@ -245,51 +236,47 @@ def _compare(
 
 
 def _equivalence(
-    subject: Subject, sweep: Sweep, unit: UnitId, kind: str, found: Found, generator: np.random.Generator
-) -> dict[str, Any]:
+    subject: Subject, sweep: Sweep, unit: UnitId, kind: str, places: Sequence[tuple[Text, int]],
+    generator: np.random.Generator,
+) -> dict[str, Any]:  # fmt: skip
     """δ, this unit's mean ΔCE on the same rows, and how many units and positions stand behind them."""
-    places = _spread(found.firings, EQUIVALENCE_PLACES, generator)
     others = matched(subject, unit, EQUIVALENCE_UNITS, generator)
-    if not places or not others:
-        return {"delta_equivalence": None, "same_rows": None, "equivalence_units": len(others), "equivalence_n": len(places)}
-    rows = [[ids[0], *ids[1:][1 - CONTEXT :]] for ids, _, _ in places]
-    targets = [target for _, target, _ in places]
-    clean = _losses(subject, rows, targets, None)
-    effects = []
-    for group in _groups([unit, *others], rows):
-        columns = torch.tensor([[u.index] for u in group for _ in rows])
-        means = [_values(sweep, u, kind, (len(rows), 1), generator) for u in group]
-        ablated = _losses(subject, rows * len(group), targets * len(group), (unit.site, columns, torch.cat(means)))
-        effects += (ablated.view(len(group), -1) - clean).mean(dim=1).tolist()
+    rows = [[text.ids[0], *text.ids[max(1, p + 2 - CONTEXT) : p + 1]] for text, p in places]
+    targets = [text.ids[p + 1] for text, p in places]
+    effects: list[float] = []
+    if places and others:
+        length = max(map(len, rows))
+        clean = _losses(subject, rows, targets, None)
+        size = max(1, BATCH_TOKENS // (len(rows) * length))
+        for group in ([unit, *others][i : i + size] for i in range(0, 1 + len(others), size)):
+            columns = torch.tensor([[u.index] for u in group for _ in rows])
+            values = torch.cat([_values(sweep, u, kind, (len(rows), length), generator) for u in group])
+            ablated = _losses(subject, rows * len(group), targets * len(group), (unit.site, columns, values))
+            effects += (ablated.view(len(group), -1) - clean).mean(dim=1).tolist()
     return {
-        "delta_equivalence": float(np.quantile(np.abs(effects[1:]), EQUIVALENCE_QUANTILE)),
-        "same_rows": effects[0],
+        "delta_equivalence": float(np.quantile(np.abs(effects[1:]), EQUIVALENCE_QUANTILE)) if effects else None,
+        "same_rows": effects[0] if effects else None,
         "equivalence_units": len(others),
         "equivalence_n": len(rows),
     }
 
 
-def _spread(firings: list[tuple[list[int], int, int]], count: int, generator: np.random.Generator) -> list[tuple[list[int], int, int]]:
-    """Up to `count` firings in random order, one a cluster first."""
-    order = [firings[i] for i in generator.permutation(len(firings))]
-    first = {f[2]: f for f in reversed(order)}
-    chosen = [f for f in order if first[f[2]] is f]
-    return [*chosen, *(f for f in order if first[f[2]] is not f)][:count]
+def _spread(texts: Sequence[Text], firings: Sequence[Place], generator: np.random.Generator) -> list[tuple[Text, int]]:
+    """Up to EQUIVALENCE_PLACES firings in random order, those of clusters not yet seen before others."""
+    order = [(texts[i], p) for i, p in (firings[k] for k in generator.permutation(len(firings)))]
+    first = {text.cluster: number for number, (text, _) in reversed(list(enumerate(order)))}
+    rank = sorted(range(len(order)), key=lambda number: first[order[number][0].cluster] != number)
+    return [order[number] for number in rank[:EQUIVALENCE_PLACES]]
 
 
 def matched(subject: Subject, unit: UnitId, count: int, generator: np.random.Generator) -> list[UnitId]:
     """Up to `count` other units of the site whose write norm ‖w‖ is nearest; drawn ones where all write alike."""
-    others = [UnitId(unit.model, unit.site, i) for i in generator.permutation(subject.count(unit.site)).tolist() if i != unit.index]
+    drawn = generator.permutation(subject.count(unit.site)).tolist()
     if unit.kind == "mlp":
         norms = subject.adapter.linear(unit.layer, "neurons")[0].float().norm(dim=1)
         far = (norms - norms[unit.index]).abs().tolist()
-        others.sort(key=lambda other: far[other.index])
-    return others[:count]
-
-
-def _groups(units: Sequence[UnitId], rows: Sequence[Sequence[int]], tokens: int = 2048) -> Iterator[Sequence[UnitId]]:
-    size = max(1, tokens // (len(rows) * max(map(len, rows))))
-    yield from (units[i : i + size] for i in range(0, len(units), size))
+        drawn.sort(key=far.__getitem__)
+    return [UnitId(unit.model, unit.site, i) for i in drawn if i != unit.index][:count]
 
 
 def _losses(
@@ -299,7 +286,84 @@ def _losses(
     lengths = torch.tensor([len(row) for row in rows])
     inner = _not_sink(torch.arange(int(lengths.max())) < lengths[:, None])
     edits = [Edit.by_row(*put, inner)] if put else []
-    places = [(i, len(row) - 1) for i, row in enumerate(rows)]
-    logits, _ = subject.next_token_logits(rows, places, edits)
+    logits, _ = subject.next_token_logits(rows, [(i, len(row) - 1) for i, row in enumerate(rows)], edits)
     wanted = torch.tensor(targets, device=logits.device)
     return torch.nn.functional.cross_entropy(logits, wanted, reduction="none").double().cpu()
+
+
+# Showing
+
+
+def _row(found: Found, where: int, seed: int) -> dict[str, Any]:
+    inside = found.where == where
+    n = int(inside.sum())
+    if not n:
+        empty = dict.fromkeys(("delta_ce", "low", "high"))
+        return {"where": WHERE[where], **empty, "n": 0, "documents": 0, "clean_ce": None, "kl": None}
+    names, cluster = np.unique(found.cluster[inside], return_inverse=True)
+    totals = np.stack([stats.by_cluster(cluster, len(names), x) for x in (found.delta[inside], np.ones(n))], axis=1)
+    sums, counts = stats.resampled(totals, seed).T
+    low, high = stats.interval(stats.ratio(sums, counts), len(names))
+    return {
+        "where": WHERE[where],
+        "delta_ce": float(found.delta[inside].mean()),
+        "low": low,
+        "high": high,
+        "n": n,
+        "documents": len(names),
+        "clean_ce": float(found.clean[inside].mean()),
+        "kl": float(found.kl[inside].mean()),
+    }
+
+
+def _checks(subject: Subject, sweep: Sweep, unit: UnitId, kind: str, found: Found, windows: int) -> dict[str, Any]:
+    pushed, held_down = ([] if found.shift is None else _tokens(subject, sign * found.shift) for sign in (1, -1))
+    return {
+        "fired": found.fired,
+        "positions": found.positions,
+        "windows": windows,
+        "value": None if kind == "resample" else _constant(sweep, unit, kind),
+        "pushed": pushed,
+        "held_down": [[token, -change] for token, change in held_down],
+    }
+
+
+def _tokens(subject: Subject, change: Tensor) -> list[list[Any]]:
+    values, ids = change.topk(min(TOKENS, len(change)))
+    return [[subject.piece(i), value] for i, value in zip(ids.tolist(), values.tolist(), strict=True)]
+
+
+def effect(row: dict[str, Any], bound: float | None) -> str:
+    """What the firing row shows: "none" iff its whole interval lies within ±bound, else "shown" if 0 lies outside."""
+    low, high = row["low"], row["high"]
+    if low is None:
+        return "not shown"
+    if bound is not None and -bound <= low and high <= bound:
+        return "none"
+    return "shown" if low > 0 or high < 0 else "not shown"
+
+
+def _summary(unit: UnitId, kind: str, rows: list[dict[str, Any]], checks: dict[str, Any]) -> str:
+    firing, after, elsewhere = rows
+    if not firing["n"]:
+        return f"{unit} fires nowhere in these windows; its effect is not shown."
+    between = "" if firing["low"] is None else f" [{firing['low']:.3g}, {firing['high']:.3g}]"
+    bound = checks.get("delta_equivalence")
+    verdict = {"none": "no effect", "shown": "an effect", "not shown": "an effect is not shown"}[checks["effect"]]
+    others = ", ".join(f"{r['where']} {r['delta_ce']:+.3g}" for r in (after, elsewhere) if r["n"])
+    pushed = ", ".join(repr(token) for token, _ in checks["pushed"][:3])
+    return (
+        f"{unit} {kind}-ablated: ΔCE {firing['delta_ce']:+.3g} nats{between} where it fires (n = {firing['n']}), "
+        f"{others}: {verdict}{'' if bound is None else f' (δ = {bound:.2g})'}. It pushes {pushed}."
+    )
+
+
+def _warnings(rows: list[dict[str, Any]], checks: dict[str, Any]) -> list[str]:
+    said = []
+    if rows[0]["low"] is None:
+        said.append(f"firings in {rows[0]['documents']} documents only: no interval, so an effect cannot be shown")
+    if checks.get("delta_equivalence") is not None:
+        said.append(f"δ rests on {checks['equivalence_n']} positions a unit: sampling noise widens it as well")
+    if checks["fired"] != checks["positions"]:
+        said.append(f"the edit reached {checks['fired']} of {checks['positions']} positions: the numbers are void")
+    return said

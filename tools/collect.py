@@ -1,7 +1,8 @@
 """What one pass keeps of one site, for every unit and both signs, in memory that does not grow with the text.
 
 y = sign × activation. On the explain side the peak P is not yet known; ten zero-filled best documents give a lower
-bound on it that only grows, so whatever is at least 0.1 P in the end was at least 0.1 of the bound when it came by.
+bound on it that only grows, so whatever is at least 0.1 P in the end was at least 0.1 of the bound when it came by;
+what was kept as a member of a band moves to a lower one as the bound grows.
 """
 
 from collections.abc import Sequence
@@ -53,9 +54,16 @@ class Reservoir:
         merged_key = torch.cat([self.key[touched], self._table(shape, line, rank, key[fits], torch.inf)], dim=1)
         self.key[touched], order = merged_key.topk(self.size, dim=1, largest=False)
         self.worst[touched] = self.key[touched].amax(dim=1)
-        for mine, new in ((self.place, place), (self.value, value)):
-            merged = torch.cat([mine[touched], self._table(shape, line, rank, new[fits], 0)], dim=1)
+        for mine, new, empty in ((self.place, place, -1), (self.value, value, 0)):
+            merged = torch.cat([mine[touched], self._table(shape, line, rank, new[fits], empty)], dim=1)
             mine[touched] = merged.gather(1, order)
+
+    def take(self, gone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Removes the members that `gone` [groups, size] marks; their keys, places and values."""
+        taken = self.key[gone], self.place[gone], self.value[gone]
+        self.key[gone], self.place[gone] = torch.inf, -1
+        self.worst = self.key.amax(dim=1)
+        return taken
 
     @staticmethod
     def _table(shape: tuple[int, int], line: Tensor, rank: Tensor, values: Tensor, empty: float) -> Tensor:
@@ -68,7 +76,8 @@ class Side:
     """One sign of one site on one side of the corpus."""
 
     def __init__(self, width: int, device: torch.device, peak: Tensor | None, firings: int) -> None:
-        self.width, self.peak = width, peak
+        self.width = width
+        self.peak = None if peak is None else torch.where(peak > 0, peak, torch.inf)   # without a peak: never fires
         best = (measures.PEAK_DOCUMENTS, width)
         self.best_value = torch.zeros(best, device=device)
         self.best_place = torch.full(best, -1, dtype=torch.int32, device=device)
@@ -83,24 +92,42 @@ class Side:
         self.last_cluster = torch.full((width,), -1, dtype=torch.int64, device=device)
 
     def scale(self) -> Tensor:
-        """P where it is frozen, else its lower bound so far [U]."""
+        """P where it is frozen (infinite for a unit that has none), else its lower bound so far [U]."""
         return self.best_value.sum(dim=0) / measures.PEAK_DOCUMENTS if self.peak is None else self.peak
 
     def add(self, y: Tensor, place: Tensor, key: Tensor, document: Tensor, cluster: Tensor) -> None:
         """Takes y [N, U] at places [N] (global token numbers) with their keys, documents and clusters, in order."""
         self._best_documents(y, place, document, cluster)
         scale = self.scale()
-        rows, units = torch.nonzero((y >= EDGES[0].item() * scale) & (scale > 0) & (y > 0), as_tuple=True)
+        if self.peak is None:
+            self._reband(scale)
+        rows, units = torch.nonzero((y >= EDGES[0].item() * scale) & (y > 0), as_tuple=True)
         value = y[rows, units]
-        stratum = torch.bucketize(value / scale[units], EDGES.to(y.device), right=True) - 1   # 0 = low … 3 = high
-        top = len(SAMPLED) - 1 - stratum.clamp(min=0)
-        self.bands.add(units * len(SAMPLED) + top, key[rows], place[rows], value)
-        self.strata += torch.bincount(units * len(SAMPLED) + top, minlength=self.strata.numel()).view_as(self.strata)
+        band = self._band(value, scale[units]).clamp(max=len(SAMPLED) - 1)
+        group = units * len(SAMPLED) + band
+        self.bands.add(group, key[rows], place[rows], value)
+        self.strata += torch.bincount(group, minlength=self.strata.numel()).view_as(self.strata)
         bins = ((torch.log2(value) - LOWEST) * PER_OCTAVE).long().clamp(0, BINS - 1)
         self.histogram += torch.bincount(units * BINS + bins, minlength=self.histogram.numel()).view_as(self.histogram)
         if self.firings is not None:
             fires = value >= measures.FIRES * scale[units]
             self.firings.add(units[fires], key[rows[fires]], place[rows[fires]], value[fires])
+
+    @staticmethod
+    def _band(value: Tensor, scale: Tensor) -> Tensor:
+        """Number in SAMPLED of the band that each value belongs to; len(SAMPLED) below the last."""
+        return len(SAMPLED) - torch.bucketize(value / scale, EDGES.to(value.device), right=True)
+
+    def _reband(self, scale: Tensor) -> None:
+        """Moves what is kept to the bands where it belongs at this scale, and drops what is below them all."""
+        value = self.bands.value
+        group = torch.arange(len(value), device=value.device)[:, None].expand_as(value)
+        units = group // len(SAMPLED)
+        band = self._band(value, scale[units])
+        gone = (self.bands.place >= 0) & (band != group % len(SAMPLED))
+        units, band = units[gone], band[gone]
+        low = band < len(SAMPLED)
+        self.bands.add((units * len(SAMPLED) + band)[low], *(taken[low] for taken in self.bands.take(gone)))
 
     def _best_documents(self, y: Tensor, place: Tensor, document: Tensor, cluster: Tensor) -> None:
         numbers, lengths = torch.unique_consecutive(document, return_counts=True)
@@ -121,7 +148,7 @@ class Side:
     def close(self) -> None:
         """Lets the document in progress compete for a place among the best, and counts its cluster if it fires."""
         if self.peak is not None:
-            fires = (self.open_value >= measures.FIRES * self.peak) & (self.open_value > 0)
+            fires = self.open_value >= measures.FIRES * self.peak
             self.clusters += fires & (self.last_cluster != self.open_cluster)
             self.last_cluster[fires] = self.open_cluster
         slot = self.best_value.argmin(dim=0, keepdim=True)

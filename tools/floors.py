@@ -65,15 +65,15 @@ def floor_rules(subject: Subject, sweep: Sweep, unit: UnitId, make_rule: MakeRul
     """Rules of the five nearest and five random units of the unit's site, by the way the unit's own was made.
 
     Nearest: highest cosine of write directions (rows of the down projection, each side of a unit with its sign).
-    Random: sides of other units in an order drawn from `seed`. A unit without exemplars, or for which `make_rule`
-    finds none, is skipped and the next one taken, up to 40 units of a kind. Raises Refused for a unit without a write
-    direction.
+    Random: sides in an order drawn from `seed`, the same for all units of a site, so that a `make_rule` that remembers
+    makes their rules once. A unit without exemplars, or for which `make_rule` finds none, is skipped and the next one
+    taken, up to 40 units of a kind. Raises Refused for a unit without a write direction.
     """
-    order = list(_by_cosine(subject, unit))
-    near = _collect(sweep, order, make_rule)
-    taken = {(other.index, other.sign) for other, _ in near[0]}
-    shuffled = np.random.default_rng(seed).permutation(len(order))
-    far = _collect(sweep, [order[i] for i in shuffled if (order[i].index, order[i].sign) not in taken], make_rule)
+    near = _collect(sweep, list(_by_cosine(subject, unit)), make_rule)
+    taken = {other for other, _ in near[0]}
+    drawn = np.random.default_rng(seed).permutation(len(SIGNS) * subject.count(unit.site)).tolist()
+    order = [UnitId(unit.model, unit.site, place // len(SIGNS), SIGNS[place % len(SIGNS)]) for place in drawn]
+    far = _collect(sweep, [u for u in order if u.index != unit.index and u not in taken], make_rule)
     return Floors(
         nearest=tuple(rule for _, rule in near[0]),
         random=tuple(rule for _, rule in far[0]),
@@ -215,7 +215,7 @@ class _Table:
         else:
             suffix = shorter.find(side.text)[0][whole][first]
             self.mean = (seen + (self.count - known) * shorter.unseen[suffix]) / self.count
-        self.unseen = np.maximum(self.count * self.mean - seen, 0) / np.maximum(self.count - known, 1)
+        self.unseen: Floats = np.maximum(self.count * self.mean - seen, 0) / np.maximum(self.count - known, 1)
 
     def find(self, text: SideText) -> tuple[Ints, Flags]:
         """For each place of `text` the number of its n-gram here, and whether it has one."""

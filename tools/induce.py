@@ -2,8 +2,9 @@
 
 What is known there without a forward pass: some dozens of firing places (a sample of each stratum of y/P), how often
 the unit fires (N), and every token. A clause that covers the share r of the weighted sample and matches M places has
-TP = r N true ones among them. Clauses are proposed from what firing places have in common, narrowed by what stands
-before them, and joined greedily; then windows in which they predict are read, which gives their precision.
+TP = r N true ones among them. Clauses are proposed from what firing places share, narrowed by what stands before
+them, and joined greedily. Then windows that hold the proposals are read: their labels correct the precision of every
+word and clause, and the search is made again.
 
 Chosen is the highest F1 = 2 TP / (M + N) less PRICE an atom, ALTERNATIVE for each word of a list beyond the first,
 and DOUBT × the share of substitution experiments that the rule gets wrong. A word of a list counts for what firing
@@ -14,7 +15,7 @@ Without that, a list of the exemplars' own words would look perfect.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -22,25 +23,29 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import re2
 from nltk.stem import PorterStemmer
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from ..store.records import Evidence, Refused
 from .collect import position_key
 from .measures import FIRES, MAX_ATOMS, MAX_CLAUSES, STRATA, WINDOW
-from .rules import CLASSES, MAX_IDS, NUMBER_WORDS, Clause, Flags, Floats, Ints, Matcher, Near, Rule, SideText
-from .rules import Text, Tokens, side_text
+from .rules import CLASSES, MAX_IDS, Clause, Flags, Floats, Ints, Matcher, Near, Rule, Text, Tokens, side_text
 from .subject import Subject
 from .units import UnitId
 
 READS = 150            # windows read at most
 PRICE, ALTERNATIVE, DOUBT = 0.01, 0.001, 0.1
 MIN_DOCUMENTS = 8      # below this a shared pattern may be one author's or chance; the score side asks as many
-MIN_F1 = 0.2           # four clauses fitted to chance reach about .1 on the explain side
+MIN_F1 = 0.2           # below this, rules fitted to pure chance are found too
+PRIOR = 4.0            # places' worth of belief in the exemplars' precision once places are read
 REACH = 6              # exact distances tried, in tokens and in words
 RANGES = (2, 3, 5, 8, 16, 32, 62)
+SPANS = ((1, 1), (1, 2), (1, 3), (1, 5), (1, 8), (1, 16), (4, WINDOW - 1), (8, WINDOW - 1), (32, WINDOW - 1))
 DEPTH = 3              # conditions added to one matcher
-SHORTLIST = 16         # clauses that are read
-UNLIKELY = 0.01        # chance that firing places avoid a context as they do, from which "not" is considered
+FRONTIER = 4           # clauses that get a further condition
+SHORTLIST = 16         # clauses that a rule is put together from
+READ = 6               # of these, the clauses that are read
+UNLIKELY = 1e-3        # a condition counts if firing places meet it this improbably well for their matched neighbours
+TRIED = 0.05           # the same for a condition that experiments point to
 
 # Shapes and closed classes that people have a name for.
 KNOWN: tuple[tuple[str, str], ...] = (
@@ -70,10 +75,10 @@ CALLED = {
     "number": ("numbers", "a number"), "uppercase": ("words in capitals", "a word in capitals"),
     "capitalised": ("capitalised words", "a capitalised word"), "lowercase": ("lower-case words", "a lower-case word"),
     "punctuation": ("punctuation marks", "a punctuation mark"), "newline": ("line breaks", "a line break"),
-    "number word": ("number words", ""), "blank": ("blanks", ""), "any": ("any token", ""),
+    "number word": ("numbers written as words", ""), "blank": ("blanks", ""), "any": ("any token", ""),
 }  # fmt: skip
 WORD_CLASSES = tuple(name for name, (_, one) in CALLED.items() if one)  # no word is in two of them
-COUNTS = ("", "", "two", "three", "four", "five", "six")
+COUNTS = ("no", "one", "two", "three", "four", "five", "six")
 
 Place = tuple[int, int]
 
@@ -91,7 +96,10 @@ class Explained(Protocol):
 
 @dataclass(frozen=True)
 class Induced:
-    """A rule and its sentence, or neither and the reason. The estimates are of the explain side, hence favourable."""
+    """A rule and its sentence, or neither and the reason. The estimates are of the explain side, hence favourable.
+
+    reads: windows read. The estimates are None where nothing was fitted.
+    """
 
     rule: Rule | None
     sentence: str | None
@@ -109,44 +117,47 @@ def induce(
 
     evidence: results of `minimal_example` and `substitute` on this unit; what was kept proposes contexts, substitutes
     that keep or raise widen the lists, and each experiment that a rule gets wrong costs it. reads: windows of 64
-    tokens to read; 0 estimates precision from the exemplars alone, with no forward pass.
+    tokens read at most; 0 estimates precision from the exemplars alone, with no forward pass.
 
-    With reads, precision is weighted by 1 / the chance that each window was drawn, TP = precision × M, and
-    recall = TP / N. A clause's value is its mean y/P over the places read (without reads: over firing exemplars,
-    times precision). Abstains with a reason where the unit fires in fewer than 8 explain documents that are no near
-    copies, or the best F1 is below .2. Raises Refused if evidence is of another unit.
+    Precision: of the places read, each weighted by 1 / the chance that its window was drawn, with PRIOR places' worth
+    of the exemplars' estimate TP / M; recall = precision × M / N. A clause's value is its mean y/P over the places
+    read (without reads: precision × the mean over firing exemplars). Abstains, with a reason, where the unit fires in
+    fewer than 8 explain documents that are no near copies, or the best F1 is below .2. Raises Refused if evidence is
+    of another unit.
     """
     foreign = next((e for e in evidence if (e.unit, e.sign) != (unit.bare, unit.sign)), None)
     if foreign is not None:
-        raise Refused(f"the evidence is of {foreign.unit} and the rule is for {unit.bare}; give this unit's own.")
+        raise Refused(f"the evidence is of {foreign.unit} and the rule is for {unit}; give this unit's own.")
     known = _Known(subject, sweep, unit)
     documents = len(set(known.cluster.tolist()))
     if documents < MIN_DOCUMENTS:
         reason = f"it fires in {documents} explain documents that are no near copies; a pattern needs {MIN_DOCUMENTS}."
         return Induced(None, None, reason, None, None, None, 0)
-    search = _Search(subject, known, _Trials(subject, evidence))
+    trials = _Trials(subject, evidence)
+    search = _Search(subject, known, trials)
     rule, pool = search.cover()
-    judge: _Judge = known
-    windows = 0
-    if reads and pool:
-        reader = _Reader(known, [search.exact(c) for c in search.shortlist(rule, pool)], reads)
-        reader.read(subject, sweep, unit)
-        judge, windows = reader, len(reader.rows)
-        rule = search.assemble(reader, reader.candidates)
-    return _conclude(search, judge, [search.exact(c) for c in rule], windows)
+    if reads:
+        known.read(subject, sweep, unit, [*search.shared_words(), *(c.at for c in search.shortlist(pool)[:READ])], reads // 2)
+        known.learn()
+        search = _Search(subject, known, trials)
+        rule, pool = search.cover()
+        known.read(subject, sweep, unit, [c.at for c in search.shortlist([*rule, *pool])[:READ]], reads)
+        rule = search.assemble(search.shortlist(pool))
+    return _conclude(search, [search.exact(c) for c in rule])
 
 
-def _conclude(search: "_Search", judge: "_Judge", rule: "list[_Candidate]", windows: int) -> Induced:
-    precision, recall = judge.rates(rule) if rule else (0.0, 0.0)
+def _conclude(search: "_Search", rule: "list[_Candidate]") -> Induced:
+    known = search.known
+    windows = int((known.chance > 0).sum())
+    precision, recall = known.rates(rule) if rule else (0.0, 0.0)
     f1 = _harmonic(precision, recall)
     how = f"{windows} windows read" if windows else "from exemplars, none read"
     if f1 < MIN_F1:
         reason = f"the best pattern found has F1 {f1:.2f} on the explain side ({how}); below {MIN_F1} it may be chance."
         return Induced(None, None, reason, f1, precision, recall, windows)
-    clauses = tuple(replace(c.clause, value=judge.value(c)) for c in rule)
+    clauses = tuple(replace(c.clause, value=known.value(c)) for c in rule)
     sentence = "fires on " + "; also on ".join(search.phrase(c) for c in rule)
-    reason = f"F1 {f1:.2f} on the explain side, {how}."
-    return Induced(Rule(clauses), sentence, reason, f1, precision, recall, windows)
+    return Induced(Rule(clauses), sentence, f"F1 {f1:.2f} on the explain side, {how}.", f1, precision, recall, windows)
 
 
 def _harmonic(p: float, r: float) -> float:
@@ -160,127 +171,143 @@ def _harmonic(p: float, r: float) -> float:
 class _Candidate:
     """A clause, the places `at` it matches (flat, ascending), and trust[P]: what each firing place counts (0 = missed).
 
-    alternatives: words listed in its patterns; words, before: how to say its matcher and its contexts.
+    listed: words in its lists beyond the first; words, before: how to say its matcher and its conditions.
     """
 
     clause: Clause
     at: Ints
     trust: Floats
-    alternatives: int
+    listed: int
     words: str
     before: tuple[str, ...] = ()
 
-
-class _Judge(Protocol):
-    def rates(self, rule: Sequence[_Candidate]) -> tuple[float, float]: ...
-    def value(self, candidate: _Candidate) -> float: ...
+    @cached_property
+    def key(self) -> bytes:
+        return self.at.tobytes()
 
 
 class _Known:
-    """The explain side of one unit: its text, firing places [P] with weights (summing to N), y/P and clusters."""
+    """The explain side of one unit: its text, firing places [P] with weights (summing to N), and what was read.
+
+    A firing place found by reading has weight 0: it says that its word fires in one more document, not how often.
+    """
 
     def __init__(self, subject: Subject, sweep: Explained, unit: UnitId) -> None:
         statistics = sweep.statistics(unit)
-        self.side: SideText = side_text(subject, sweep, "explain")
+        self.side = side_text(subject, sweep, "explain")
         self.text: Text = self.side.text
         self.peak = float(statistics.peak)
         self.firings = float(max(statistics.firings["explain"], 1))
-        exemplars = {e.place: e for e in sweep.exemplars(unit, "explain") if e.band == "top"}
-        exemplars |= {e.place: e for e in sweep.exemplars(unit, "explain") if e.band != "top"}
-        fires = [e for e in exemplars.values() if e.activation >= FIRES * self.peak and self.peak > 0]
-        fires.sort(key=lambda e: e.place)
+        self.clusters = [document.cluster for document in sweep.documents]
+        found = {e.place: e for e in sorted(sweep.exemplars(unit, "explain"), key=lambda e: e.band != "top")}
+        fires = [e for _, e in sorted(found.items()) if e.activation >= FIRES * self.peak > 0]
         self.at: Ints = np.array([self.side.index(e.place) for e in fires], dtype=np.int64)
         self.ratio: Floats = np.array([e.activation / self.peak for e in fires])
-        self.cluster: Ints = np.array([sweep.documents[e.document].cluster for e in fires], dtype=np.int64)
+        self.cluster: Ints = np.array([self.clusters[e.document] for e in fires], dtype=np.int64)
         sampled = np.array([e.band != "top" for e in fires], dtype=np.bool_)
         self.weight = self._weigh(sampled, statistics.strata["explain"])
+        self.chance: Floats = np.zeros(len(self.text.starts) - 1)
+        self.read_at: Ints = np.zeros(0, dtype=np.int64)
+        self.read_ratio: Floats = np.zeros(0)
+        self.read_weight: Floats = np.zeros(0)
 
     def _weigh(self, sampled: Flags, strata: Sequence[int]) -> Floats:
-        """N_h / n_h in each firing stratum; the best documents count only where the sample leaves them out of nothing."""
+        """N_h / n_h in each firing stratum; its best documents' maxima count only if everything there is known."""
         weight = np.zeros(len(self.at))
-        edges = (np.inf, *STRATA)
-        for h in range(2):
-            inside = (self.ratio >= edges[h + 1]) & (self.ratio < edges[h])
-            counted = inside if strata[h] <= inside.sum() or not (inside & sampled).any() else inside & sampled
-            if counted.any():
-                weight[counted] = max(strata[h], counted.sum()) / counted.sum()
-        total = weight.sum()
-        return weight * self.firings / total if total else weight
+        for h, (low, high) in enumerate(((STRATA[0], np.inf), (STRATA[1], STRATA[0]))):
+            inside = (self.ratio >= low) & (self.ratio < high)
+            if strata[h] > inside.sum() and (inside & sampled).any():
+                inside &= sampled
+            weight[inside] = max(strata[h], inside.sum()) / max(inside.sum(), 1)
+        return weight * self.firings / weight.sum() if weight.any() else weight
+
+    def read(
+        self, subject: Subject, sweep: Explained, unit: UnitId, groups: Sequence[Ints], reads: int
+    ) -> None:
+        """Reads whole windows that hold places of the groups: of each group its windows of smallest key, in turn."""
+        starts = self.text.starts
+        keys = position_key(np.arange(len(starts) - 1))
+        own = [np.unique(np.searchsorted(starts, at, side="right") - 1) for at in groups]
+        own = [rows[np.argsort(keys[rows])] for rows in own]
+        done = self.chance > 0
+
+        def total(size: int) -> int:
+            return len(np.unique(np.concatenate([np.flatnonzero(done), *(rows[:size] for rows in own)])))
+
+        low, high = 0, max(map(len, own), default=0)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if total(middle) <= reads else (low, middle - 1)
+        for rows in own:
+            # The key of the first window left out is the chance that one of the group's windows is read.
+            chance = float(keys[rows[low]]) if low < len(rows) else 1.0
+            self.chance[rows[:low]] = np.maximum(self.chance[rows[:low]], chance)
+        new = np.flatnonzero((self.chance > 0) & ~done)
+        flat = np.concatenate([np.arange(starts[row] + 1, starts[row + 1]) for row in new] or [self.read_at[:0]])
+        places = [(int(self.side.document[i]), int(self.side.offset[i])) for i in flat]
+        ratio = np.asarray(sweep.read(subject, unit, places), dtype=np.float64) / self.peak if places else np.zeros(0)
+        self.read_at, self.read_ratio = np.append(self.read_at, flat), np.append(self.read_ratio, ratio)
+        self.read_weight = 1 / self.chance[np.searchsorted(starts, self.read_at, side="right") - 1]
+
+    def learn(self) -> None:
+        """Takes the firing places read so far among the known ones."""
+        new = (self.read_ratio >= FIRES) & ~np.isin(self.read_at, self.at)
+        self.at = np.append(self.at, self.read_at[new])
+        self.ratio = np.append(self.ratio, self.read_ratio[new])
+        self.weight = np.append(self.weight, np.zeros(int(new.sum())))
+        clusters = [self.clusters[d] for d in self.side.document[self.read_at[new]]]
+        self.cluster = np.append(self.cluster, np.array(clusters, dtype=np.int64))
 
     def matched(self, at: Ints) -> Flags:
         """Which firing places are among `at` (ascending)."""
         if not len(at):
             return np.zeros(len(self.at), dtype=np.bool_)
-        return at[np.minimum(np.searchsorted(at, self.at), len(at) - 1)] == self.at
+        found: Flags = at[np.minimum(np.searchsorted(at, self.at), len(at) - 1)] == self.at
+        return found
+
+    def documents(self, which: Flags) -> int:
+        return len(set(self.cluster[which].tolist()))
 
     def shrink(self, covered: Flags, size: int) -> float:
         """(k − 1) / k for k clusters covered, and no more true places than the `size` there are."""
-        k, total = len(np.unique(self.cluster[covered])), self.weight[covered].sum()
-        return float((k - 1) / k * min(1.0, size / total)) if k and total else 0.0
+        k, total = self.documents(covered), float(self.weight[covered].sum())
+        return (k - 1) / k * min(1.0, size / max(total, 1e-9)) if k else 0.0
 
     def rates(self, rule: Sequence[_Candidate]) -> tuple[float, float]:
-        """Precision and recall of a rule, from the exemplars."""
-        size = len(_union(rule))
-        true = min(float((self.weight * np.max([c.trust for c in rule], axis=0)).sum()), size)
-        return (true / size if size else 0.0), min(1.0, true / self.firings)
-
-    def value(self, candidate: _Candidate) -> float:
-        weight = self.weight * candidate.trust
-        mean = float((weight * self.ratio).sum() / weight.sum())
-        return round(max(self.rates([candidate])[0] * mean, 0.01), 4)
-
-
-def _union(rule: Sequence[_Candidate]) -> Ints:
-    return rule[0].at if len(rule) == 1 else np.unique(np.concatenate([c.at for c in rule]))
-
-
-class _Reader:
-    """Estimates from windows read: each candidate's windows of smallest key, as many of each as `reads` allow."""
-
-    def __init__(self, known: _Known, candidates: list[_Candidate], reads: int) -> None:
-        self.known, self.candidates = known, candidates
-        starts = known.text.starts
-        keys = position_key(np.arange(len(starts) - 1))
-        own = [np.unique(np.searchsorted(starts, c.at, side="right") - 1) for c in candidates]
-        own = [rows[np.argsort(keys[rows])] for rows in own]
-        low, high = 0, max(map(len, own), default=0)
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = len(np.unique(np.concatenate([rows[:middle] for rows in own]))) <= reads
-            low, high = (middle, high) if fits else (low, middle - 1)
-        self.rows: Ints = np.unique(np.concatenate([rows[:low] for rows in own]))
-        self.chance = np.zeros(len(starts) - 1)
-        for rows in own:
-            edge = float(keys[rows[low]]) if low < len(rows) else 1.0
-            self.chance[rows[:low]] = np.maximum(self.chance[rows[:low]], edge)
-        self.ratio: Floats = np.full(len(known.text.ids), np.nan)
-
-    def read(self, subject: Subject, sweep: Explained, unit: UnitId) -> None:
-        starts, side = self.known.text.starts, self.known.side
-        flat = np.concatenate([np.arange(starts[row] + 1, starts[row + 1]) for row in self.rows])
-        places = [(int(side.document[i]), int(side.offset[i])) for i in flat]
-        self.ratio[flat] = np.asarray(sweep.read(subject, unit, places), dtype=np.float64) / self.known.peak
-
-    def _seen(self, at: Ints) -> tuple[Floats, Floats]:
-        at = at[~np.isnan(self.ratio[at])]
-        rows = np.searchsorted(self.known.text.starts, at, side="right") - 1
-        return self.ratio[at], 1 / self.chance[rows]
-
-    def rates(self, rule: Sequence[_Candidate]) -> tuple[float, float]:
-        """Precision of the places read, and the recall that it implies."""
-        at = _union(rule)
-        ratio, weight = self._seen(at)
-        if not len(ratio):
+        """Precision and recall of a rule."""
+        mask = _mask(rule, len(self.text.ids))
+        size = int(np.count_nonzero(mask))
+        if not size:
             return 0.0, 0.0
         trust = np.max([c.trust for c in rule], axis=0)
-        covered = self.known.weight * (np.max([self.known.matched(c.at) for c in rule], axis=0))
-        honest = float((self.known.weight * trust).sum() / covered.sum()) if covered.sum() else 0.0
-        precision = float((weight * (ratio >= FIRES)).sum() / weight.sum()) * honest
-        return precision, min(1.0, precision * len(at) / self.known.firings)
+        precision = min(float((self.weight * trust).sum()) / size, 1.0)
+        hit = mask[self.read_at]
+        if hit.any():
+            weight = self.read_weight[hit]
+            seen = float((weight * (self.read_ratio[hit] >= FIRES)).sum() / weight.sum())
+            covered = mask[self.at]
+            seen *= float(trust[covered].mean()) if covered.any() else 0.0
+            count = float(weight.sum() ** 2 / (weight**2).sum())
+            prior = PRIOR * (1 - int(hit.sum()) / size)
+            precision = (count * seen + prior * precision) / (count + prior)
+        return precision, min(1.0, precision * size / self.firings)
 
-    def value(self, candidate: _Candidate) -> float:
-        ratio, weight = self._seen(candidate.at)
-        return round(max(float((weight * ratio).sum() / weight.sum()), 0.01), 4)
+    def value(self, c: _Candidate) -> float:
+        """Mean y/P where a clause matches."""
+        hit = _mask([c], len(self.text.ids))[self.read_at]
+        if hit.any():
+            mean = float(np.average(self.read_ratio[hit], weights=self.read_weight[hit]))
+        else:
+            covered = self.weight * c.trust > 0
+            mean = self.rates([c])[0] * float(np.average(self.ratio[covered], weights=self.weight[covered]))
+        return round(max(mean, 0.01), 4)
+
+
+def _mask(rule: Sequence[_Candidate], size: int) -> Flags:
+    mask = np.zeros(size, dtype=np.bool_)
+    for c in rule:
+        mask[c.at] = True
+    return mask
 
 
 # Ways to group words
@@ -288,52 +315,56 @@ class _Reader:
 
 @dataclass(frozen=True, eq=False)
 class _Family:
-    """One way to group words: codes[kind of word] (−1: says nothing), names[code], and how a list of names is written."""
+    """One way to group words: codes[kind of word] (−1: says nothing), names[code], and how a list of names is written.
+
+    loose: the pattern goes beyond the words seen, so it must be shown by different words, not by one word many times.
+    """
 
     codes: Ints
     names: list[str]
     write: Callable[[list[str]], str]
     call: Callable[[list[str]], str]
     most: int
+    loose: bool = True
 
 
 class _Lexicon:
-    """The families over the vocabulary of one text."""
+    """The families over the vocabulary of one text, and where each word (folded) stands in it."""
 
-    def __init__(self, vocabulary: Sequence[str]) -> None:
-        folded = [word.lower() for word in vocabulary]
+    def __init__(self, text: Text) -> None:
+        folded = [word.lower() for word in text.vocabulary]
         plain = [word if word.replace("'", "").replace("’", "").isalpha() else None for word in folded]
-        stemmer = PorterStemmer()
-        stems = [stemmer.stem(word) if word else None for word in plain]
+        stem = PorterStemmer().stem
+        stems = [stem(word) if word else None for word in plain]
         members: dict[str, dict[str, None]] = {}
-        for word, stem in zip(folded, stems, strict=True):
-            members.setdefault(stem or "", {})[word] = None
-        self.exact = _family([w or None for w in vocabulary], lambda n: "|".join(map(_escape, n)), _called, 24)
-        self.folded = _family([w or None for w in folded], lambda n: "(?i)" + "|".join(map(_escape, n)), _called, 24)
-        self.kinds = _family([_class(word) for word in vocabulary], lambda n: n[0], lambda n: CALLED[n[0]][1], 1)
-        self.all = [
-            self.exact, self.folded,
-            _family(stems, lambda n: "(?i)" + "|".join(_escape(w) for s in n for w in members[s]),
-                    lambda n: f"forms of {_quoted(n[:6], 'and')}", 8),
-            _family([_digits(word) for word in vocabulary], _digit_pattern, _digit_call, 6),
-            _family([_shape(word) for word in vocabulary], "|".join, lambda n: _shape_call(n), 4),
-        ]  # fmt: skip
+        for word, root in zip(folded, stems, strict=True):
+            members.setdefault(root or "", {})[word] = None
+        self.folded = _family([w or None for w in folded], _listing, _called, 24, loose=False)
+        self.kinds = _family([_class(w) for w in text.vocabulary], lambda n: n[0], lambda n: CALLED[n[0]][1], 1)
+        exact = _family([w or None for w in text.vocabulary], lambda n: "|".join(map(_escape, n)), _called, 24, loose=False)
+        forms = _family(stems, lambda n: _listing([w for s in n for w in list(members[s])[:8]]),
+                        lambda n: f"forms of {_quoted([min(members[s], key=len) for s in n[:6]], 'and')}", 8)  # fmt: skip
+        numbers = _family([_digits(w) for w in text.vocabulary], _digit_pattern, _digit_call, 6)
+        shapes = _family([_shape(w) for w in text.vocabulary], "|".join, _shape_call, 4)
+        self.all = [exact, self.folded, forms, numbers, shapes]
         for size in range(1, 6):
             ends = [word[-size:] if word and len(word) > size + 1 else None for word in plain]
             heads = [word[:size] if word and len(word) > size + 1 else None for word in plain]
-            self.all.append(_family(ends, lambda n: rf"(?i)[\pL'’]{{2,}}({'|'.join(map(_escape, n))})", _ending, 4))
-            if size > 1:
-                self.all.append(
-                    _family(heads, lambda n: rf"(?i)({'|'.join(map(_escape, n))})[\pL'’]{{2,}}", _beginning, 4)
-                )
+            self.all.append(_family(ends, lambda n: rf"(?i)[\pL'’]{{2,}}({_options(n)})", _ending, 4))
+            self.all.append(_family(heads, lambda n: rf"(?i)({_options(n)})[\pL'’]{{2,}}", _beginning, 1))
+        codes = self.folded.codes[text.kind]
+        order = np.argsort(codes, kind="stable")
+        bounds = np.searchsorted(codes[order], np.arange(len(self.folded.names) + 1))
+        self.places = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
 def _family(
-    values: Sequence[str | None], write: Callable[[list[str]], str], call: Callable[[list[str]], str], most: int
-) -> _Family:
+    values: Sequence[str | None], write: Callable[[list[str]], str], call: Callable[[list[str]], str], most: int,
+    loose: bool = True,
+) -> _Family:  # fmt: skip
     known: dict[str, int] = {}
     codes = [-1 if value is None else known.setdefault(value, len(known)) for value in values]
-    return _Family(np.array(codes, dtype=np.int64), list(known), write, call, most)
+    return _Family(np.array(codes, dtype=np.int64), list(known), write, call, most, loose)
 
 
 _lexicons: WeakKeyDictionary[Text, _Lexicon] = WeakKeyDictionary()
@@ -341,12 +372,20 @@ _lexicons: WeakKeyDictionary[Text, _Lexicon] = WeakKeyDictionary()
 
 def _lexicon(text: Text) -> _Lexicon:
     if text not in _lexicons:
-        _lexicons[text] = _Lexicon(text.vocabulary)
+        _lexicons[text] = _Lexicon(text)
     return _lexicons[text]
 
 
 def _escape(word: str) -> str:
     return word if word.isalnum() else str(re2.escape(word))
+
+
+def _options(names: Sequence[str]) -> str:
+    return "|".join(map(_escape, names))
+
+
+def _listing(names: Sequence[str]) -> str:
+    return "(?i)" + _options(names)
 
 
 def _digits(word: str) -> str | None:
@@ -358,7 +397,7 @@ def _digits(word: str) -> str | None:
 
 def _digit_pattern(names: list[str]) -> str:
     tails = [name.removeprefix(r"\d+") for name in names]
-    if len(names) > 1 and all(name.startswith(r"\d+") and tail.isalpha() for name, tail in zip(names, tails, strict=True)):
+    if len(names) > 1 and all(t.isalpha() and n == rf"\d+{t}" for n, t in zip(names, tails, strict=True)):
         return rf"\d+({'|'.join(tails)})"
     return "|".join(names)
 
@@ -372,7 +411,7 @@ def _digit_call(names: list[str]) -> str:
 
 def _shape(word: str) -> str | None:
     """Runs of capitals, small letters and digits: 1976 → \\d{4}, NASA → \\p{Lu}+."""
-    if not word or not any(c.isalnum() for c in word):
+    if not any(c.isalnum() for c in word):
         return None
     if word.isdigit():
         return rf"\d{{{len(word)}}}"
@@ -390,9 +429,14 @@ def _letter_kind(c: str) -> str:
 def _shape_call(names: list[str]) -> str:
     counts = [name[3:-1] for name in names if name.startswith(r"\d{")]
     if len(counts) == len(names):
-        return f"numbers of {_listed(sorted(counts, key=int), 'or')} digit{'s' * (counts != ['1'])}"
-    shown = [n.replace(r"\p{Lu}+", "AA").replace(r"\p{Lu}", "A").replace(r"\p{Ll}+", "aa").replace(r"\d+", "9") for n in names]
-    return f"words written like {_quoted([s.replace(chr(92), '') for s in shown], 'or')}"
+        return f"numbers of {_joined(sorted(counts, key=int), 'or')} digit{'s' * (counts != ['1'])}"
+    signs = ((r"\p{Lu}+", "AA"), (r"\p{Lu}", "A"), (r"\p{Ll}+", "aa"), (r"\d+", "99"), ("\\", ""))
+    shown = []
+    for name in names:
+        for sign, plain in signs:
+            name = name.replace(sign, plain)
+        shown.append(name)
+    return f"words written like {_quoted(shown, 'or')}"
 
 
 def _class(word: str) -> str | None:
@@ -418,21 +462,30 @@ def _called(names: Sequence[str]) -> str:
 
 
 def _quoted(names: Sequence[str], last: str) -> str:
-    return _listed([f"“{name}”" for name in names], last)
+    return _joined([f"“{name}”".replace("\n", "⏎") for name in names], last)
 
 
-def _listed(items: Sequence[str], last: str) -> str:
+def _joined(items: Sequence[str], last: str) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
+
+
+def _after(what: str, distance: int) -> str:
+    return f"after {what}" if distance == 1 else f"with {what} {(*COUNTS, *map(str, range(7, 99)))[distance]} words before"
+
+
+def _within(what: str, distance: int) -> str:
+    return f"with {what} among the {distance} words before"
 
 
 # What experiments say
 
 
 class _Trials:
-    """Substitution experiments as labelled texts, and the words that minimal examples kept before the tracked token."""
+    """Substitution experiments as labelled texts, and the words that they and minimal examples found to matter."""
 
     def __init__(self, subject: Subject, evidence: Sequence[Evidence]) -> None:
-        rows = [r for e in evidence if e.tool == "substitute" for r in e.rows if r["effect"] in ("kills", "keeps", "raises")]
+        told = ("kills", "keeps", "raises")
+        rows = [r for e in evidence if e.tool == "substitute" for r in e.rows if r["effect"] in told]
         self.fires: Flags = np.array([r["effect"] != "kills" for r in rows], dtype=np.bool_)
         windows = [Tokens.of(subject, r["ids"]) for r in rows]
         self.text = Text(windows)
@@ -442,23 +495,20 @@ class _Trials:
         self.killing: dict[int, Counter[str]] = {}
         for e in evidence:
             if e.tool == "minimal_example" and e.rows:
-                tokens = Tokens.of(subject, e.rows[0]["ids"])
-                self._note(tokens, e.rows[0]["kept"], True)
+                self._note(Tokens.of(subject, e.rows[0]["ids"]), e.rows[0]["kept"], True)
         for row, tokens in zip(rows, windows, strict=True):
             self._note(tokens, [row["position"]], row["effect"] != "kills")
 
-    def _note(self, tokens: Tokens, kept: Sequence[int], keeps: bool) -> None:
+    def _note(self, tokens: Tokens, indices: Sequence[int], keeps: bool) -> None:
         """Files the words at these tokens under their distance in words from the tracked token, the last."""
-        for index in kept:
+        for index in indices:
             back, word = tokens.word[-1] - tokens.word[index], tokens.words[tokens.word[index]].lower()
-            if not word or not back >= 0:
-                continue
-            if back == 0 and keeps:
+            if word and back == 0 and keeps:
                 self.tracked[word] += 1
-            elif back:
+            elif word and back > 0:
                 (self.kept if keeps else self.killing).setdefault(back, Counter())[word] += 1
 
-    def contexts(self) -> Iterator[tuple[Near, str, int, bool]]:
+    def conditions(self) -> Iterator[tuple[Near, str, int, bool]]:
         """Contexts worth a try: the context, how to say it, the words in it, and whether it is needed or forbidden."""
         where: dict[str, list[int]] = {}
         for back, words in sorted(self.kept.items()):
@@ -474,9 +524,10 @@ class _Trials:
         for back, words in sorted(self.killing.items()):
             names = [word for word, count in words.most_common(12) if count > 1]
             if names:
-                yield Near(Matcher(word=_listing(names)), back, back, "words"), _after(_called(names), back), len(names), False
+                near = Near(Matcher(word=_listing(names)), back, back, "words")
+                yield near, _after(_called(names), back), len(names), False
 
-    def wrong(self, rule: "Sequence[_Candidate]") -> float:
+    def wrong(self, rule: Sequence[_Candidate]) -> float:
         """The share of the experiments that a rule gets wrong."""
         if not len(self.fires):
             return 0.0
@@ -484,27 +535,7 @@ class _Trials:
         return float((said != self.fires).mean())
 
 
-def _listing(names: Sequence[str]) -> str:
-    return "(?i)" + "|".join(map(_escape, names))
-
-
-def _after(what: str, distance: int) -> str:
-    return f"after {what}" if distance == 1 else f"with {what} {COUNTS[distance] if distance < 7 else distance} words before"
-
-
-def _within(what: str, distance: int) -> str:
-    return f"with {what} among the {distance} words before"
-
-
 # Search
-
-
-@dataclass(frozen=True)
-class _Pick:
-    """A set of values, and what each firing place counts under it."""
-
-    values: Ints
-    trust: Floats
 
 
 @dataclass(frozen=True)
@@ -517,58 +548,80 @@ class _Rest:
     size: int
 
 
+@dataclass(frozen=True)
+class _Pick:
+    """A list of values, and what each firing place counts under it."""
+
+    values: Ints
+    trust: Floats
+
+
+@dataclass(frozen=True)
+class _Values:
+    """A way to see places by a value: at all matched places, at firing ones [P] (−1 = none), and at those read."""
+
+    everywhere: Ints
+    firing: Ints
+    read: Ints
+    read_fires: Flags
+
+
 class _Search:
-    """Proposes clauses and joins them. A state is a rule so far; its firing places are not looked at again."""
+    """Proposes clauses and joins them."""
 
     def __init__(self, subject: Subject, known: _Known, trials: _Trials) -> None:
         self.spell = subject.piece
         self.known, self.text, self.trials = known, known.text, trials
         self.lexicon = _lexicon(known.text)
-        self.contexts = list(trials.contexts())
+        self.conditions = list(trials.conditions())
+        self.read = np.zeros(len(self.text.ids), dtype=np.bool_)
+        self.read[known.read_at] = True
+        self.fires = np.zeros(len(self.text.ids), dtype=np.bool_)
+        self.fires[known.read_at[known.read_ratio >= FIRES]] = True
 
-    def worth(self, judge: _Judge, rule: Sequence[_Candidate]) -> float:
+    def worth(self, rule: Sequence[_Candidate]) -> float:
         """F1 less the price of size and of experiments that contradict the rule; −1 if the rule is too large."""
         atoms = sum(c.clause.atoms for c in rule)
-        if not rule:
-            return 0.0
         if atoms > MAX_ATOMS or len(rule) > MAX_CLAUSES:
             return -1.0
-        listed = sum(c.alternatives for c in rule)
-        price = PRICE * atoms + ALTERNATIVE * listed + DOUBT * self.trials.wrong(rule)
-        return _harmonic(*judge.rates(rule)) - price
+        price = PRICE * atoms + ALTERNATIVE * sum(c.listed for c in rule)
+        return _harmonic(*self.known.rates(rule)) - price - DOUBT * self.trials.wrong(rule) if rule else 0.0
 
     def cover(self) -> tuple[list[_Candidate], list[_Candidate]]:
-        """The rule that exemplars alone would choose, and the better clauses seen on the way, best first."""
+        """The best rule found clause by clause, and the better clauses seen on the way."""
         rule: list[_Candidate] = []
-        pool: list[tuple[float, _Candidate]] = []
+        pool: list[_Candidate] = []
         while len(rule) < MAX_CLAUSES:
             options = self._clauses(rule)
-            pool += options[:SHORTLIST]
-            if not options or options[0][0] <= self.worth(self.known, rule):
+            pool += [c for _, c in options[:SHORTLIST]]
+            if not options or options[0][0] <= self.worth(rule):
                 break
             rule.append(options[0][1])
-        rule = self.assemble(self.known, [c for _, c in sorted(pool, key=lambda item: -item[0])[: 2 * SHORTLIST]])
-        return rule, [c for _, c in pool]
+        return self.assemble(self.shortlist([*rule, *pool])), [*rule, *pool]
 
-    def assemble(self, judge: _Judge, pool: Sequence[_Candidate]) -> list[_Candidate]:
-        """The best rule from these clauses: from each of the four best begun, the best added while it helps."""
-        begun = sorted(([c] for c in pool), key=lambda rule: -self.worth(judge, rule))[:4]
-        best: list[_Candidate] = []
-        for rule in begun:
+    def assemble(self, pool: Sequence[_Candidate]) -> list[_Candidate]:
+        """The best rule from these clauses: from each of the three best begun, the best added while it helps."""
+        best: tuple[float, list[_Candidate]] = (0.0, [])
+        for first in sorted(pool, key=lambda c: -self.worth([c]))[:3]:
+            now, rule = self.worth([first]), [first]
             while True:
-                longer = max(([*rule, c] for c in pool), key=lambda r: self.worth(judge, r))
-                if self.worth(judge, longer) <= self.worth(judge, rule):
+                worth, longer = max(((self.worth([*rule, c]), [*rule, c]) for c in pool), key=lambda item: item[0])
+                if worth <= now:
                     break
-                rule = longer
-            best = max(best, rule, key=lambda r: self.worth(judge, r))
-        return best
+                now, rule = worth, longer
+            best = max(best, (now, rule), key=lambda item: item[0])
+        return best[1]
 
-    def shortlist(self, rule: Sequence[_Candidate], pool: Sequence[_Candidate]) -> list[_Candidate]:
-        """The chosen clauses and the best others that match other places."""
-        distinct: dict[bytes, _Candidate] = {}
-        for c in (*rule, *sorted(pool, key=lambda c: -self.worth(self.known, [c]))):
-            distinct.setdefault(c.at.tobytes(), c)
-        return list(distinct.values())[:SHORTLIST]
+    def shortlist(self, pool: Sequence[_Candidate]) -> list[_Candidate]:
+        """The clauses of most worth by themselves, each set of places once, and the rule found clause by clause."""
+        ranked = sorted(pool, key=lambda c: -self.worth([c]))
+        distinct = {c.key: c for c in reversed([*pool[:MAX_CLAUSES], *ranked])}
+        return list(reversed(distinct.values()))[:SHORTLIST]
+
+    def shared_words(self) -> list[Ints]:
+        """The places of each token seen firing, where one that always fires would not be drowned in others."""
+        groups = (np.flatnonzero(self.text.ids == token) for token in np.unique(self.text.ids[self.known.at]))
+        return [at for at in groups if len(at) <= 5 * self.known.firings]
 
     def exact(self, c: _Candidate) -> _Candidate:
         """The candidate with the places that its patterns match when they are really run."""
@@ -583,57 +636,53 @@ class _Search:
         def rate(candidates: Iterable[_Candidate]) -> list[tuple[float, _Candidate]]:
             new = []
             for c in candidates:
-                item = (self.worth(self.known, [*rule, c]), c)
-                key = c.at.tobytes()
-                if c.trust.any() and (key not in found or found[key][0] < item[0]):
-                    found[key] = item
-                    new.append(item)
+                if c.trust.any():
+                    item = (self.worth([*rule, c]), c)
+                    if found.get(c.key, (-1.0,))[0] < item[0]:
+                        found[c.key] = item
+                        new.append(item)
             return sorted(new, key=lambda item: -item[0])
 
         first = rate(self._matchers(rest))
         wide = sorted(first, key=lambda item: -float((self.known.weight * item[1].trust).sum()))
-        frontier = list({id(c): c for _, c in (*first[:6], *wide[:2], *_spread(wide))}.values())
+        frontier = list({id(c): c for _, c in (*first[:FRONTIER], *wide[:2], *_spread(wide))}.values())
         for _ in range(DEPTH):
-            frontier = [c for _, c in rate(n for c in frontier for n in self._narrower(c, rest))[:4]]
+            frontier = [c for _, c in rate(n for c in frontier for n in self._narrower(c, rest))[:FRONTIER]]
         return sorted(found.values(), key=lambda item: -item[0])
 
     def _rest(self, rule: Sequence[_Candidate]) -> _Rest:
         free = self.text.position > 0
         if not rule:
             return _Rest(free, np.ones(len(self.known.at), dtype=np.bool_), 0.0, 0)
-        at = _union(rule)
-        free[at] = False
-        true = float((self.known.weight * np.max([c.trust for c in rule], axis=0)).sum())
-        return _Rest(free, free[self.known.at], true, len(at))
+        mask = _mask(rule, len(free))
+        size = int(mask.sum())
+        return _Rest(free & ~mask, ~mask[self.known.at], self.known.rates(rule)[0] * size, size)
 
     # Matchers of the token itself
 
     def _matchers(self, rest: _Rest) -> Iterator[_Candidate]:
         text = self.text
-        yield from self._valued(text.ids, rest, MAX_IDS, lambda v: (Clause(Matcher(tuple(v.tolist()))), ""))
+        yield from self._valued(text.ids, rest, None, lambda v: (Clause(Matcher(tuple(v.tolist()))), ""))
         for piece in self._pieces(rest.fresh):
             allowed = text.piece(piece) & ~text.blank & (text.position > 0)
             for family in self.lexicon.all:
                 codes = np.where(allowed, family.codes[text.kind][text.word], -1)
-                yield from self._valued(codes, rest, family.most, partial(_of_words, family, piece))
+                yield from self._valued(codes, rest, family, partial(_of_words, family, piece))
             for matcher, words in _named():
-                clause = Clause(matcher, piece)
-                yield self._plain(clause, words, rest)
+                yield self._plain(Clause(matcher, piece), words, rest)
         if self.trials.tracked:
             names = [word for word, _ in self.trials.tracked.most_common(24)]
-            clause = Clause(Matcher(word=_listing(names)))
-            yield replace(self._plain(clause, _called(names), rest), alternatives=len(names) - 1)
+            yield replace(self._plain(Clause(Matcher(word=_listing(names))), _called(names), rest), listed=len(names) - 1)
 
     def _pieces(self, fresh: Flags) -> list[str]:
-        """The pieces of a word that firing places are, most of them; "any" where they are no one piece."""
-        at, weight = self.known.at[fresh], self.known.weight[fresh]
-        total = max(float(weight.sum()), 1e-9)
-        last, first = (float(weight[flags[at]].sum()) / total for flags in (self.text.last, self.text.first))
-        inner = float(weight[~self.text.last[at] & ~self.text.first[at]].sum()) / total
-        chosen = [p for p, share in (("last", last), ("first", first), ("inner", inner)) if share >= 0.5]
-        if "first" in chosen and (self.text.last[at] & self.text.first[at]).mean() >= 0.9 and len(chosen) > 1:
-            chosen.remove("first")
-        return chosen if max(last, first, inner) >= 0.9 else [*chosen, "any"]
+        """The pieces of a word that most firing places are, and "any" where they are no one piece."""
+        at, text = self.known.at[fresh], self.text
+        if not len(at):
+            return ["last"]
+        whole = float((text.last[at] & text.first[at]).mean())
+        shares = {p: float(text.piece(p)[at].mean()) for p in ("last", "first", "inner")}
+        chosen = [p for p in shares if shares[p] >= 0.5 and not (p == "first" and whole >= 0.9)]
+        return chosen if max(shares.values()) >= 0.9 else [*chosen, "any"]
 
     def _plain(self, clause: Clause, words: str, rest: _Rest) -> _Candidate:
         at = np.flatnonzero(clause.mask(self.text))
@@ -641,41 +690,52 @@ class _Search:
         return _Candidate(clause, at, covered * self.known.shrink(covered & rest.fresh, len(at)), 0, words)
 
     def _valued(
-        self, codes: Ints, rest: _Rest, most: int, make: Callable[[Ints], tuple[Clause, str]]
+        self, codes: Ints, rest: _Rest, family: _Family | None, make: Callable[[Ints], tuple[Clause, str]]
     ) -> Iterator[_Candidate]:
-        """Clauses on the values that firing places share: the best single one and the best list."""
-        mine = np.where(rest.fresh, codes[self.known.at], -1)
-        for pick in self._choose(codes[rest.free], mine, self.known.weight, most, rest):
+        """Clauses on the values that firing places share: the best list, and the best value alone."""
+        known, free = self.known, rest.free
+        read = known.read_at[free[known.read_at]]
+        values = _Values(codes[free], np.where(rest.fresh, codes[known.at], -1), codes[read], self.fires[read])
+        for pick in self._choose(values, known.weight, family, rest):
             clause, words = make(pick.values)
             at = np.flatnonzero(_among(codes, pick.values) & (self.text.position > 0))
             yield _Candidate(clause, at, pick.trust, len(pick.values) - 1, words)
 
-    def _choose(self, everywhere: Ints, mine: Ints, weight: Floats, most: int, rest: _Rest) -> list[_Pick]:
-        """Values of firing places (`mine`, −1 = none) that raise F1 among the values of all places matched so far.
+    def _choose(self, seen: _Values, weight: Floats, family: _Family | None, rest: _Rest) -> list[_Pick]:
+        """Values of firing places that raise F1: the best list of them, and the best one alone.
 
         Adding a value raises F1 as long as its own precision exceeds F1 / 2, so the best list is a prefix by precision.
         """
-        has = mine >= 0
+        has = seen.firing >= 0
         if not has.any():
             return []
-        values, inverse = np.unique(mine[has], return_inverse=True)
-        pairs = np.unique(np.stack([inverse, self.known.cluster[has]]), axis=1)[0]
-        clusters = np.bincount(pairs, minlength=len(values))
-        true = np.bincount(inverse, weights=weight[has], minlength=len(values))
-        size = np.bincount(everywhere[everywhere >= 0], minlength=int(values.max()) + 1)[values]
-        trust = (clusters - 1) / clusters * np.minimum(1.0, size / np.maximum(true, 1e-9))
-        order = np.argsort(-trust * true / np.maximum(size, 1), kind="stable")
-        order = order[trust[order] > 0][:most]
+        values, inverse = np.unique(seen.firing[has], return_inverse=True)
+        support = np.zeros(len(values))
+        shown = self.text.kind[self.text.word[self.known.at]][has] if family and family.loose else self.known.cluster[has]
+        for v, _ in set(zip(inverse.tolist(), shown.tolist(), strict=True)):
+            support[v] += 1
+        size = np.bincount(seen.everywhere[seen.everywhere >= 0], minlength=int(values.max()) + 1)[values]
+        true = np.minimum(np.bincount(inverse, weights=weight[has], minlength=len(values)), size)
+        slot = np.full(int(max(seen.everywhere.max(initial=0), values.max())) + 2, -1)
+        slot[values] = np.arange(len(values))
+        read = slot[seen.read]
+        count = np.bincount(read[read >= 0], minlength=len(values))
+        fired = np.bincount(read[(read >= 0) & seen.read_fires], minlength=len(values))
+        prior = PRIOR * (1 - count / np.maximum(size, 1))
+        precision = (fired + prior * true / np.maximum(size, 1)) / np.maximum(count + prior, 1e-9)
+        trust = (support - 1) / support
+        order = np.argsort(-trust * precision, kind="stable")
+        order = order[(trust * precision)[order] > 0][: family.most if family else MAX_IDS]
         if not len(order):
             return []
-        gain, fixed = (trust * true)[order], rest.size + self.known.firings
+        gain, fixed = (trust * precision * size)[order], rest.size + self.known.firings
         prefix = int(np.argmax((rest.true + np.cumsum(gain)) / (fixed + np.cumsum(size[order])))) + 1
         single = order[[int(np.argmax((rest.true + gain) / (fixed + size[order])))]]
         picks = []
         for chosen in [order[:prefix]] + [single] * (prefix > 1):
             worth = np.zeros(len(values))
             worth[chosen] = trust[chosen]
-            whole = np.zeros(len(mine))
+            whole = np.zeros(len(has))
             whole[has] = worth[inverse]
             picks.append(_Pick(values[chosen], whole))
         return picks
@@ -683,148 +743,116 @@ class _Search:
     # What stands before it
 
     def _narrower(self, c: _Candidate, rest: _Rest) -> Iterator[_Candidate]:
-        """The candidate with one condition more."""
+        """The candidate with one condition more, of those that are no chance."""
+        found = (n for n in self._narrowed(c, rest) if n is not None)
+        yield from found
+
+    def _narrowed(self, c: _Candidate, rest: _Rest) -> Iterator[_Candidate | None]:
         inside = rest.free[c.at]
-        rows = np.searchsorted(c.at, self.known.at).clip(0, max(len(c.at) - 1, 0))
+        rows = np.searchsorted(c.at, self.known.at).clip(0, len(c.at) - 1)
         mine = rest.fresh & self.known.matched(c.at) & (c.trust > 0)
         if not mine.any():
             return
+        read = inside & self.read[c.at]
         for distance in range(1, REACH + 1):
-            for codes, most, write in self._behind(c.at, distance):
-                at_firing = np.where(mine, codes[rows], -1)
-                for pick in self._choose(codes[inside], at_firing, self.known.weight * c.trust, most, rest):
+            for codes, family, write in self._behind(c.at, distance):
+                seen = _Values(codes[inside], np.where(mine, codes[rows], -1), codes[read], self.fires[c.at[read]])
+                for pick in self._choose(seen, self.known.weight * c.trust, family, rest):
                     near, said = write(pick.values)
-                    clause = replace(c.clause, need=(*c.clause.need, near))
-                    yield self._keep(c, _among(codes, pick.values), clause, said, len(pick.values) - 1, pick.trust)
-                avoided = self._avoided(codes[inside], at_firing[mine], most)
+                    kept = _among(codes, pick.values)
+                    yield self._keep(c, kept, _with(c, near, True), said, len(pick.values) - 1, pick.trust)
+                avoided = self._rare(seen)
                 if len(avoided):
                     near, said = write(avoided)
-                    clause = replace(c.clause, avoid=(*c.clause.avoid, near))
-                    yield self._keep(c, ~_among(codes, avoided), clause, f"not {said}", len(avoided) - 1)
-        yield from self._ranged(c, mine, rows)
-        yield from self._placed(c, mine, rows)
-        for near, said, size, needed in self.contexts:
-            name, stands = "need" if needed else "avoid", self.text.near(near)[c.at]
-            clause = replace(c.clause, **{name: (*getattr(c.clause, name), near)})
-            yield self._keep(c, stands == needed, clause, said if needed else f"not {said}", size - 1)
+                    yield self._keep(c, ~_among(codes, avoided), _with(c, near, False), f"not {said}", len(avoided) - 1)
+        for near, said, needed, kept in self._ranged(c, rows[mine]):
+            yield self._keep(c, kept, _with(c, near, needed), said, 0)
+        yield from self._placed(c)
+        for near, said, size, needed in self.conditions:
+            stands, said = self.text.near(near)[c.at], said if needed else f"not {said}"
+            yield self._keep(c, stands == needed, _with(c, near, needed), said, size - 1, unlikely=TRIED)
 
     def _keep(
-        self, c: _Candidate, keep: Flags, clause: Clause, said: str, more: int, trust: Floats | None = None
-    ) -> _Candidate:
+        self, c: _Candidate, keep: Flags, clause: Clause, said: str, listed: int,
+        trust: Floats | None = None, unlikely: float = UNLIKELY,
+    ) -> _Candidate | None:  # fmt: skip
+        """The candidate at the places kept; None if as many firing documents would have kept theirs by chance."""
         at = c.at[keep]
-        covered = self.known.matched(at)
-        own = self.known.shrink(covered & (c.trust > 0), len(at))
-        each = np.minimum(c.trust, own) if trust is None else np.minimum(c.trust, trust)
-        said_now = (*c.before, said) if said else c.before
-        return _Candidate(clause, at, covered * each, c.alternatives + max(more, 0), c.words, said_now)
+        covered = self.known.matched(at) & (c.trust > 0)
+        n, k = self.known.documents(c.trust > 0), self.known.documents(covered)
+        if not k or bdtrc(k - 1, n, len(at) / len(c.at)) >= unlikely:
+            return None
+        each = np.minimum(c.trust, self.known.shrink(covered, len(at)) if trust is None else trust)
+        return _Candidate(clause, at, covered * each, c.listed + listed, c.words, (*c.before, said))
 
     def _behind(
         self, at: Ints, distance: int
-    ) -> Iterator[tuple[Ints, int, Callable[[Ints], tuple[Near, str]]]]:
-        """What stands at this distance before the places, grouped in each way: codes [len(at)] and how to write them."""
+    ) -> Iterator[tuple[Ints, _Family | None, Callable[[Ints], tuple[Near, str]]]]:
+        """What stands at this distance before places, seen in each way: its values, and how to write a list of them."""
         text = self.text
         ids = np.where(text.position[at] > distance, text.ids[at - distance], -1)
-        yield ids, MAX_IDS, partial(self._near_ids, distance)
+        yield ids, None, partial(self._near_ids, distance)
         back = distance - text.blank[at]
         inside = text.place[text.word[at]] > back
         kind = text.kind[np.where(inside, text.word[at] - back, 0)]
         for family in (self.lexicon.folded, self.lexicon.kinds):
-            yield np.where(inside, family.codes[kind], -1), family.most, partial(_near_words, family, distance)
+            yield np.where(inside, family.codes[kind], -1), family, partial(_near_words, family, distance)
 
     def _near_ids(self, distance: int, values: Ints) -> tuple[Near, str]:
         ids = tuple(values.tolist())
-        names = list(dict.fromkeys(self.spell(i).strip() or "a blank" for i in ids))
-        return Near(Matcher(ids), distance, distance), _after(_called(names), distance)
+        return Near(Matcher(ids), distance, distance), _after(_called(self._names(ids)), distance)
 
-    def _avoided(self, everywhere: Ints, at_firing: Ints, most: int) -> Ints:
-        """Values that firing places avoid: common before the matched places, and too rare before firing ones by chance."""
-        here = everywhere[everywhere >= 0]
-        if not len(at_firing) or not len(here):
-            return np.zeros(0, dtype=np.int64)
+    def _names(self, ids: Sequence[int]) -> list[str]:
+        return list(dict.fromkeys(self.spell(i).strip(" ") or "a blank" for i in ids))
+
+    def _rare(self, seen: _Values) -> Ints:
+        """Values common before the matched places, and before no firing one."""
+        here = seen.everywhere[seen.everywhere >= 0]
+        if not len(here):
+            return here
         size = np.bincount(here)
-        values = np.flatnonzero(size >= max(10, 0.05 * len(everywhere)))
-        seen = np.array([(at_firing == v).sum() for v in values])
-        chance = binom.cdf(seen, len(at_firing), size[values] / len(everywhere)) if len(values) else seen
-        chosen = values[chance < UNLIKELY]
-        return chosen[np.argsort(-size[chosen])][:most]
+        size[np.unique(seen.firing[seen.firing >= 0])] = 0
+        values = np.flatnonzero(size >= max(10, 0.05 * len(seen.everywhere)))
+        return values[np.argsort(-size[values])][:8]
 
-    def _ranged(self, c: _Candidate, mine: Flags, rows: Ints) -> Iterator[_Candidate]:
+    def _ranged(self, c: _Candidate, firing: Ints) -> Iterator[tuple[Near, str, bool, Flags]]:
         """Words that stand somewhere before firing places more often than before the other matched ones, or less."""
-        weight = (self.known.weight * c.trust)[mine]
-        sample = c.at[np.argsort(position_key(c.at))[:150]]
-        firing = self._share([self._words_before(i) for i in c.at[rows[mine]]], weight)
-        others = self._share([self._words_before(i) for i in sample], np.ones(len(sample)))
-        lift = {v: firing.get(v, 0.0) - others.get(v, 0.0) for v in firing | others}
+        near = [self._words_before(i) for i in c.at[firing]]
+        sample = [self._words_before(i) for i in c.at[np.argsort(position_key(c.at))[:100]]]
+        often, usual = (Counter(v for group in groups for v in group) for groups in (near, sample))
+        lift = {v: often[v] / len(near) - usual[v] / len(sample) for v in (often | usual) if v >= 0}
         ranked = sorted(lift, key=lambda v: (-lift[v], v))
-        for needed, values in ((True, [v for v in ranked[:8] if lift[v] >= 0.15]), (False, [v for v in ranked[-6:] if lift[v] <= -0.1])):
-            near = [(v, self._since(c.at, v)) for v in values]
-            scored = [(self._gain(c, (since <= h) == needed, mine, rows), h, v, since) for v, since in near for h in RANGES]
-            best = max(scored, key=lambda item: item[0], default=None)
-            for v, _ in near:
-                _, h, _, since = max((item for item in scored if item[2] == v), key=lambda item: item[0])
-                yield self._keep_near(c, [v], h, since, needed)
-            if best and len(near) > 1:
-                yield self._keep_near(c, *self._joined(c, best, near, needed, mine, rows), needed)
+        for needed, values in ((True, ranked[:6]), (False, ranked[:-7:-1])):
+            for v in values:
+                if (lift[v] > 0.1) == needed and abs(lift[v]) > 0.1:
+                    since = self._since(c.at, v)
+                    share = [(since[firing] <= h).mean() - (since <= h).mean() for h in RANGES]
+                    reach = RANGES[int(np.argmax(share if needed else np.negative(share)))]
+                    names = [self.lexicon.folded.names[v]]
+                    said = ("" if needed else "not ") + _within(_called(names), reach)
+                    yield Near(Matcher(word=_listing(names)), 1, reach, "words"), said, needed, (since <= reach) == needed
 
-    def _joined(
-        self, c: _Candidate, best: Any, near: list[tuple[int, Ints]], needed: bool, mine: Flags, rows: Ints
-    ) -> tuple[list[int], int, Ints]:
-        """Further words beside the best one, at the same reach, as long as each of them helps."""
-        gain, reach, first, since = best
-        chosen = [first]
-        for v, other in near:
-            both = np.minimum(since, other)
-            now = self._gain(c, (both <= reach) == needed, mine, rows)
-            if v != first and now > gain + ALTERNATIVE:
-                gain, since = now, both
-                chosen.append(v)
-        return chosen, reach, since
-
-    def _keep_near(self, c: _Candidate, values: list[int], reach: int, since: Ints, needed: bool) -> _Candidate:
-        names = [self.lexicon.folded.names[v] for v in values]
-        near = Near(Matcher(word=_listing(names)), 1, reach, "words")
-        said = ("" if needed else "not ") + _within(_called(names), reach)
-        name = "need" if needed else "avoid"
-        clause = replace(c.clause, **{name: (*getattr(c.clause, name), near)})
-        return self._keep(c, (since <= reach) == needed, clause, said, len(names) - 1)
-
-    def _gain(self, c: _Candidate, keep: Flags, mine: Flags, rows: Ints) -> float:
-        """F1 of the candidate by itself if it kept these of its places."""
-        true = float((self.known.weight * c.trust)[mine & keep[rows]].sum())
-        return 2 * true / (float(keep.sum()) + self.known.firings)
-
-    def _words_before(self, i: int) -> Ints:
-        word = self.text.word[i]
-        span = slice(word - self.text.place[word] + 1, word + int(self.text.blank[i]))
-        return np.unique(self.lexicon.folded.codes[self.text.kind[span]])
-
-    def _share(self, groups: list[Ints], weight: Floats) -> dict[int, float]:
-        flat = np.concatenate(groups) if groups else np.zeros(0, dtype=np.int64)
-        if not len(flat):
-            return {}
-        each = np.repeat(weight, [len(group) for group in groups])
-        sums = np.bincount(flat, weights=each) / weight.sum()
-        return {int(v): float(sums[v]) for v in np.flatnonzero(sums)}
+    def _words_before(self, i: int) -> set[int]:
+        word = int(self.text.word[i])
+        span = slice(word - int(self.text.place[word]) + 1, word + int(self.text.blank[i]))
+        return set(self.lexicon.folded.codes[self.text.kind[span]].tolist())
 
     def _since(self, at: Ints, value: int) -> Ints:
         """How many words before each place the value last stood; WINDOW if it did not, in the same window."""
-        text = self.text
-        index = np.arange(len(text.kind))
-        latest = np.maximum.accumulate(np.where(self.lexicon.folded.codes[text.kind] == value, index, -1))
+        text, places = self.text, self.lexicon.places[value]
         word, blank = text.word[at], text.blank[at].astype(np.int64)
-        found = np.where(blank == 1, latest[word], latest[word - 1])
-        back = word - found
-        return np.where((found >= 0) & (text.place[word] > back), back + blank, WINDOW)
+        slot = np.searchsorted(places, word + blank) - 1
+        back = word - places[slot.clip(0)]
+        return np.where((slot >= 0) & (text.place[word] > back), back + blank, WINDOW)
 
-    def _placed(self, c: _Candidate, mine: Flags, rows: Ints) -> Iterator[_Candidate]:
+    def _placed(self, c: _Candidate) -> Iterator[_Candidate | None]:
         """The candidate only at early or late positions, or only where a pair of tokens repeats."""
         position = self.text.position[c.at]
-        spans = [(1, h) for h in (1, 2, 3, 5, 8, 16)] + [(low, WINDOW - 1) for low in (4, 8, 16, 32)]
-        if c.clause.position is None:
-            keeps = [((position >= low) & (position <= high), (low, high)) for low, high in spans]
-            keep, span = max(keeps, key=lambda item: self._gain(c, item[0], mine, rows))
-            said = f"at the first {span[1]} tokens" if span[0] == 1 else f"from token {span[0]} on"
-            yield self._keep(c, keep, replace(c.clause, position=span), said, 0)
+        for low, high in SPANS if c.clause.position is None else ():
+            said = f"among the first {high} tokens of a text" if low == 1 else f"from the {low}th token of a text on"
+            said = "at the first token of a text" if high == 1 else said
+            keep = (position >= low) & (position <= high)
+            yield self._keep(c, keep, replace(c.clause, position=(low, high)), said, 0)
         if not c.clause.repeat:
             said = "where the same two tokens have stood together before"
             yield self._keep(c, self.text.repeats[c.at], replace(c.clause, repeat=True), said, 0)
@@ -837,26 +865,31 @@ class _Search:
         at = known.at[known.matched(c.at)]
         shown = Counter(text.vocabulary[text.kind[text.word[i]]] for i in at if not text.blank[i])
         examples = [word for word, _ in shown.most_common(4) if word.strip()]
-        split = float((~(text.first[at] & text.last[at])).mean()) if len(at) else 0.0
-        said = self._ids_phrase(c.clause.at.ids, at, examples) if c.clause.at.ids else c.words
-        if c.clause.piece in ("first", "inner", "last") and not c.clause.at.ids and split >= 0.5:
-            said = f"the {c.clause.piece} piece of {said}"
-        if examples and not c.clause.at.ids and "“" not in c.words.replace("“-", "").replace("-”", "") and c.words != "any token":
-            said += f", such as {', '.join(examples)}"
-        for k, context in enumerate(c.before):
-            said += (", " if k or ", such as" in said or context.startswith("not") else " ") + context
+        whole = len(at) == 0 or float((text.first[at] & text.last[at]).mean()) > 0.5
+        if c.clause.at.ids:
+            said = self._ids_phrase(c.clause.at.ids, at, examples, whole)
+        else:
+            said = c.words if whole or c.clause.piece == "any" else f"the {c.clause.piece} piece of {c.words}"
+            if examples and "“" not in c.words.replace("“-", "").replace("-”", ""):
+                said += f", such as {', '.join(examples)}"
+        for k, condition in enumerate(c.before):
+            said += (", " if k or ", such as" in said or condition.startswith("not") else " ") + condition
         return said
 
-    def _ids_phrase(self, ids: Sequence[int], at: Ints, examples: list[str]) -> str:
+    def _ids_phrase(self, ids: Sequence[int], at: Ints, examples: list[str], whole: bool) -> str:
         counts = Counter(int(i) for i in self.text.ids[at])
-        ranked = sorted(ids, key=lambda i: -counts[i])
-        names = list(dict.fromkeys(self.spell(i).strip() or "a blank" for i in ranked))
-        whole = bool(len(at)) and bool((self.text.first[at] & self.text.last[at]).mean() >= 0.5)
+        names = self._names(sorted(ids, key=lambda i: -counts[i]))
         if whole:
             return _called(names)
-        said = f"the token{'s' * (len(names) > 1)} {_quoted(names[:6], 'and')}"
         inside = [word for word in examples if word not in names][:3]
-        return said + (f", as in {_listed(inside, 'and')}" if inside else "")
+        said = f"the token{'s' * (len(names) > 1)} {_quoted(names[:6], 'and')}"
+        return said + (f", as in {_joined(inside, 'and')}" if inside else "")
+
+
+def _with(c: _Candidate, near: Near, needed: bool) -> Clause:
+    if needed:
+        return replace(c.clause, need=(*c.clause.need, near))
+    return replace(c.clause, avoid=(*c.clause.avoid, near))
 
 
 def _of_words(family: _Family, piece: str, values: Ints) -> tuple[Clause, str]:
@@ -874,9 +907,8 @@ def _near_words(family: _Family, distance: int, values: Ints) -> tuple[Near, str
 def _named() -> Iterator[tuple[Matcher, str]]:
     for words, pattern in KNOWN:
         yield Matcher(word=pattern), words
-    yield Matcher(word=f"(?i){NUMBER_WORDS.replace(' ', '|')}"), "numbers written as words"
-    for name in CLASSES:
-        yield Matcher(cls=name), CALLED[name][0]
+    for name, (words, _) in CALLED.items():
+        yield Matcher(cls=name), words
 
 
 def _among(codes: Ints, values: Ints) -> Flags:
@@ -885,10 +917,10 @@ def _among(codes: Ints, values: Ints) -> Flags:
     return lookup[codes]  # −1 reads the last entry, which no value holds
 
 
-def _spread(items: list[tuple[float, _Candidate]]) -> list[tuple[float, _Candidate]]:
-    """Of candidates sorted by what they cover, the smallest that cover at least nine, seven and five tenths as much."""
-    if not items:
+def _spread(wide: list[tuple[float, _Candidate]]) -> list[tuple[float, _Candidate]]:
+    """Of candidates sorted by what they cover, the smallest that cover at least nine and six tenths as much as the first."""
+    if not wide:
         return []
-    most = float(items[0][1].trust.sum())
-    groups = ([item for item in items if item[1].trust.sum() >= share * most] for share in (0.9, 0.7, 0.5))
-    return [min(group, key=lambda item: len(item[1].at)) for group in groups if group]
+    most = float(wide[0][1].trust.sum())
+    groups = ([item for item in wide if item[1].trust.sum() >= share * most] for share in (0.9, 0.6))
+    return [min(group, key=lambda item: len(item[1].at)) for group in groups]

@@ -99,7 +99,7 @@ class Truth:
         counts = np.array(known.strata["score"])
         if side.dropped:
             gone = sweep.read(subject, unit, side.dropped) / known.peak
-            pass
+            counts = np.maximum(counts - per_stratum(gone), 0)
         complete = known.firings["score"] <= measures.SAMPLE
         if complete:    # the list decides: a second reading may round to the other side of τ
             counts[:2] = per_stratum(values)[:2]

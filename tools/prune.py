@@ -14,6 +14,7 @@ search follows delta debugging (Zeller and Hildebrandt, 2002).
 import hashlib
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -368,7 +369,7 @@ def _row(subject: Subject, pieces: list[str], found: Minimal) -> dict[str, Any]:
 
 
 def _summary(unit: UnitId, pieces: list[str], found: Minimal) -> str:
-    kept = kept_text(pieces, found.kept)
+    kept = shorten(kept_text(pieces, found.kept), 80, placeholder="…")
     sets = len(set(found.found))
     return (
         f"{unit} keeps {found.retained / found.peak:.0%} of its peak {found.peak:.3g} on {kept!r} "

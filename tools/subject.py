@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..store.records import Refused
 from . import models
 from .adapters import find_adapter, gap, unembed, unwrap
+from .pins import Entry
 from .units import UnitId, parse_site
 
 BATCH_TOKENS = 2048
@@ -54,12 +55,15 @@ class Edit:
 
     @classmethod
     def by_row(cls, site: str, columns: Tensor, values: Tensor, where: Tensor) -> "Edit":
-        """Another unit in each row: columns[b, k] of row b becomes values[b, k] at its positions `where` [B, T]."""
+        """Another unit in each row: columns[b, k] of row b become values[b, t, k] where `where` [B, T] says so.
+
+        columns [B, K]; values broadcast to [B, T, K].
+        """
 
         def put(current: Tensor) -> Tensor:
             shape = (*current.shape[:2], columns.shape[1])
-            index, new = (t.to(current.device)[:, None].expand(shape) for t in (columns, values))
-            return current.scatter(2, index, new.to(current))
+            index = columns.to(current.device)[:, None].expand(shape)
+            return current.scatter(2, index, values.to(current).expand(shape))
 
         return cls(site, put, where=where)
 
@@ -408,7 +412,7 @@ def _sink(model: Any, tokenizer: Any, name: str) -> int:
     raise Refused(f"{name} has no BOS, EOS or PAD token to put first; pass sink=ID to Subject.wrap.")
 
 
-def embedded_subjects() -> dict[str, models.Entry]:
+def embedded_subjects() -> dict[str, Entry]:
     """The subjects that `models pull` can fetch, by name."""
     return {name: row for name, row in models.table().items() if row.role == "subject"}
 

@@ -5,12 +5,15 @@ Proposals come from a masked language model, and for numbers also from their wri
 read differently (joining strings and tokenising again moves boundaries).
 """
 
+import hashlib
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, chain, takewhile, zip_longest
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -57,7 +60,8 @@ def substitute(
     substitute in place, sink first, ending at the token that was read; position: index in these ids of the
     substitute's first token (a blank token before the word is replaced with it and not counted to it); proposer:
     masked or form. checks: kept, kept_text and reading (minimal) of the minimal example; positions (held) and reading
-    (whole) of its words, the divisor of ratio. Raises Refused as `minimal_example` does, for n < 1, for kept
+    (whole) of its words, the divisor of ratio; left_out: proposals that the subject's tokens cannot spell in place or
+    that do not fit into its context. Raises Refused as `minimal_example` does, for n < 1, for kept
     positions that are none, and where the held words read nothing.
 
     Args:
@@ -79,7 +83,7 @@ def substitute(
         words = spelled.words_of(core)
         held = core.union(*(range(w.first, min(w.end, len(row))) for w in words))
         swaps = [s for word in words for s in _swaps(spelled, word, masked, chosen["mode"], n, len(row))]
-        done = [s for s in swaps if s.new]
+        done = [s for s in swaps if s.new and len(s.put_in(row)) <= subject.context]
         base = frame.rows(held)
         groups = [frame.rows(core), base, *([s.put_in(r) for r in base] for s in done)]
         minimal, whole, *values = read_means(subject, unit, groups)
@@ -95,7 +99,7 @@ def substitute(
         "held": sorted(held),
         "whole": whole,
         "masked_mode": chosen["mode"],
-        "unspellable": len(swaps) - len(done),
+        "left_out": len(swaps) - len(done),
     }
     return Evidence(
         tool="substitute",
@@ -147,7 +151,7 @@ def _row(swap: "Swap", value: float, whole: float, row: list[int]) -> dict[str, 
 
 
 def _summary(unit: UnitId, kept: str, rows: list[dict[str, Any]]) -> str:
-    parts = [f"{unit} on {kept!r}, {len(rows)} substitutes."]
+    parts = [f"{unit} on {shorten(kept, 80, placeholder='…')!r}, {len(rows)} substitutes."]
     for name in ("raises", "keeps", "unsure", "kills"):
         mine = [f"{r['original']}→{r['substitute']}" for r in rows if r["effect"] == name]
         if mine:
@@ -353,6 +357,15 @@ class MaskedLM:
                 f"the masked LM {str(name)!r} cannot be loaded ({first}); name an embedded one, a folder or a hub id."
             ) from error
         return cls(model, tokenizer, str(name), mode)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the word pieces and every weight's name, shape and bytes: equal digests propose equal."""
+        total = hashlib.sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return total.hexdigest()
 
     def propose(self, text: str, span: Span, n: int, mode: str) -> list[str]:
         """The n likeliest words at text[span], best first, in its case; itself and its own pieces are left out.

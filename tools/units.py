@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 from ..store.records import Refused
 
-_SITE = re.compile(r"(?P<layer>\d+)-(?P<kind>mlp|attn|resid)")
-_INDEX = re.compile(r"(?P<first>\d+)(?:\.\.(?P<last>\d+))?(?P<sign>-?)")
+# One way to write a number, so that one unit has one name; long numbers are no unit of any model.
+_NUMBER = r"(?:0|[1-9][0-9]{0,7})"
+_SITE = re.compile(rf"(?P<layer>{_NUMBER})-(?P<kind>mlp|attn|resid)")
+_INDEX = re.compile(rf"(?P<first>{_NUMBER})(?:\.\.(?P<last>{_NUMBER}))?(?P<sign>-?)")
+MOST = 100_000   # units in one range
 _SHAPE = "MODEL/SITE/INDEX, as in smollm2-135m/5-mlp/511 or smollm2-135m/5-mlp/511-"
 
 
@@ -72,6 +75,8 @@ def parse_units(text: str, model: str | None = None) -> list[UnitId]:
     first, last = int(found["first"]), int(found["last"] or found["first"])
     if last < first:
         raise Refused(f"{text!r} counts backwards; write the smaller index first.")
+    if last - first >= MOST:
+        raise Refused(f"{text!r} names {last - first + 1} units; name at most {MOST} in one range.")
     sign = -1 if found["sign"] else 1
     return [UnitId(name or str(model), site, i, sign) for i in range(first, last + 1)]
 
@@ -85,7 +90,7 @@ def parse_spec(spec: str, model: str | None, pick: Callable[[int], list[UnitId]]
     items = [part.strip() for part in spec.split(",") if part.strip()]
     for item in items:
         count = re.fullmatch(r"auto:([1-9]\d*)", item)
-        if item.startswith("auto") and not count:
+        if item.startswith("auto") and "/" not in item and not count:
             raise Refused(f"{item!r} is no unit choice; write auto:N with N ≥ 1, as in auto:20.")
         units += pick(int(count[1])) if count else parse_units(item, model)
     if not items:

@@ -102,10 +102,10 @@ def test_runs_are_found_by_what_was_asked(work):
 
 
 def test_units_go_by_priority_then_in_order_and_are_queued_once(work):
-    run = queued(work, 4, [0, 2, 1, 2])
-    assert work.enqueue(run, ["m/5-mlp/1", "m/5-mlp/9"]) == 1
+    run = queued(work, 4, [0, 0, 1, 1])
+    assert work.enqueue(run, ["m/5-mlp/9", "m/5-mlp/1"]) == 1
     taken = [work.claim(run, worker_id()).unit[-1] for _ in range(5)]
-    assert taken == ["2", "0", "1", "3", "9"]
+    assert taken == ["1", "0", "3", "2", "9"]
     assert work.claim(run, worker_id()) is None
     assert [state.unit[-1] for state in work.jobs(run)] == ["3", "2", "1", "0", "9"]
     with pytest.raises(sqlite3.IntegrityError):

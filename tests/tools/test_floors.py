@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,12 +147,22 @@ def test_the_search_for_floor_rules_ends(llama: Any) -> None:
         floors.floor_rules(llama, sweep(), UnitId("tiny-llama", "0-resid", 0), lambda other: RULE)
 
 
-def test_random_units_depend_on_the_seed_alone(llama: Any) -> None:
-    unit = UnitId("tiny-llama", "0-mlp", 7)
-    torch.manual_seed(1)
-    drawn = [floors.floor_rules(llama, sweep(), unit, lambda other: RULE, seed) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] and drawn[0].random_units != drawn[2].random_units
-    assert drawn[0].nearest_units == drawn[2].nearest_units
+def test_random_units_depend_on_the_seed_and_are_shared_by_a_site(llama: Any) -> None:
+    def drawn(index: int, seed: int) -> floors.Floors:
+        return floors.floor_rules(llama, sweep(), UnitId("tiny-llama", "0-mlp", index), lambda other: RULE, seed)
+
+    assert drawn(7, 0) == drawn(7, 0) and drawn(7, 0).random_units != drawn(7, 1).random_units
+    assert drawn(7, 0).nearest_units == drawn(7, 1).nearest_units
+    signs = set()
+    for seed in range(12):
+        found = drawn(7, seed)
+        assert not set(found.random_units) & set(found.nearest_units) and len(set(found.random_units)) == 5
+        assert not any(UnitId.parse(name).index == 7 for name in found.random_units)
+        signs |= {UnitId.parse(name).sign for name in found.random_units}
+    assert signs == {1, -1}
+    # Over all units of the site few rules have to be made besides those of the neighbours.
+    others = {name for index in range(12) for name in drawn(index, 0).random_units}
+    assert len(others) < 12
 
 
 documents = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=90), min_size=1, max_size=4)

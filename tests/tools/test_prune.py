@@ -26,6 +26,8 @@ UNITS: dict[str, tuple[dict[Any, float], float]] = {
     "bigram": ({("token", C): 1.0, ("back1", B): 1.0}, -1.0),
     "and": ({("token", C): 1.0, "A": 1.0}, -1.2),
     "or": ({("token", C): 2.0, "A": 1.0, "E": 1.0}, -2.0),
+    "A, or E and B": ({("token", C): 2.0, "A": 1.0, "E": 0.5, ("back1", B): 0.5}, -2.0),
+    "A, or more on E": ({("token", C): 2.0, "A": 1.0, "E": 1.2}, -2.0),
     "gapped": ({("token", C): 1.0, ("back3", B): 1.0}, -1.0),
     "not after B": ({("token", C): 1.0, ("back1", B): -1.0}, 0.0),
     "held down": ({("token", C): 1.0, "A": -0.6}, 0.0),
@@ -127,6 +129,25 @@ def test_an_or_shares_its_sets_among_the_random_orders(planted: Any) -> None:
     shares = find(planted, "or", [6, A, 7, 8, 9, E, 10, C])["shares"]
     assert 0 < shares[2] < 1
     assert shares[2] + shares[6] == 1
+
+
+def test_the_smallest_set_is_reported_and_of_equals_the_stronger(planted: Any) -> None:
+    row = find(planted, "A, or E and B", [A, 6, 7, E, B, C])  # the suffix of four holds E, B and C
+    assert (row["kept"], row["n_sets"]) == ([1, 6], 2)
+    row = find(planted, "A, or more on E", [6, E, 7, 8, 9, A, 10, C], threshold=0.4)  # the suffix of four holds A
+    assert (row["kept"], row["n_sets"]) == ([2, 8], 2)
+
+
+def test_the_certificate_is_read_and_not_assumed(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lazy(start: frozenset[int], order: list[int]) -> Any:
+        yield []
+        return start
+
+    monkeypatch.setattr(module, "_shrink", lazy)
+    evidence = minimal_example(planted, unit_of("and"), ids=[0, A, 6, 7, 8, C], fillers=FILLERS)
+    assert [row["one_minimal"] for row in evidence.rows] == [False, False, False]
+    assert "NOT certified" in evidence.summary
+    assert evidence.checks["largest_further"] == pytest.approx(1)
 
 
 def test_deleting_breaks_a_gap_that_replacing_keeps(planted: Any) -> None:

@@ -190,6 +190,13 @@ def test_the_masked_lm_sees_the_whole_text_and_n(synonyms: Any) -> None:
     assert evidence.warnings
 
 
+def test_what_does_not_fit_the_context_is_left_out(synonyms: Any) -> None:
+    the, car = synonyms.tokenizer.convert_tokens_to_ids(["Ġthe", "Ġcar"])
+    evidence = swap(synonyms, {"car": ["stop", "street"]}, ids=[synonyms.sink, *[the] * 126, car])
+    assert [row["substitute"] for row in evidence.rows] == ["stop"]
+    assert evidence.checks["left_out"] == 1
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -223,7 +230,8 @@ def test_effects_by_ratio(ratio: float, name: str) -> None:
         ("19th", ["15th", "3rd", "21st"], ["fifth", "ninth", "7"]),
         ("1942", ["1850", "1923"], ["seven"]),
         ("3.50", ["4.61", "6.83"], ["seven"]),
-        ("B52", ["B63"], ["seven"]),
+        ("B52", ["B63"], ["Seven"]),
+        ("19TH", ["15TH"], ["FIFTH"]),
         ("Fifth", ["Ninth", "Third"], ["15th", "Five"]),
         ("seven", ["five", "three"], ["7", "fifth"]),
         ("II", ["I", "III", "IV"], ["2", "two"]),
@@ -252,8 +260,10 @@ def test_forms_never_repeat_the_word_and_keep_its_shape(word: str) -> None:
 
 # The masked LM
 
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "the", "red", "blue", "green", "play", "##able",
-              "##s", "19th", "7", ".", ",", "iii", "ii", "war"]  # fmt: skip
+VOCABULARY = [
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "the", "red", "blue", "green", "play", "##able", "##s",
+    "19th", "7", ".", ",", "iii", "ii", "war",
+]  # fmt: skip
 
 
 class Scripted:
@@ -303,7 +313,6 @@ LIKES = {
         "19th": 6.2,
         "play": 6,
         "green": 5,
-        "playable": 4,
         "red": 3,
     },
     "play": {"play": 9, "red": 6, "blue": 2},
@@ -312,7 +321,6 @@ LIKES = {
     ".": {".": 9, "red": 8, ",": 7},
     "ii": {"ii": 9, "iii": 8, "war": 7},
 }
-LIKES["[MASK]"].pop("playable")
 
 
 def ask(text: str, word: str, mode: str, n: int = 3) -> tuple[list[str], list[str]]:
@@ -397,11 +405,19 @@ def test_models_that_are_no_bert_are_refused(llama: Any, tmp_path: Path) -> None
 # The embedded subject and masked LM
 
 
+def test_the_digest_names_the_weights(bert_tiny: Any) -> None:
+    same = MaskedLM(bert_tiny.model, bert_tiny.tokenizer, "other name", mode="masked")
+    changed = copy.deepcopy(bert_tiny.model)
+    next(changed.parameters()).view(-1)[0] += 1
+    assert same.digest == bert_tiny.digest
+    assert MaskedLM(changed, bert_tiny.tokenizer, "changed").digest != bert_tiny.digest
+
+
 def test_the_embedded_masked_lm_proposes_better_unmasked(smollm2: Any, bert_tiny: Any) -> None:
     chosen = bert_tiny.choose_mode(smollm2)
     assert chosen["mode"] == "unmasked"
     assert chosen["unmasked"] > chosen["masked"]
-    found = bert_tiny.propose("We took the train to London at night.", (21, 27), 10, "unmasked")
+    found = bert_tiny.propose("We took the train to London.", (21, 27), 10, "unmasked")
     assert "England" in found
     assert "London" not in found
 

@@ -1,0 +1,156 @@
+"""A tiny project: a model with planted neurons, three hundred short texts, and one finished run over them."""
+
+import copy
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# What each neuron of 0-mlp fires on; 2 fires negatively, 3 too rarely to be explained, 4 never; the rest are common.
+FIRES = {
+    0: (" car",), 1: (" stop", " World"), 2: (" War",), 3: (" said",), 4: (),
+    5: (" the",), 6: (" in",), 7: (" re",), 8: (" st",),
+}  # fmt: skip
+WORDS = "the in an as at it is of he al or en do re st ar il ap ef lu gi ai et op ld ce ry de 18 42".split()
+UNITS = "0-mlp/0,0-mlp/1,0-mlp/2-,0-mlp/3,0-mlp/4"
+
+
+def planted_model(llama: Any) -> Any:
+    """A random llama in float32 with nine neurons a layer; those of layer 0 fire by FIRES.
+
+    Dimension k of the stream is neuron k's own: only its tokens' embeddings reach it, and attention 0 leaves it be.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(llama.config)
+    config.intermediate_size = len(FIRES)
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False)
+    body, block = model.model, model.model.layers[0]
+    own = list(FIRES)
+    block.self_attn.o_proj.weight[own] = 0
+    body.embed_tokens.weight[:, own] = 0
+    for k, fires in FIRES.items():
+        reads = torch.zeros(24)
+        reads[k] = 1.5
+        block.mlp.gate_proj.weight[k] = reads if fires else 0
+        block.mlp.up_proj.weight[k] = -reads if k == 2 else reads
+        for text in fires:
+            (token,) = llama.tokenizer(text, add_special_tokens=False)["input_ids"]
+            body.embed_tokens.weight[token, k] = 8
+    return model
+
+
+def documents(seed: int = 0, count: int = 300) -> list[str]:
+    """Texts of 15 to 25 words, no two alike; each planted word is in about a third of them, " said" in every fiftieth."""
+    draw = random.Random(seed)
+    texts = []
+    for number in range(count):
+        words = draw.choices(WORDS, k=draw.randint(15, 25))
+        for planted in ("car", "stop", "World", "War"):
+            if draw.random() < 0.3:
+                words.insert(draw.randint(1, len(words)), planted)
+        if number % 50 == 0:
+            words.insert(3, "said")
+        texts.append(" ".join(words))
+    return texts
+
+
+def write_corpus(folder: Path, texts: list[str]) -> Path:
+    """The first twenty as .txt files, the rest as lines of one .jsonl file."""
+    folder.mkdir(parents=True)
+    for number, text in enumerate(texts[:20]):
+        (folder / f"{number:02}.txt").write_text(text, "utf-8")
+    lines = [json.dumps({"text": text, "name": f"row {i}"}) for i, text in enumerate(texts[20:])]
+    (folder / "rows.jsonl").write_text("\n".join(lines), "utf-8")
+    return folder
+
+
+@dataclass
+class Told:
+    """A Progress that notes what it is told, and may do something at a step."""
+
+    steps: list[tuple[str, str]] = field(default_factory=list)
+    swept: list[tuple[str, int, int]] = field(default_factory=list)
+    begun: list[tuple[int, int]] = field(default_factory=list)
+    ends: list[tuple[str, str, int, int]] = field(default_factory=list)
+    at_step: Any = None
+
+    def sweeping(self, what: str, done: int, total: int) -> None:
+        self.swept.append((what, done, total))
+
+    def begins(self, done: int, total: int) -> None:
+        self.begun.append((done, total))
+
+    def step(self, unit: str, what: str) -> None:
+        self.steps.append((unit, what))
+        if self.at_step is not None:
+            self.at_step(unit, what)
+
+    def ended(self, unit: str, how: str, done: int, total: int) -> None:
+        self.ends.append((unit, how, done, total))
+
+
+@dataclass(frozen=True)
+class Project:
+    """A saved model, a corpus, an empty weights cache, and how to ask for a run."""
+
+    model: str
+    corpus: str
+    cache: Path
+
+    def request(self, **changes: Any) -> Any:
+        from lamplighter.agent.night import Request
+
+        asked = {"model": self.model, "corpus": self.corpus, "sites": (), "units": UNITS} | changes
+        return Request(**asked)
+
+    def run(self, home: Any, told: Told | None = None, **changes: Any) -> Any:
+        from lamplighter.agent.night import run_night
+
+        return run_night(home, self.request(**changes), told or Told())
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line of the same request."""
+        return ["run", "--model", self.model, "--corpus", self.corpus, "--units", UNITS]
+
+
+@pytest.fixture(scope="session")
+def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No weights are pulled, for the whole of a test session in this folder."""
+    place = tmp_path_factory.mktemp("no-weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAMPLIGHTER_CACHE", str(place))
+        yield place
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory, llama: Any, empty_cache: Path) -> Project:
+    root = tmp_path_factory.mktemp("project")
+    model = planted_model(llama)
+    model.save_pretrained(root / "model")
+    llama.tokenizer.save_pretrained(root / "model")
+    corpus = write_corpus(root / "corpus", documents())
+    return Project(str(root / "model"), str(corpus), empty_cache)
+
+
+@dataclass(frozen=True)
+class Finished:
+    home: Any
+    outcome: Any
+    told: Told
+
+
+@pytest.fixture(scope="session")
+def finished(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The project's run, brought to its end once. Read it, never write to its home."""
+    from lamplighter.agent.config import Home
+
+    home, told = Home(tmp_path_factory.mktemp("home")), Told()
+    return Finished(home, project.run(home, told), told)

@@ -1,0 +1,307 @@
+"""Activation patching on a minimal pair: how much of the difference between two texts one unit carries.
+
+The pair is made here: a text on which the unit fires, and the same text with one word of its minimal example swapped
+for one that silences the unit. The unit's value from one run is put into the other at the tracked position.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..store.records import Evidence, Refused
+from .measures import CONTROL_UNITS, PATCH_NOISE
+from .prune import filler_pool, track
+from .subject import Edit, Subject
+from .substitute import MaskedLM, substitute
+from .sweep import Sweep
+from .units import UnitId
+
+Ids = Sequence[int]
+
+
+def patch(
+    subject: Subject,
+    masked: MaskedLM,
+    sweep: Sweep,
+    unit: UnitId,
+    *,
+    text: str | None = None,
+    ids: Sequence[int] | None = None,
+    pairs: int = 6,
+    seed: int = 0,
+) -> Evidence:
+    """Tests whether the unit passes on what it detects: puts its value from a firing text into a silenced copy of it.
+
+    Clean is the text (default: the unit's strongest explain exemplar) cut at its tracked position; corrupt is clean
+    with the substitute, of as many tokens, that has the lowest ratio of those that kill the unit (`substitute`) and
+    also bring its reading in the text itself below half. t⁺, t⁻ = tokens whose next-token logits rise and fall most
+    from corrupt to clean; M = logit t⁺ − logit t⁻ [logits]. They are chosen and measured on this pair, which inflates
+    |M|; they are then held for `pairs` repeats, in which all tokens but the kept words are drawn anew, the same on
+    both sides. Carried share = (M_patched − M_base) / (M_source − M_base): denoise puts the clean value into the
+    corrupt run (base corrupt, source clean: sufficient?), noise the corrupt value into the clean run (necessary?).
+
+    Rows {role, unit, direction, carried, carried_repeats, metric, clean, corrupt}: the unit both ways, then 20 random
+    units of the layer, denoise only. carried_repeats: ratio of the sums over the repeats (None for controls); metric:
+    M_patched; clean, corrupt: y there. carried is None where |M_clean − M_corrupt| is 0 or below 3 sd of that gap over
+    the repeats, and checks["reason"] says so. checks: the texts, the swap, position, kept, t_plus, t_minus, m_clean,
+    m_corrupt, sd, gap_repeats (mean gap over the repeats), controls_above (controls that carry at least as much, by
+    absolute value), fired (edits made). Raises Refused where the unit is silent, and where no killing substitute of
+    equal token length exists.
+
+    Args:
+        text: a text on which the unit fires; the sink token is put in front of it.
+        ids: token ids instead of text, the first being the sink.
+        pairs: number of repeats, at least 2.
+        seed: seeds the search for the pair, the repeats' fillers and the control units.
+    """
+    given = _top(sweep, unit) if text is None and ids is None else subject.take(text, ids)
+    with subject.metered() as cost:
+        clean, _ = track(subject, unit, given)
+        pair = find_pair(subject, masked, unit, given, clean, seed)
+        rows, checks = patch_pair(
+            subject, unit, clean, pair["ids"], len(clean) - 1, kept=pair["kept"], pairs=pairs, seed=seed
+        )
+    checks |= {"original": pair["original"], "substitute": pair["substitute"]}
+    return Evidence(
+        tool="patch",
+        unit=unit.bare,
+        sign=unit.sign,
+        arguments={"text": text, "ids": None if ids is None else list(ids), "pairs": pairs, "seed": seed},
+        summary=_summary(unit, rows, checks),
+        rows=rows,
+        checks=checks,
+        warnings=_warnings(checks),
+        cost=cost,
+    )
+
+
+def _top(sweep: Sweep, unit: UnitId) -> list[int]:
+    best = sweep.exemplars(unit, "explain", "top")
+    if not best:
+        raise Refused(f"{unit} is never positive on the explain side; give a text on which it is.")
+    ids, position = sweep.window(best[0].place)
+    return ids[: position + 1]
+
+
+def find_pair(
+    subject: Subject, masked: MaskedLM, unit: UnitId, given: Ids, clean: Ids, seed: int
+) -> dict[str, Any]:
+    """{ids, original, substitute, kept} of the corrupt side of `clean`, the tracked cut of `given`.
+
+    Raises Refused with the number of substitutes tried if none kills the unit at equal length.
+    """
+    found = substitute(subject, masked, unit, ids=given, seed=seed)
+    equal = [r for r in found.rows if r["effect"] == "kills" and len(r["ids"]) == len(clean)]
+    if equal:
+        peak, *readings = subject.readings([clean, *(r["ids"] for r in equal)], unit).tolist()
+        equal = [r for r, y in zip(equal, readings, strict=True) if y < 0.5 * peak]
+    if not equal:
+        raise Refused(
+            f"none of {len(found.rows)} substitutes in {found.checks['kept_text']!r} silences {unit} with as many "
+            "tokens as the word it replaces; give another text."
+        )
+    best = min(equal, key=lambda r: r["ratio"])
+    return {"kept": found.checks["held"], **{k: best[k] for k in ("ids", "original", "substitute")}}
+
+
+def differing(subject: Subject, clean: Ids, corrupt: Ids, kept: Collection[int]) -> list[int]:
+    """Positions at which two rows differ. Raises Refused, printing both tokenisations of the differing span, unless
+    the rows are equally long and differ at kept positions, and only there."""
+    longest = min(len(clean), len(corrupt))
+    first = next((i for i in range(longest) if clean[i] != corrupt[i]), longest)
+    tail = next((i for i in range(longest - first) if clean[-1 - i] != corrupt[-1 - i]), longest - first)
+    spans = " and ".join(str(subject.pieces(row[first : len(row) - tail])) for row in (clean, corrupt))
+    if len(clean) != len(corrupt):
+        raise Refused(
+            f"clean and corrupt have {len(clean)} and {len(corrupt)} tokens, differing in {spans}; "
+            "swap words of equally many tokens."
+        )
+    places = [i for i in range(longest) if clean[i] != corrupt[i]]
+    if not places:
+        raise Refused("clean and corrupt are the same tokens; swap a word.")
+    if not set(places) <= set(kept):
+        raise Refused(f"clean and corrupt differ beside the kept words, in {spans}; change kept words only.")
+    return places
+
+
+# Measuring
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pair and its repeats: clean and corrupt rows [1 + pairs, T], values of the site there at the position
+    [1 + pairs, width], and M of each; t_plus, t_minus come from the first."""
+
+    clean: NDArray[np.int64]
+    corrupt: NDArray[np.int64]
+    clean_values: Tensor
+    corrupt_values: Tensor
+    m_clean: Tensor
+    m_corrupt: Tensor
+    t_plus: int
+    t_minus: int
+
+
+def patch_pair(
+    subject: Subject, unit: UnitId, clean: Ids, corrupt: Ids, position: int, *,
+    kept: Collection[int], pairs: int = 6, seed: int = 0, fillers: Sequence[int] | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
+    """Rows and checks of `patch` for a pair made by hand; heads are allowed as well (clean, corrupt are then None).
+
+    `kept`: positions that the repeats leave alone; those of the differing words and `position` must be among them.
+    `fillers`: ids to draw the others from (default: the built-in corpus). What follows `position` is cut off.
+    Raises Refused for pairs < 2, a position outside the rows, and as `differing` does.
+    """
+    if pairs < 2:
+        raise Refused(f"pairs = {pairs} gives no spread; ask for at least 2.")
+    if not 1 <= position < min(len(clean), len(corrupt)):
+        raise Refused(f"position {position} is outside the rows (1 to {min(len(clean), len(corrupt)) - 1}).")
+    subject.check(unit)
+    places = differing(subject, clean, corrupt, kept)
+    if not any(i <= position for i in places):
+        raise Refused(f"clean and corrupt differ after position {position} only, which cannot matter there.")
+    generator = np.random.default_rng(seed)
+    stays = sorted({0, position, *kept})
+    both = _read_pairs(subject, unit, _repeats(subject, clean, corrupt, position, stays, pairs, generator, fillers))
+    drawn = generator.permutation(subject.count(unit.site)).tolist()
+    controls = [UnitId(unit.model, unit.site, i) for i in drawn if i != unit.index][:CONTROL_UNITS]
+    patched, fired = _patched(subject, unit, controls, both, position)
+    gaps = both.m_clean - both.m_corrupt
+    sd = float(gaps[1:].std())
+    reason = _reason(float(gaps[0]), sd)
+    rows = _rows(subject, unit, controls, both, patched, reason is None)
+    above = sum(abs(r["carried"]) >= abs(rows[0]["carried"]) for r in rows[2:]) if reason is None else None
+    checks = {
+        "fired": fired,
+        "clean_text": subject.text(clean[: position + 1]),
+        "corrupt_text": subject.text(corrupt[: position + 1]),
+        "position": position,
+        "differing": places,
+        "kept": [i for i in stays if i],
+        "t_plus": subject.piece(both.t_plus),
+        "t_minus": subject.piece(both.t_minus),
+        "m_clean": float(both.m_clean[0]),
+        "m_corrupt": float(both.m_corrupt[0]),
+        "sd": sd,
+        "gap_repeats": float(gaps[1:].mean()),
+        "resampled": position + 1 - len([i for i in stays if i <= position]),
+        "controls_above": above,
+        "reason": reason,
+    }
+    return rows, checks
+
+
+def _repeats(
+    subject: Subject, clean: Ids, corrupt: Ids, position: int, stays: Sequence[int], pairs: int,
+    generator: np.random.Generator, fillers: Sequence[int] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """Clean and corrupt rows [1 + pairs, T]: the pair itself, then repeats with the same fillers on both sides."""
+    pool = filler_pool(subject, fillers)
+    drawn = pool[generator.integers(len(pool), size=(1 + pairs, position + 1))]
+    inside = [i for i in stays if i <= position]
+    sides = []
+    for row in (clean, corrupt):
+        whole = np.asarray(row[: position + 1], dtype=np.int64)
+        rows = drawn.copy()
+        rows[:, inside] = whole[inside]
+        rows[0] = whole
+        sides.append(rows)
+    return sides[0], sides[1]
+
+
+def _read_pairs(subject: Subject, unit: UnitId, rows: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Pairs:
+    """One pass over both sides."""
+    n = len(rows[0])
+    done = subject.run(torch.from_numpy(np.concatenate(rows)), read=[unit.site], normed=True)
+    assert done.normed is not None
+    values, logits = done.readings[unit.site][:, -1], subject.unembed(done.normed[:, -1])
+    rise = logits[0] - logits[n]
+    t_plus, t_minus = int(rise.argmax()), int(rise.argmin())
+    metric = (logits[:, t_plus] - logits[:, t_minus]).double().cpu()
+    return Pairs(*rows, values[:n], values[n:], metric[:n], metric[n:], t_plus, t_minus)
+
+
+def _patched(
+    subject: Subject, unit: UnitId, controls: Sequence[UnitId], both: Pairs, position: int
+) -> tuple[Tensor, int]:
+    """M of the patched runs, one pass: the unit into each corrupt row, into each clean row, then each control into the
+    first corrupt row; and how many edits were made."""
+    n = len(both.clean)
+    rows = np.concatenate([both.corrupt, both.clean, np.repeat(both.corrupt[:1], len(controls), axis=0)])
+    units = [*[unit] * 2 * n, *controls]
+    columns = torch.tensor([subject.columns(u.site, [u.index]) for u in units], device=both.clean_values.device)
+    source = torch.cat([both.clean_values, both.corrupt_values, both.clean_values[:1].expand(len(controls), -1)])
+    where = torch.zeros(rows.shape, dtype=torch.bool)
+    where[:, position] = True
+    edit = Edit.by_row(unit.site, columns, source.gather(1, columns)[:, None], where)
+    places = [(i, position) for i in range(len(rows))]
+    logits, fired = subject.next_token_logits(torch.from_numpy(rows), places, [edit])
+    return (logits[:, both.t_plus] - logits[:, both.t_minus]).double().cpu(), fired[0]
+
+
+def _reason(gap: float, sd: float) -> str | None:
+    """Why the pair cannot be scored, or None."""
+    if gap == 0:
+        return "clean and corrupt give the same logits"
+    if abs(gap) < PATCH_NOISE * sd:
+        return f"the gap {gap:.3g} is below {PATCH_NOISE:g} sd of it over repeated pairs (sd {sd:.3g})"
+    return None
+
+
+def _rows(
+    subject: Subject, unit: UnitId, controls: Sequence[UnitId], both: Pairs, patched: Tensor, scorable: bool
+) -> list[dict[str, Any]]:
+    n = len(both.clean)
+    gaps = both.m_clean - both.m_corrupt
+    denoised, noised = patched[:n] - both.m_corrupt, both.m_clean - patched[n : 2 * n]
+    by_control = patched[2 * n :] - both.m_corrupt[0]
+    moves = [(unit, "denoise", denoised, patched[0]), (unit, "noise", noised, patched[n])]
+    moves += [(c, "denoise", m[None], p) for c, m, p in zip(controls, by_control, patched[2 * n :], strict=True)]
+    whole = float(gaps[1:].sum())
+    return [
+        {
+            "role": "unit" if number < 2 else "control",
+            "unit": str(who),
+            "direction": direction,
+            "carried": float(move[0] / gaps[0]) if scorable else None,
+            "carried_repeats": float(move[1:].sum()) / whole if scorable and number < 2 and whole else None,
+            "metric": float(metric),
+            "clean": _y(who, both.clean_values),
+            "corrupt": _y(who, both.corrupt_values),
+        }
+        for number, (who, direction, move, metric) in enumerate(moves)
+    ]
+
+
+def _y(unit: UnitId, values: Tensor) -> float | None:
+    return None if unit.kind == "attn" else unit.sign * float(values[0, unit.index])
+
+
+# Showing
+
+
+def _summary(unit: UnitId, rows: list[dict[str, Any]], checks: dict[str, Any]) -> str:
+    swap = f"{checks['original']!r} → {checks['substitute']!r}"
+    tokens = f"{checks['t_plus']!r} over {checks['t_minus']!r}"
+    if checks["reason"]:
+        return f"{unit}, {swap} ({tokens}): not scorable, since {checks['reason']}."
+    controls = sorted(abs(r["carried"]) for r in rows[2:])
+    most = f"; random units at most {controls[-1]:.0%}" if controls else ""
+    return (
+        f"{unit} carries {rows[0]['carried']:.0%} of what {swap} does to {tokens} "
+        f"(noise {rows[1]['carried']:.0%}, gap {checks['m_clean'] - checks['m_corrupt']:.3g}){most}."
+    )
+
+
+def _warnings(checks: dict[str, Any]) -> list[str]:
+    said = ["t+ and t- are chosen and measured on the same pair, which inflates the gap; compare carried_repeats"]
+    if not checks["resampled"]:
+        said.append("every token is kept, so the repeats are all alike and sd is 0: the gap's noise is unknown")
+    if checks["controls_above"]:
+        said.append(f"{checks['controls_above']} of the random units carry at least as much")
+    return said
