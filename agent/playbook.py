@@ -68,7 +68,8 @@ def _to_prune(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
     looked = [row for e in by_tool(evidence, "top_examples")[:1] for row in e.rows]
     firsts = {row["token"]: row for row in reversed(looked)}.values()
     ordered = sorted(looked, key=lambda row: not any(row is first for first in firsts))
-    patterns = [row["kept_text"] for row in _examples(evidence)]
+    texts = [row["ids"] for row in looked]     # what the rule missed is pruned too, and says nothing about these
+    patterns = [row["kept_text"] for row in _examples([e for e in evidence if e.arguments.get("ids") in texts])]
     more = len(patterns) >= FIRST and patterns[-1] not in patterns[:-1]
     return ordered[: max(FIRST, min(MOST, len(patterns) + more))]
 

@@ -33,7 +33,7 @@ from .subject import Subject
 from .units import UnitId
 
 READS = 150            # windows read at most
-PRICE, ALTERNATIVE, DOUBT = 0.01, 0.001, 0.1
+PRICE, ALTERNATIVE, DOUBT = 0.02, 0.001, 0.1
 MIN_DOCUMENTS = 8      # below this a shared pattern may be one author's or chance; the score side asks as many
 MIN_F1 = 0.2           # below this, rules fitted to pure chance are found too
 PRIOR = 4.0            # places' worth of belief in the exemplars' precision once places are read
@@ -43,7 +43,7 @@ SPANS = ((1, 1), (1, 2), (1, 3), (1, 5), (1, 8), (1, 16), (4, WINDOW - 1), (8, W
 DEPTH = 3              # conditions added to one matcher
 FRONTIER = 4           # clauses that get a further condition
 SHORTLIST = 16         # clauses that a rule is put together from
-READ = 6               # of these, the clauses that are read
+READ = 8               # of these, the clauses that are read
 UNLIKELY = 1e-3        # a condition counts if firing places meet it this improbably well for their matched neighbours
 TRIED = 0.05           # the same for a condition that experiments point to
 
@@ -141,14 +141,15 @@ def induce(
         known.learn()
         search = _Search(subject, known, trials)
         rule, pool = search.cover()
-        known.read(subject, sweep, unit, [c.at for c in search.shortlist([*rule, *pool])[:READ]], reads)
-        rule = search.assemble(search.shortlist(pool))
+        chosen = search.shortlist([*rule, *pool])[:READ]
+        known.read(subject, sweep, unit, [c.at for c in chosen], reads)
+        rule = search.assemble(chosen)
     return _conclude(search, [search.exact(c) for c in rule])
 
 
 def _conclude(search: "_Search", rule: "list[_Candidate]") -> Induced:
     known = search.known
-    windows = int((known.chance > 0).sum())
+    windows = len(np.unique(known.window[known.read_at]))
     precision, recall = known.rates(rule) if rule else (0.0, 0.0)
     f1 = _harmonic(precision, recall)
     how = f"{windows} windows read" if windows else "from exemplars, none read"
@@ -206,10 +207,12 @@ class _Known:
         self.cluster: Ints = np.array([self.clusters[e.document] for e in fires], dtype=np.int64)
         sampled = np.array([e.band != "top" for e in fires], dtype=np.bool_)
         self.weight = self._weigh(sampled, statistics.strata["explain"])
-        self.chance: Floats = np.zeros(len(self.text.starts) - 1)
+        self.window: Ints = np.repeat(np.arange(len(self.text.starts) - 1), np.diff(self.text.starts))
+        self.key: Floats = position_key(np.arange(len(self.text.starts) - 1))
+        self.chance: Floats = np.zeros(len(self.key))
+        self.open: Flags = np.zeros(len(self.window), dtype=np.bool_)
         self.read_at: Ints = np.zeros(0, dtype=np.int64)
         self.read_ratio: Floats = np.zeros(0)
-        self.read_weight: Floats = np.zeros(0)
 
     def _weigh(self, sampled: Flags, strata: Sequence[int]) -> Floats:
         """N_h / n_h in each firing stratum; its best documents' maxima count only if everything there is known."""
@@ -224,30 +227,32 @@ class _Known:
     def read(
         self, subject: Subject, sweep: Explained, unit: UnitId, groups: Sequence[Ints], reads: int
     ) -> None:
-        """Reads whole windows that hold places of the groups: of each group its windows of smallest key, in turn."""
-        starts = self.text.starts
-        keys = position_key(np.arange(len(starts) - 1))
-        own = [np.unique(np.searchsorted(starts, at, side="right") - 1) for at in groups]
-        own = [rows[np.argsort(keys[rows])] for rows in own]
-        done = self.chance > 0
+        """Reads whole windows that hold places of the groups: of each group its windows of smallest key.
 
-        def total(size: int) -> int:
-            return len(np.unique(np.concatenate([np.flatnonzero(done), *(rows[:size] for rows in own)])))
+        chance[window]: the chance that it is read, 0 where no group reaches; open [N]: places where it is above 0.
+        """
+        own = [np.unique(self.window[at]) for at in groups]
+        own = [rows[np.argsort(self.key[rows])] for rows in own]
 
+        def chances(size: int) -> Floats:
+            # The key of the first window left out is the chance that any one of the group's windows is read.
+            chance = self.chance.copy()
+            for rows in own:
+                chance[rows] = np.maximum(chance[rows], self.key[rows[size]] if size < len(rows) else 1.0)
+            return chance
+
+        done = self.key < self.chance
         low, high = 0, max(map(len, own), default=0)
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if total(middle) <= reads else (low, middle - 1)
-        for rows in own:
-            # The key of the first window left out is the chance that one of the group's windows is read.
-            chance = float(keys[rows[low]]) if low < len(rows) else 1.0
-            self.chance[rows[:low]] = np.maximum(self.chance[rows[:low]], chance)
-        new = np.flatnonzero((self.chance > 0) & ~done)
-        flat = np.concatenate([np.arange(starts[row] + 1, starts[row + 1]) for row in new] or [self.read_at[:0]])
-        places = [(int(self.side.document[i]), int(self.side.offset[i])) for i in flat]
-        ratio = np.asarray(sweep.read(subject, unit, places), dtype=np.float64) / self.peak if places else np.zeros(0)
-        self.read_at, self.read_ratio = np.append(self.read_at, flat), np.append(self.read_ratio, ratio)
-        self.read_weight = 1 / self.chance[np.searchsorted(starts, self.read_at, side="right") - 1]
+            low, high = (middle, high) if (self.key < chances(middle)).sum() <= reads else (low, middle - 1)
+        self.chance = chances(low) if low else self.chance
+        self.open = (self.chance > 0)[self.window] & (self.text.position > 0)
+        flat = np.flatnonzero(self.open & (self.key < self.chance)[self.window] & ~done[self.window])
+        if len(flat):
+            places = [(int(self.side.document[i]), int(self.side.offset[i])) for i in flat]
+            ratio = np.asarray(sweep.read(subject, unit, places), dtype=np.float64) / self.peak
+            self.read_at, self.read_ratio = np.append(self.read_at, flat), np.append(self.read_ratio, ratio)
 
     def learn(self) -> None:
         """Takes the firing places read so far among the known ones."""
@@ -279,24 +284,31 @@ class _Known:
         size = int(np.count_nonzero(mask))
         if not size:
             return 0.0, 0.0
-        trust = np.max([c.trust for c in rule], axis=0)
-        precision = min(float((self.weight * trust).sum()) / size, 1.0)
+        weight = self.weight * np.max([c.trust for c in rule], axis=0)
+        inside = self.open[self.at]
+        opened = int((mask & self.open).sum())
+        true = min(float(weight[~inside].sum()), size - opened)
+        true += opened * self._precision(mask, opened, float(weight[inside].sum()) / max(opened, 1), rule)
+        return true / size, min(1.0, true / self.firings)
+
+    def _precision(self, mask: Flags, opened: int, prior: float, rule: Sequence[_Candidate]) -> float:
+        """Precision in the windows that could be read: of the places that were, with some belief in the exemplars."""
         hit = mask[self.read_at]
-        if hit.any():
-            weight = self.read_weight[hit]
-            seen = float((weight * (self.read_ratio[hit] >= FIRES)).sum() / weight.sum())
-            covered = mask[self.at]
-            seen *= float(trust[covered].mean()) if covered.any() else 0.0
-            count = float(weight.sum() ** 2 / (weight**2).sum())
-            prior = PRIOR * (1 - int(hit.sum()) / size)
-            precision = (count * seen + prior * precision) / (count + prior)
-        return precision, min(1.0, precision * size / self.firings)
+        if not hit.any():
+            return min(prior, 1.0)
+        weight = 1 / self.chance[self.window[self.read_at[hit]]]
+        covered = mask[self.at]
+        trust = np.max([c.trust for c in rule], axis=0)[covered]
+        seen = float((weight * (self.read_ratio[hit] >= FIRES)).sum() / weight.sum()) * float(trust.mean() if len(trust) else 0)
+        count = float(weight.sum() ** 2 / (weight**2).sum())
+        belief = PRIOR * (1 - int(hit.sum()) / opened)
+        return (count * seen + belief * min(prior, 1.0)) / (count + belief)
 
     def value(self, c: _Candidate) -> float:
         """Mean y/P where a clause matches."""
         hit = _mask([c], len(self.text.ids))[self.read_at]
         if hit.any():
-            mean = float(np.average(self.read_ratio[hit], weights=self.read_weight[hit]))
+            mean = float(np.average(self.read_ratio[hit], weights=1 / self.chance[self.window[self.read_at[hit]]]))
         else:
             covered = self.weight * c.trust > 0
             mean = self.rates([c])[0] * float(np.average(self.ratio[covered], weights=self.weight[covered]))
@@ -558,12 +570,11 @@ class _Pick:
 
 @dataclass(frozen=True)
 class _Values:
-    """A way to see places by a value: at all matched places, at firing ones [P] (−1 = none), and at those read."""
+    """A way to see places by a value (−1 = none): all matched places (flat, with their values) and the firing ones [P]."""
 
-    everywhere: Ints
+    at: Ints
+    codes: Ints
     firing: Ints
-    read: Ints
-    read_fires: Flags
 
 
 class _Search:
@@ -574,8 +585,8 @@ class _Search:
         self.known, self.text, self.trials = known, known.text, trials
         self.lexicon = _lexicon(known.text)
         self.conditions = list(trials.conditions())
-        self.read = np.zeros(len(self.text.ids), dtype=np.bool_)
-        self.read[known.read_at] = True
+        self.drawn: Floats = np.zeros(len(self.text.ids))
+        self.drawn[known.read_at] = 1 / known.chance[known.window[known.read_at]]
         self.fires = np.zeros(len(self.text.ids), dtype=np.bool_)
         self.fires[known.read_at[known.read_ratio >= FIRES]] = True
 
@@ -693,10 +704,9 @@ class _Search:
         self, codes: Ints, rest: _Rest, family: _Family | None, make: Callable[[Ints], tuple[Clause, str]]
     ) -> Iterator[_Candidate]:
         """Clauses on the values that firing places share: the best list, and the best value alone."""
-        known, free = self.known, rest.free
-        read = known.read_at[free[known.read_at]]
-        values = _Values(codes[free], np.where(rest.fresh, codes[known.at], -1), codes[read], self.fires[read])
-        for pick in self._choose(values, known.weight, family, rest):
+        at = np.flatnonzero(rest.free & (codes >= 0))
+        values = _Values(at, codes[at], np.where(rest.fresh, codes[self.known.at], -1))
+        for pick in self._choose(values, self.known.weight, family, rest):
             clause, words = make(pick.values)
             at = np.flatnonzero(_among(codes, pick.values) & (self.text.position > 0))
             yield _Candidate(clause, at, pick.trust, len(pick.values) - 1, words)
@@ -714,21 +724,13 @@ class _Search:
         shown = self.text.kind[self.text.word[self.known.at]][has] if family and family.loose else self.known.cluster[has]
         for v, _ in set(zip(inverse.tolist(), shown.tolist(), strict=True)):
             support[v] += 1
-        size = np.bincount(seen.everywhere[seen.everywhere >= 0], minlength=int(values.max()) + 1)[values]
-        true = np.minimum(np.bincount(inverse, weights=weight[has], minlength=len(values)), size)
-        slot = np.full(int(max(seen.everywhere.max(initial=0), values.max())) + 2, -1)
-        slot[values] = np.arange(len(values))
-        read = slot[seen.read]
-        count = np.bincount(read[read >= 0], minlength=len(values))
-        fired = np.bincount(read[(read >= 0) & seen.read_fires], minlength=len(values))
-        prior = PRIOR * (1 - count / np.maximum(size, 1))
-        precision = (fired + prior * true / np.maximum(size, 1)) / np.maximum(count + prior, 1e-9)
+        size, true = self._true(seen, values, inverse, weight[has], self.known.open[self.known.at[has]])
         trust = (support - 1) / support
-        order = np.argsort(-trust * precision, kind="stable")
-        order = order[(trust * precision)[order] > 0][: family.most if family else MAX_IDS]
+        order = np.argsort(-trust * true / np.maximum(size, 1), kind="stable")
+        order = order[(trust * true)[order] > 0][: family.most if family else MAX_IDS]
         if not len(order):
             return []
-        gain, fixed = (trust * precision * size)[order], rest.size + self.known.firings
+        gain, fixed = (trust * true)[order], rest.size + self.known.firings
         prefix = int(np.argmax((rest.true + np.cumsum(gain)) / (fixed + np.cumsum(size[order])))) + 1
         single = order[[int(np.argmax((rest.true + gain) / (fixed + size[order])))]]
         picks = []
@@ -739,6 +741,25 @@ class _Search:
             whole[has] = worth[inverse]
             picks.append(_Pick(values[chosen], whole))
         return picks
+
+    def _true(self, seen: _Values, values: Ints, inverse: Ints, weight: Floats, inside: Flags) -> tuple[Ints, Floats]:
+        """How many places each value has, and how many of them fire, estimated as in `_Known.rates`."""
+        slot = np.full(int(max(seen.codes.max(initial=0), values.max())) + 2, -1)
+        slot[values] = np.arange(len(values))
+        mine = slot[seen.codes]
+        at, mine = seen.at[mine >= 0], mine[mine >= 0]
+
+        def count(which: Flags | slice, weights: Floats | None = None) -> Floats:
+            return np.bincount(mine[which], weights=weights, minlength=len(values)).astype(np.float64)
+
+        size, opened, drawn = count(slice(None)), count(self.known.open[at]), self.drawn[at]
+        prior = np.bincount(inverse[inside], weights=weight[inside], minlength=len(values)) / np.maximum(opened, 1)
+        outside = np.bincount(inverse[~inside], weights=weight[~inside], minlength=len(values))
+        read = count(drawn > 0)
+        fires = count(slice(None), drawn * self.fires[at]) / np.maximum(count(slice(None), drawn), 1e-9)
+        belief = PRIOR * (1 - read / np.maximum(opened, 1))
+        precision = (read * fires + belief * np.minimum(prior, 1)) / np.maximum(read + belief, 1e-9)
+        return size.astype(np.int64), opened * precision + np.minimum(outside, size - opened)
 
     # What stands before it
 
@@ -753,10 +774,9 @@ class _Search:
         mine = rest.fresh & self.known.matched(c.at) & (c.trust > 0)
         if not mine.any():
             return
-        read = inside & self.read[c.at]
         for distance in range(1, REACH + 1):
             for codes, family, write in self._behind(c.at, distance):
-                seen = _Values(codes[inside], np.where(mine, codes[rows], -1), codes[read], self.fires[c.at[read]])
+                seen = _Values(c.at[inside], codes[inside], np.where(mine, codes[rows], -1))
                 for pick in self._choose(seen, self.known.weight * c.trust, family, rest):
                     near, said = write(pick.values)
                     kept = _among(codes, pick.values)
@@ -807,12 +827,12 @@ class _Search:
 
     def _rare(self, seen: _Values) -> Ints:
         """Values common before the matched places, and before no firing one."""
-        here = seen.everywhere[seen.everywhere >= 0]
+        here = seen.codes[seen.codes >= 0]
         if not len(here):
             return here
         size = np.bincount(here)
         size[np.unique(seen.firing[seen.firing >= 0])] = 0
-        values = np.flatnonzero(size >= max(10, 0.05 * len(seen.everywhere)))
+        values = np.flatnonzero(size >= max(10, 0.05 * len(seen.codes)))
         return values[np.argsort(-size[values])][:8]
 
     def _ranged(self, c: _Candidate, firing: Ints) -> Iterator[tuple[Near, str, bool, Flags]]:

@@ -4,7 +4,7 @@ The pair is made here: a text on which the unit fires, and the same text with on
 for one that silences the unit. The unit's value from one run is put into the other at the tracked position.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..store.records import Evidence, Refused
-from .measures import CONTROL_UNITS, PATCH_NOISE
+from .measures import CONTROL_UNITS, KEEP, KILLS, PATCH_NOISE
 from .prune import filler_pool, track
 from .subject import Edit, Subject
 from .substitute import MaskedLM, substitute
 from .sweep import Sweep
 from .units import UnitId
+
+TOKEN_SWAPS = 32       # tokens tried in the place of each kept token where no word of equal length silences
 
 Ids = Sequence[int]
 
@@ -38,9 +40,10 @@ def patch(
     """Tests whether the unit passes on what it detects: puts its value from a firing text into a silenced copy of it.
 
     Clean is the text (default: the unit's strongest explain exemplar) cut at its tracked position; corrupt is clean
-    with the substitute, of as many tokens, that has the lowest ratio of those that kill the unit (`substitute`) and
-    also bring its reading in the text itself below half. t⁺, t⁻ = tokens whose next-token logits rise and fall most
-    from corrupt to clean; M = logit t⁺ − logit t⁻ [logits]. They are chosen and measured on this pair, which inflates
+    with a word of as many tokens that kills the unit (`substitute`) and leaves the lowest reading in the text itself,
+    at most half; one before the tracked token is preferred. Where no such word exists, single kept tokens are swapped
+    for 32 drawn ones each, and the reading must fall below a quarter (checks["proposer"] is then token). t⁺, t⁻ =
+    tokens whose next-token logits rise and fall most from corrupt to clean; M = logit t⁺ − logit t⁻ [logits]. They are chosen and measured on this pair, which inflates
     |M|; they are then held for `pairs` repeats, in which all tokens but the kept words are drawn anew, the same on
     both sides. Carried share = (M_patched − M_base) / (M_source − M_base): denoise puts the clean value into the
     corrupt run (base corrupt, source clean: sufficient?), noise the corrupt value into the clean run (necessary?).
@@ -48,10 +51,10 @@ def patch(
     Rows {role, unit, direction, carried, carried_repeats, metric, clean, corrupt}: the unit both ways, then 20 random
     units of the layer, denoise only. carried_repeats: ratio of the sums over the repeats (None for controls); metric:
     M_patched; clean, corrupt: y there. carried is None where |M_clean − M_corrupt| is 0 or below 3 sd of that gap over
-    the repeats, and checks["reason"] says so. checks: the texts, the swap, position, kept, t_plus, t_minus, m_clean,
+    the repeats, and checks["reason"] says so. checks: the texts, the swap and its proposer, position, kept, t_plus, t_minus, m_clean,
     m_corrupt, sd, gap_repeats (mean gap over the repeats), controls_above (controls that carry at least as much, by
-    absolute value), fired (edits made). Raises Refused where the unit is silent, and where no killing substitute of
-    equal token length exists.
+    absolute value), fired (edits made). Raises Refused where the unit is silent, and where nothing of equal token
+    length silences it.
 
     Args:
         text: a text on which the unit fires; the sink token is put in front of it.
@@ -66,7 +69,7 @@ def patch(
         rows, checks = patch_pair(
             subject, unit, clean, pair["ids"], len(clean) - 1, kept=pair["kept"], pairs=pairs, seed=seed
         )
-    checks |= {"original": pair["original"], "substitute": pair["substitute"]}
+    checks |= {name: pair[name] for name in ("original", "substitute", "proposer")}
     return Evidence(
         tool="patch",
         unit=unit.bare,
@@ -91,22 +94,52 @@ def _top(sweep: Sweep, unit: UnitId) -> list[int]:
 def find_pair(
     subject: Subject, masked: MaskedLM, unit: UnitId, given: Ids, clean: Ids, seed: int
 ) -> dict[str, Any]:
-    """{ids, original, substitute, kept} of the corrupt side of `clean`, the tracked cut of `given`.
+    """{ids, original, substitute, proposer, kept} of the corrupt side of `clean`, the tracked cut of `given`.
 
     Raises Refused with the number of substitutes tried if none kills the unit at equal length.
     """
     found = substitute(subject, masked, unit, ids=given, seed=seed)
-    equal = [r for r in found.rows if r["effect"] == "kills" and len(r["ids"]) == len(clean)]
-    if equal:
-        peak, *readings = subject.readings([clean, *(r["ids"] for r in equal)], unit).tolist()
-        equal = [r for r, y in zip(equal, readings, strict=True) if y < 0.5 * peak]
-    if not equal:
+    kept = found.checks["held"]
+    words = [r for r in found.rows if r["effect"] == "kills" and len(r["ids"]) == len(clean)]
+    best = _quietest(subject, unit, clean, words, KEEP)
+    if best is None:
+        tokens = list(_token_swaps(subject, clean, found.checks["kept"], np.random.default_rng(seed)))
+        best = _quietest(subject, unit, clean, tokens, KILLS)
+    if best is None:
         raise Refused(
-            f"none of {len(found.rows)} substitutes in {found.checks['kept_text']!r} silences {unit} with as many "
-            "tokens as the word it replaces; give another text."
+            f"none of {len(found.rows)} words and {len(tokens)} tokens put into {found.checks['kept_text']!r} silences "
+            f"{unit} at equal token length; give another text."
         )
-    best = min(equal, key=lambda r: r["ratio"])
-    return {"kept": found.checks["held"], **{k: best[k] for k in ("ids", "original", "substitute")}}
+    return {"kept": kept, **{k: best[k] for k in ("ids", "original", "substitute", "proposer")}}
+
+
+def _quietest(
+    subject: Subject, unit: UnitId, clean: Ids, swaps: Sequence[dict[str, Any]], share: float
+) -> dict[str, Any] | None:
+    """The swap that leaves the lowest reading, below `share` of the clean one; swaps that leave the tracked token in
+    place come first, because a new last token moves the next-token logits by itself."""
+    if not swaps:
+        return None
+    peak, *readings = subject.readings([clean, *(s["ids"] for s in swaps)], unit).tolist()
+    silent = [i for i, y in enumerate(readings) if y < share * peak]
+    best = min(silent, key=lambda i: (swaps[i]["ids"][-1] != clean[-1], readings[i]), default=None)
+    return None if best is None else swaps[best]
+
+
+def _token_swaps(
+    subject: Subject, clean: Ids, kept: Sequence[int], generator: np.random.Generator
+) -> Iterator[dict[str, Any]]:
+    """One kept token at a time replaced by tokens drawn from the built-in corpus."""
+    pool = np.unique(filler_pool(subject))
+    for position in kept:
+        for token in generator.permutation(pool)[:TOKEN_SWAPS].tolist():
+            if token != clean[position]:
+                yield {
+                    "ids": [*clean[:position], token, *clean[position + 1 :]],
+                    "original": subject.piece(clean[position]),
+                    "substitute": subject.piece(token),
+                    "proposer": "token",
+                }
 
 
 def differing(subject: Subject, clean: Ids, corrupt: Ids, kept: Collection[int]) -> list[int]:

@@ -8,10 +8,10 @@ folder `sweeps/<digest>/`: `sweep.json`, `documents.parquet` (with the token ids
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..store.records import Refused
@@ -226,15 +226,16 @@ class Sweep:
 
 
 def sweep_digest(subject: Subject, corpus: Corpus, sites: Sequence[str], tokens: int | None) -> str:
-    """Equal digests hold equal numbers: weights, tokenizer, dtype, text, sites, size and definitions."""
+    """Equal digests hold equal numbers (weights, tokenizer, dtype, text, sites, size, definitions) and equal names."""
     parts = [subject.digest, subject.tokenizer_digest, str(subject.dtype), corpus.digest, sorted(sites), tokens]
-    return hashlib.sha256(json.dumps([*parts, measures.VERSION, FORMAT]).encode()).hexdigest()[:16]
+    names = [subject.name, corpus.name]   # a sweep is looked for by these
+    return hashlib.sha256(json.dumps([*names, *parts, measures.VERSION, FORMAT]).encode()).hexdigest()[:16]
 
 
 def find_sweep(home: Path, model: str, site: str | None = None, corpus: str | None = None) -> Sweep | None:
     """The newest finished sweep of `model` in `home` that has `site` (and is of `corpus`), or None."""
     best: tuple[float, Path] | None = None
-    for path in sorted((home / "sweeps").glob("*/sweep.json")):
+    for path in sorted((home / "sweeps").glob("[!.]*/sweep.json")):
         facts = json.loads(path.read_text("utf-8"))
         if facts["model"] != model or (site and site not in facts["sites"]) or (corpus and facts["corpus"] != corpus):
             continue
@@ -253,31 +254,41 @@ def make_sweep(
     Raises Refused for unknown sites, a corpus with an empty side, or a full disk.
     """
     sites = sorted(set(sites), key=parse_site)
-    for site in sites:
-        if parse_site(site)[1] == "attn":
-            raise Refused(f"{site} holds heads, which have no single activation to sweep; name mlp or resid sites.")
-        subject.width(site)
+    _check(subject, sites)
     digest = sweep_digest(subject, corpus, sites, tokens)
     folder = home / "sweeps" / digest
     if (folder / "sweep.json").is_file():
         return Sweep(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=folder.parent))
-    try:
-        start = time.perf_counter()
-        documents = _tokenise(subject, corpus, tokens, progress)
-        kept = _pass(subject, documents, sites, progress)
-        facts = _facts(subject, corpus, sites, digest, documents)
-        facts["seconds"] = round(time.perf_counter() - start, 1)
-        _store(partial, documents, kept, facts)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise Refused(
-            f"the sweep could not be written to {folder.parent} ({error.strerror}); free space and run it again."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with _writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    documents = _tokenise(subject, corpus, tokens, progress)
+    kept = _pass(subject, documents, sites, progress)
+    facts = _facts(subject, corpus, sites, digest, documents)
+    facts["seconds"] = round(time.perf_counter() - start, 1)
+    with _writing(folder.parent), tempfile.TemporaryDirectory(prefix=f".{digest}.", dir=folder.parent) as partial:
+        _store(Path(partial), documents, kept, facts)
+        if not (folder / "sweep.json").is_file():   # else another process has made it meanwhile
+            os.replace(partial, folder)
     return Sweep(folder)
+
+
+def _check(subject: Subject, sites: Sequence[str]) -> None:
+    if not sites:
+        raise Refused("there is nothing to sweep; name at least one site, as in 5-mlp.")
+    for site in sites:
+        if parse_site(site)[1] == "attn":
+            raise Refused(f"{site} holds heads, which have no single activation to sweep; name mlp or resid sites.")
+        subject.width(site)
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise Refused(f"the sweep could not be written to {place} ({reason}); free space and run it again.") from error
 
 
 @dataclass(frozen=True)
@@ -403,7 +414,7 @@ def _store(folder: Path, documents: list[_Read], kept: dict[str, Site], facts: d
     })  # fmt: skip
     pq.write_table(table, folder / "documents.parquet", compression="zstd")
     for site, keeper in kept.items():
-        save_file(keeper.tensors(), folder / f"{site}.safetensors")
+        (folder / f"{site}.safetensors").write_bytes(save(keeper.tensors()))   # so that a full disk is an OSError
     (folder / "sweep.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
 
 

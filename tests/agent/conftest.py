@@ -47,7 +47,7 @@ def planted_model(llama: Any) -> Any:
 
 
 def documents(seed: int = 0, count: int = 300) -> list[str]:
-    """Texts of 15 to 25 words, no two alike; each planted word is in about a third of them, " said" in every fiftieth."""
+    """Texts of 15 to 25 words, no two alike; each planted word is in a third of them, " said" in every fiftieth."""
     draw = random.Random(seed)
     texts = []
     for number in range(count):

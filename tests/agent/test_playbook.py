@@ -58,7 +58,7 @@ def decisions(book: Playbook, answer: Answer, misses: Sequence[dict[str, Any]] =
     raise AssertionError(f"no conclusion after {most} steps")
 
 
-def answers(tokens: str = "aabcd", kept: Sequence[str] = "xxxxx", effect: str = "keeps") -> Answer:
+def answers(tokens: str = "aabcd", kept: Sequence[str] = "xxxxxxx", effect: str = "keeps") -> Answer:
     """Answers every call; the n-th pruned text keeps kept[n], and substitutes all have one effect."""
     left = iter(kept)
 
