@@ -5,6 +5,7 @@ Facts go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 refused
 """
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 (defau
 def main() -> None:
     """Entry point: runs a command and turns what it refuses into one sentence and an exit code."""
     as_json = "--json" in sys.argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)   # as Ctrl-C, so that what is half done is cleared away
     try:
         with _models_quiet():
             app()
@@ -52,11 +54,17 @@ def main() -> None:
         _say_refusal(str(refusal), as_json)
         sys.exit(ERROR)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; what was recorded is kept, and the same command goes on from there.\n")
-        sys.exit(DRAINED)
+        sys.exit(_say_stopped())
+    except SystemExit as end:     # typer makes this of a KeyboardInterrupt
+        raise SystemExit(_say_stopped() if end.code == DRAINED else end.code) from None
     except BrokenPipeError:   # the reader of a pipe has gone, as in `… | head`
         sys.stderr.close()
         sys.exit(DONE)
+
+
+def _say_stopped() -> int:
+    sys.stderr.write("stopped; what was recorded is kept, and the same command goes on from there.\n")
+    return DRAINED
 
 
 def _say_refusal(message: str, as_json: bool) -> None:

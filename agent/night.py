@@ -9,7 +9,7 @@ import json
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +18,13 @@ from .. import __version__
 from ..store import records
 from ..store.findings import drain
 from ..store.records import Failure, Record, Refused, Verdict
-from ..store.work import Job, RunState, StaleAttempt, worker_id
+from ..store.work import Busy, Job, RunState, StaleAttempt, worker_id
 from ..tools import measures
 from ..tools.auto import pick_units
 from ..tools.corpus import load_corpus
+from ..tools.floors import MakeRule
 from ..tools.induce import induce
+from ..tools.rules import Rule
 from ..tools.sweep import Sweep, make_sweep
 from ..tools.toolbox import Toolbox
 from ..tools.units import UnitId, parse_spec
@@ -89,22 +91,21 @@ def run_night(home: Home, request: Request, progress: Progress) -> Outcome:
     if it cannot be carried out."""
     if request.planner not in PLANNERS:
         raise Refused(f"the planner {request.planner!r} is unknown; choose one of {', '.join(PLANNERS)}.")
-    state = None if request.fresh else _finished(home, request)
-    if state is not None:
+    state = None if request.fresh else home.work.find_run(request.key)
+    if state is not None and _lost(home, state):
+        request = replace(request, fresh=True)
+    elif state is not None and state.status == "done":
         drain(home.work, home.findings)
         return _outcome(home, state, "done", repeated=True)
     with _drain_on_signal() as asked_to_stop:
-        budget = Budget(minutes=request.minutes)
-        try:
-            return _Night(home, request, budget, progress, asked_to_stop).run()
-        except Drained:
-            drain(home.work, home.findings)
-            raise
+        return _Night(home, request, Budget(minutes=request.minutes), progress, asked_to_stop).run()
 
 
-def _finished(home: Home, request: Request) -> RunState | None:
-    state = home.work.find_run(request.key)
-    return state if state is not None and state.status == "done" else None
+def _lost(home: Home, state: RunState) -> bool:
+    """Whether the findings hold nothing of a run any more, as after a damaged file was moved away."""
+    if home.work.pending():
+        return False             # what is on its way is not lost
+    return not home.findings.path.exists() or not home.findings.read(records.Run, run=state.id)
 
 
 class _Night:
@@ -113,60 +114,94 @@ class _Night:
     ) -> None:
         self.home, self.request, self.budget, self.progress = home, request, budget, progress
         self.asked_to_stop = asked_to_stop
+        self.floor_rules: dict[UnitId, Rule | None] = {}
 
     def run(self) -> Outcome:
         request, home = self.request, self.home
         toolbox = home.toolbox(request.model, request.device, request.dtype)
-        sweep = self._sweep(toolbox)
+        named = self._named(toolbox)
+        sweep = self._sweep(toolbox, named)
         toolbox = replace(toolbox, sweep=lambda unit: sweep)
         state = self._open(toolbox, sweep)
-        total = len(state.units)
-        self.progress.begins(total - len(self._open_units(state)), total)
-        while not self.budget.out_of_time and (job := home.work.claim(state.id, worker_id(), LEASE)):
-            self._unit(state, job, toolbox, sweep)
-            drain(home.work, home.findings)
-            self.progress.ended(job.unit, self._status(state, job.unit), total - len(self._open_units(state)), total)
+        try:
+            self._each_unit(state, toolbox, sweep)
+        except (Drained, KeyboardInterrupt):
+            self._close(state, "drained")
+            raise
         status = "budget" if self._open_units(state) else "done"
+        drain(home.work, home.findings)
         home.work.post(self._conclude(state))
-        home.work.close_run(state.id, status)
-        home.work.post([self._run_record(state, status, self.budget.elapsed)])
+        self._close(state, status)
         drain(home.work, home.findings)
         embed_missing(home)
         return _outcome(home, state, status)
 
-    def _sweep(self, toolbox: Toolbox) -> Sweep:
+    def _each_unit(self, state: RunState, toolbox: Toolbox, sweep: Sweep) -> None:
+        work, total = self.home.work, len(state.units)
+        self.progress.begins(total - len(self._open_units(state)), total)
+        while not self.budget.out_of_time and (job := work.claim(state.id, worker_id(), LEASE)):
+            with suppress(StaleAttempt):   # another worker has the unit by now; this attempt is not recorded
+                self._unit(state, job, toolbox, sweep)
+            self._deliver()
+            self.progress.ended(job.unit, self._status(state, job.unit), total - len(self._open_units(state)), total)
+
+    def _deliver(self) -> None:
+        """Moves what was found to the findings; while somebody else holds them it waits in the outbox."""
+        with suppress(Busy):
+            drain(self.home.work, self.home.findings)
+
+    def _close(self, state: RunState, status: str) -> None:
+        self.home.work.close_run(state.id, status)
+        self.home.work.post([self._run_record(state, status, self.budget.elapsed)])
+        self._deliver()
+
+    def _named(self, toolbox: Toolbox) -> list[UnitId]:
+        """The units that are named one by one, each known to be the model's before anything takes long."""
+        named = parse_spec(self.request.units, self.request.model, lambda n: [])
+        for unit in named:
+            if unit.model != self.request.model:
+                raise Refused(f"{unit} is no unit of {self.request.model}; name its model with --model.")
+            toolbox.subject.check(unit)
+        return named
+
+    def _sweep(self, toolbox: Toolbox, named: Sequence[UnitId]) -> Sweep:
         def told(what: str, done: int, total: int) -> None:
             if self.asked_to_stop():
                 raise Drained
             self.progress.sweeping(what, done, total)
 
         corpus = load_corpus(self.request.corpus)
-        sites = self._sites(toolbox.subject.n_layers)
+        sites = self._sites(toolbox.subject.n_layers, named)
         return make_sweep(toolbox.subject, corpus, sites, self.home.path, self.request.tokens, told)
 
-    def _sites(self, layers: int) -> list[str]:
+    def _sites(self, layers: int, named: Sequence[UnitId]) -> list[str]:
         """The sites asked for and those of the units named; where there are none, MLPs at three early depths."""
-        named = [u.site for u in parse_spec(self.request.units, self.request.model, lambda n: [])]
-        asked = [*self.request.sites, *named]
+        asked = [*self.request.sites, *(unit.site for unit in named)]
         return asked or [f"{layer}-mlp" for layer in sorted({layers // 12, layers // 6, layers // 4})]
 
     def _open(self, toolbox: Toolbox, sweep: Sweep) -> RunState:
         request, work = self.request, self.home.work
         units = [str(u) for u in self._units(sweep)]
-        for unit in units:
-            toolbox.subject.check(UnitId.parse(unit))
+        if not units:
+            raise Refused(
+                f"{request.units} finds no unit on {', '.join(sweep.sites)} that is sparse, strong and fires in enough "
+                "documents; name units with --units, other --sites, or give more text."
+            )
         state = work.open_run(request.key, request.asked(), units, request.fresh)
         work.enqueue(state.id, state.units)
         begun = self._run_record(state, "running", 0.0)
         work.post([begun, sweep_record(sweep, state.id), model_record(toolbox, state.id)])
-        drain(work, self.home.findings)
+        self._deliver()
         return state
 
     def _units(self, sweep: Sweep) -> list[UnitId]:
         return parse_spec(self.request.units, self.request.model, lambda n: [p.unit for p in pick_units(sweep, n)])
 
     def _unit(self, state: RunState, job: Job, toolbox: Toolbox, sweep: Sweep) -> None:
-        """One attempt at one unit. The only place where any error is caught: it becomes a failure of this unit."""
+        """One attempt at one unit. The only place where any error is caught: it becomes a failure of this unit.
+
+        Raises StaleAttempt if the unit was taken over meanwhile.
+        """
         unit = UnitId.parse(job.unit)
         step = "start"
 
@@ -178,7 +213,8 @@ class _Night:
             self.home.work.heartbeat(job)
             self.progress.step(job.unit, what)
 
-        by = Investigator(state.id, toolbox, sweep, self._planner(toolbox, sweep), self.budget, self._claim, tell)
+        planner, floor_rule = self._planner(toolbox, sweep), self._floor_rule(toolbox, sweep)
+        by = Investigator(state.id, toolbox, sweep, planner, self.budget, self._claim, floor_rule, tell)
         began = self.budget.elapsed
         try:
             found = investigate(unit, by)
@@ -186,7 +222,7 @@ class _Night:
             self.home.work.release(job)
             raise
         except StaleAttempt:
-            return   # another worker has the unit now; what this attempt found is not recorded
+            raise
         except Exception as error:  # noqa: BLE001
             where = traceback.extract_tb(error.__traceback__)[-1]
             failure = Failure(
@@ -203,6 +239,16 @@ class _Night:
     def _planner(self, toolbox: Toolbox, sweep: Sweep) -> Planner:
         subject = toolbox.subject
         return Playbook(lambda unit, evidence: induce(subject, sweep, unit, evidence), toolbox.offered())
+
+    def _floor_rule(self, toolbox: Toolbox, sweep: Sweep) -> MakeRule:
+        """Rules of other units, from their exemplars alone (no forward pass), each made once a run."""
+
+        def make(unit: UnitId) -> Rule | None:
+            if unit not in self.floor_rules:
+                self.floor_rules[unit] = induce(toolbox.subject, sweep, unit, reads=0).rule
+            return self.floor_rules[unit]
+
+        return make
 
     def _claim(self, hypothesis: str) -> bool:
         """True once: the score side is read one time for each explanation, also across processes."""

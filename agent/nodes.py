@@ -20,8 +20,7 @@ from ..store.records import (
     Verdict,
     uuid7,
 )
-from ..tools.floors import Floors, floor_rules
-from ..tools.induce import induce
+from ..tools.floors import MakeRule, floor_rules
 from ..tools.score_input import score_input, tune_score
 from ..tools.sweep import Sweep
 from ..tools.toolbox import Toolbox
@@ -44,7 +43,8 @@ class Drained(Exception):  # noqa: N818 — asked for from outside, nothing went
 class Investigator:
     """One unit's investigation: its tools, its planner, its budget, and what it writes down.
 
-    `claim(hypothesis)` guards the score side; `tell(unit, what)` is called before each step, and may raise Drained.
+    `claim(hypothesis)` guards the score side; `floor_rule(unit)` makes another unit's rule, a floor for this one's;
+    `tell(unit, what)` is called before each step, and may raise Drained.
     """
 
     run: str
@@ -53,6 +53,7 @@ class Investigator:
     planner: Planner
     budget: Budget
     claim: Callable[[str], bool]
+    floor_rule: MakeRule
     tell: Tell
     investigation: str = field(default_factory=uuid7)
 
@@ -100,12 +101,12 @@ class Investigator:
 
     def score(self, state: State) -> State:
         """Reads the score side once, for the draft that did best on the tune side."""
-        unit = state["unit"]
+        unit, subject = state["unit"], self.toolbox.subject
         best = max(state["drafts"], key=lambda draft: draft.tune["f1"] or 0.0)
         self.tell(unit, "scoring on text that was never shown")
         scores = score_input(
-            self.toolbox.subject, self.sweep, unit, best.rule, hypothesis=best.hypothesis.id, claim=self.claim,
-            floor_rules=self._floors(unit), evidence=state.get("evidence", []),
+            subject, self.sweep, unit, best.rule, hypothesis=best.hypothesis.id, claim=self.claim,
+            floor_rules=floor_rules(subject, self.sweep, unit, self.floor_rule), evidence=state.get("evidence", []),
         )  # fmt: skip
         return {"kept": replace(best.hypothesis, kept=True), "scores": [replace(s, **self._stamps) for s in scores]}
 
@@ -146,11 +147,6 @@ class Investigator:
     @cached_property
     def _provenance(self) -> dict[str, Any]:
         return dict(self.sweep.facts["provenance"])
-
-    def _floors(self, unit: UnitId) -> Floors:
-        """Rules of other units of the site, made by the inducer from their exemplars alone (no forward pass)."""
-        subject, sweep = self.toolbox.subject, self.sweep
-        return floor_rules(subject, sweep, unit, lambda other: induce(subject, sweep, other, reads=0).rule)
 
     def _unit(self, unit: UnitId) -> Unit:
         facts = asdict(self.sweep.statistics(unit))

@@ -14,6 +14,7 @@ from .state import Abstain, Action, Call, State, Submit, by_tool
 
 FIRST, MOST = 3, 5     # texts pruned at least, and at most while each brings another pattern
 SUBSTITUTED = 2        # minimal examples whose words are substituted
+CONTEXT = 16           # tokens of a text that are pruned
 MISSES = 2             # tune-side misses pruned in a revision
 
 Induce = Callable[[UnitId, Sequence[Evidence]], Induced]
@@ -45,9 +46,10 @@ class Playbook:
     def _wanted(self, evidence: Sequence[Evidence], misses: Sequence[dict[str, Any]]) -> Iterator[Call]:
         yield Call("top_examples", why="the texts on which it fires most")
         for row in _to_prune(evidence):
-            yield Call("minimal_example", {"ids": row["ids"]}, f"what of “…{row['text'][-30:]}” is needed")
+            yield Call("minimal_example", {"ids": _last(row["ids"])}, f"what of “…{row['text'][-30:]}” is needed")
         for example in _distinct(evidence)[:SUBSTITUTED]:
-            yield Call("substitute", {"ids": example["ids"]}, f"which words can stand in “{example['kept_text']}”")
+            found = {"ids": example["ids"], "kept": example["kept"]}
+            yield Call("substitute", found, f"which words can stand in “{example['kept_text']}”")
         yield Call("lens", why="what it writes to the logits directly")
         yield Call("ablate", why="what the model loses without it")
         killed = next((e for e in by_tool(evidence, "substitute") if _kills(e)), None)
@@ -55,7 +57,7 @@ class Playbook:
             yield Call("patch", {"ids": killed.arguments["ids"]}, "whether it carries the difference that a word makes")
         missed = [m for m in misses if m["kind"] == "false negative"]
         for miss in missed[:MISSES]:
-            yield Call("minimal_example", {"ids": miss["ids"]}, "what of a text that the rule missed is needed")
+            yield Call("minimal_example", {"ids": _last(miss["ids"])}, "what of a text that the rule missed is needed")
 
 
 def _done(evidence: Sequence[Evidence], call: Call) -> bool:
@@ -63,12 +65,17 @@ def _done(evidence: Sequence[Evidence], call: Call) -> bool:
     return any(call.arguments.items() <= e.arguments.items() for e in by_tool(evidence, call.tool))
 
 
+def _last(ids: Sequence[int]) -> list[int]:
+    """The sink and the last CONTEXT tokens: pruning costs in proportion to length, and few units look further back."""
+    return [ids[0], *ids[1:][-CONTEXT:]]
+
+
 def _to_prune(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
     """Texts to prune, those that end in another token first; more only while the last one brought a new pattern."""
     looked = [row for e in by_tool(evidence, "top_examples")[:1] for row in e.rows]
     firsts = {row["token"]: row for row in reversed(looked)}.values()
     ordered = sorted(looked, key=lambda row: not any(row is first for first in firsts))
-    texts = [row["ids"] for row in looked]     # what the rule missed is pruned too, and says nothing about these
+    texts = [_last(row["ids"]) for row in looked]     # what the rule missed is pruned too: not one of these
     patterns = [row["kept_text"] for row in _examples([e for e in evidence if e.arguments.get("ids") in texts])]
     more = len(patterns) >= FIRST and patterns[-1] not in patterns[:-1]
     return ordered[: max(FIRST, min(MOST, len(patterns) + more))]

@@ -88,13 +88,27 @@ def sweep_facts(facts: dict[str, Any]) -> None:
 
 # Runs
 
+# What this run found, one row a unit that it brought to an end; the view `explanations` has the newest of all runs.
+_OF_RUN = """
+    WITH decided AS (
+        SELECT * FROM verdicts WHERE run = $run
+        QUALIFY row_number() OVER (PARTITION BY investigation ORDER BY created_at DESC, id DESC) = 1
+    )
+    SELECT i.unit, i.sign, h.sentence AS explanation, h.rule_text AS rule,
+           f1.value AS input_f1, f1.low AS input_f1_low, f1.high AS input_f1_high,
+           list_max(map_values(CAST(f1.floors AS MAP(VARCHAR, DOUBLE)))) AS floor_f1,
+           decided.verdict, i.planner, i.run, i.id AS investigation, i.seconds
+    FROM investigations i
+    JOIN decided ON decided.investigation = i.id
+    LEFT JOIN hypotheses h ON h.investigation = i.id AND h.kept
+    LEFT JOIN scores f1 ON f1.hypothesis = h.id AND f1.metric = 'f1' AND f1.side = 'score' AND f1.judge IS NULL
+    WHERE i.run = $run
+"""
+
 
 def run_facts(home: Home, outcome: "Outcome") -> dict[str, Any]:
     """A run's rows from the findings, with what failed and what was left out."""
-    rows = home.findings.sql(
-        "SELECT e.*, i.seconds FROM explanations e JOIN investigations i ON i.id = e.investigation WHERE e.run = ?",
-        [outcome.run],
-    )
+    rows = home.findings.sql(_OF_RUN, {"run": outcome.run})
     order = {unit: place for place, unit in enumerate(outcome.units)}
     rows.sort(key=lambda row: order.get(name(row), len(order)))
     failures = home.findings.sql("SELECT unit, sign, kind, message, step FROM failures WHERE run = ?", [outcome.run])

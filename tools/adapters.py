@@ -55,7 +55,8 @@ LAYOUTS = {
 
 def unwrap(output: Any) -> Tensor:
     """The tensor in a module's output; attention modules return (output, weights), blocks a bare tensor."""
-    return output[0] if isinstance(output, tuple) else output
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
 
 
 class Adapter:
@@ -99,7 +100,7 @@ class Adapter:
 
 def find_adapter(model: nn.Module, ids: Tensor) -> tuple[Adapter, dict[str, float | None]]:
     """The adapter whose identities hold best on `ids` [B, T], with their errors. Raises Refused if none fits."""
-    kind = model.config.model_type  # type: ignore[union-attr]
+    kind = str(model.config.model_type)  # type: ignore[union-attr]
     rows: Iterable[Layout] = [LAYOUTS[kind]] if kind in LAYOUTS else dict.fromkeys(LAYOUTS.values())
     tried: list[tuple[Adapter, dict[str, float | None]]] = []
     for layout in rows:
@@ -213,6 +214,6 @@ def _group_errors(adapter: Adapter, ids: Tensor, z: Tensor) -> float | None:
     finally:
         for handle in handles:
             handle.remove()
-    change = (moved[0] - z).abs().unflatten(-1, (heads, -1)).amax(dim=(0, 1, 3))
+    change = (moved[0] - z).abs().reshape(*z.shape[:2], heads, -1).amax(dim=(0, 1, 3))
     expected = torch.arange(heads, device=change.device) < heads // groups
     return float(((change > 0.5) != expected).sum().item())

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -28,14 +28,29 @@ from scipy.special import bdtrc
 from ..store.records import Evidence, Refused
 from .collect import position_key
 from .measures import FIRES, MAX_ATOMS, MAX_CLAUSES, STRATA, WINDOW
-from .rules import CLASSES, MAX_IDS, Clause, Flags, Floats, Ints, Matcher, Near, Rule, Text, Tokens, side_text
+from .rules import (
+    CLASSES,
+    MAX_IDS,
+    MAX_PATTERN,
+    Clause,
+    Flags,
+    Floats,
+    Ints,
+    Matcher,
+    Near,
+    Rule,
+    Text,
+    Tokens,
+    side_text,
+)
 from .subject import Subject
 from .units import UnitId
 
 READS = 150            # windows read at most
 PRICE, ALTERNATIVE, DOUBT = 0.02, 0.001, 0.1
 MIN_DOCUMENTS = 8      # below this a shared pattern may be one author's or chance; the score side asks as many
-MIN_F1 = 0.2           # below this, rules fitted to pure chance are found too
+MIN_F1 = 0.2           # rules fitted to random activations reach .17 without reading, .06 with it
+LONGEST = 40           # characters of a word that a list may hold
 PRIOR = 4.0            # places' worth of belief in the exemplars' precision once places are read
 REACH = 6              # exact distances tried, in tokens and in words
 RANGES = (2, 3, 5, 8, 16, 32, 62)
@@ -125,7 +140,8 @@ def induce(
     fewer than 8 explain documents that are no near copies, or the best F1 is below .2. Raises Refused if evidence is
     of another unit.
     """
-    foreign = next((e for e in evidence if (e.unit, e.sign) != (unit.bare, unit.sign)), None)
+    used = [e for e in evidence if e.tool in ("minimal_example", "substitute")]
+    foreign = next((e for e in used if (e.unit, e.sign) != (unit.bare, unit.sign)), None)
     if foreign is not None:
         raise Refused(f"the evidence is of {foreign.unit} and the rule is for {unit}; give this unit's own.")
     known = _Known(subject, sweep, unit)
@@ -133,11 +149,12 @@ def induce(
     if documents < MIN_DOCUMENTS:
         reason = f"it fires in {documents} explain documents that are no near copies; a pattern needs {MIN_DOCUMENTS}."
         return Induced(None, None, reason, None, None, None, 0)
-    trials = _Trials(subject, evidence)
+    trials = _Trials(subject, used)
     search = _Search(subject, known, trials)
     rule, pool = search.cover()
     if reads:
-        known.read(subject, sweep, unit, [*search.shared_words(), *(c.at for c in search.shortlist(pool)[:READ])], reads // 2)
+        chosen = search.shortlist(pool)[:READ]
+        known.read(subject, sweep, unit, [*search.shared_words(), *(c.at for c in chosen)], reads // 2)
         known.learn()
         search = _Search(subject, known, trials)
         rule, pool = search.cover()
@@ -299,7 +316,8 @@ class _Known:
         weight = 1 / self.chance[self.window[self.read_at[hit]]]
         covered = mask[self.at]
         trust = np.max([c.trust for c in rule], axis=0)[covered]
-        seen = float((weight * (self.read_ratio[hit] >= FIRES)).sum() / weight.sum()) * float(trust.mean() if len(trust) else 0)
+        seen = float((weight * (self.read_ratio[hit] >= FIRES)).sum() / weight.sum())
+        seen *= float(trust.mean()) if len(trust) else 0.0
         count = float(weight.sum() ** 2 / (weight**2).sum())
         belief = PRIOR * (1 - int(hit.sum()) / opened)
         return (count * seen + belief * min(prior, 1.0)) / (count + belief)
@@ -327,7 +345,7 @@ def _mask(rule: Sequence[_Candidate], size: int) -> Flags:
 
 @dataclass(frozen=True, eq=False)
 class _Family:
-    """One way to group words: codes[kind of word] (−1: says nothing), names[code], and how a list of names is written.
+    """One way to group words: codes[kind of word] (−1: says nothing), names[code], and how names are written.
 
     loose: the pattern goes beyond the words seen, so it must be shown by different words, not by one word many times.
     """
@@ -351,11 +369,12 @@ class _Lexicon:
         members: dict[str, dict[str, None]] = {}
         for word, root in zip(folded, stems, strict=True):
             members.setdefault(root or "", {})[word] = None
-        self.folded = _family([w or None for w in folded], _listing, _called, 24, loose=False)
+        self.folded = _family(folded, _listing, _called, 24, loose=False)
         self.kinds = _family([_class(w) for w in text.vocabulary], lambda n: n[0], lambda n: CALLED[n[0]][1], 1)
-        exact = _family([w or None for w in text.vocabulary], lambda n: "|".join(map(_escape, n)), _called, 24, loose=False)
-        forms = _family(stems, lambda n: _listing([w for s in n for w in list(members[s])[:8]]),
-                        lambda n: f"forms of {_quoted([min(members[s], key=len) for s in n[:6]], 'and')}", 8)  # fmt: skip
+        exact = _family(text.vocabulary, _options, _called, 24, loose=False)
+        short = {root: min(words, key=len) for root, words in members.items()}
+        forms = _family(stems, lambda n: _listing([w for root in n for w in list(members[root])[:8]]),
+                        lambda n: f"forms of {_quoted([short[root] for root in n[:6]], 'and')}", 8)  # fmt: skip
         numbers = _family([_digits(w) for w in text.vocabulary], _digit_pattern, _digit_call, 6)
         shapes = _family([_shape(w) for w in text.vocabulary], "|".join, _shape_call, 4)
         self.all = [exact, self.folded, forms, numbers, shapes]
@@ -375,7 +394,8 @@ def _family(
     loose: bool = True,
 ) -> _Family:  # fmt: skip
     known: dict[str, int] = {}
-    codes = [-1 if value is None else known.setdefault(value, len(known)) for value in values]
+    usable = (value if value and len(value) <= LONGEST else None for value in values)
+    codes = [-1 if value is None else known.setdefault(value, len(known)) for value in usable]
     return _Family(np.array(codes, dtype=np.int64), list(known), write, call, most, loose)
 
 
@@ -393,7 +413,10 @@ def _escape(word: str) -> str:
 
 
 def _options(names: Sequence[str]) -> str:
-    return "|".join(map(_escape, names))
+    """Alternatives of a pattern, as many as fit into one."""
+    written = [_escape(name) for name in names]
+    lengths = accumulate(len(name) + 1 for name in written)
+    return "|".join(name for name, length in zip(written, lengths, strict=True) if length < MAX_PATTERN - LONGEST)
 
 
 def _listing(names: Sequence[str]) -> str:
@@ -482,7 +505,8 @@ def _joined(items: Sequence[str], last: str) -> str:
 
 
 def _after(what: str, distance: int) -> str:
-    return f"after {what}" if distance == 1 else f"with {what} {(*COUNTS, *map(str, range(7, 99)))[distance]} words before"
+    count = COUNTS[distance] if distance < len(COUNTS) else str(distance)
+    return f"after {what}" if distance == 1 else f"with {what} {count} words before"
 
 
 def _within(what: str, distance: int) -> str:
@@ -515,20 +539,23 @@ class _Trials:
         """Files the words at these tokens under their distance in words from the tracked token, the last."""
         for index in indices:
             back, word = tokens.word[-1] - tokens.word[index], tokens.words[tokens.word[index]].lower()
-            if word and back == 0 and keeps:
+            if not word or len(word) > LONGEST:
+                continue
+            if back == 0 and keeps:
                 self.tracked[word] += 1
-            elif word and back > 0:
+            elif back > 0:
                 (self.kept if keeps else self.killing).setdefault(back, Counter())[word] += 1
 
     def conditions(self) -> Iterator[tuple[Near, str, int, bool]]:
-        """Contexts worth a try: the context, how to say it, the words in it, and whether it is needed or forbidden."""
+        """Contexts worth a try: the context, how to say it, how many words it lists, and whether it is needed."""
         where: dict[str, list[int]] = {}
         for back, words in sorted(self.kept.items()):
             for word in words:
                 where.setdefault(word, []).append(back)
             common = [word for word, _ in words.most_common(12)]
             for names in [common] if len(common) < 2 else [common, common[:1]]:
-                yield Near(Matcher(word=_listing(names)), back, back, "words"), _after(_called(names), back), len(names), True
+                near = Near(Matcher(word=_listing(names)), back, back, "words")
+                yield near, _after(_called(names), back), len(names), True
         for word, backs in where.items():
             if len(backs) > 1:
                 near = Near(Matcher(word=_listing([word])), min(backs), max(backs), "words")
@@ -570,7 +597,7 @@ class _Pick:
 
 @dataclass(frozen=True)
 class _Values:
-    """A way to see places by a value (−1 = none): all matched places (flat, with their values) and the firing ones [P]."""
+    """Places seen by a value: the matched ones (flat) with their values, and the firing ones [P] (−1 = none)."""
 
     at: Ints
     codes: Ints
@@ -644,10 +671,10 @@ class _Search:
         rest = self._rest(rule)
         found: dict[bytes, tuple[float, _Candidate]] = {}
 
-        def rate(candidates: Iterable[_Candidate]) -> list[tuple[float, _Candidate]]:
+        def rate(candidates: Iterable[_Candidate | None]) -> list[tuple[float, _Candidate]]:
             new = []
             for c in candidates:
-                if c.trust.any():
+                if c is not None and c.trust.any():
                     item = (self.worth([*rule, c]), c)
                     if found.get(c.key, (-1.0,))[0] < item[0]:
                         found[c.key] = item
@@ -683,7 +710,8 @@ class _Search:
                 yield self._plain(Clause(matcher, piece), words, rest)
         if self.trials.tracked:
             names = [word for word, _ in self.trials.tracked.most_common(24)]
-            yield replace(self._plain(Clause(Matcher(word=_listing(names))), _called(names), rest), listed=len(names) - 1)
+            told = self._plain(Clause(Matcher(word=_listing(names))), _called(names), rest)
+            yield replace(told, listed=len(names) - 1)
 
     def _pieces(self, fresh: Flags) -> list[str]:
         """The pieces of a word that most firing places are, and "any" where they are no one piece."""
@@ -698,7 +726,8 @@ class _Search:
     def _plain(self, clause: Clause, words: str, rest: _Rest) -> _Candidate:
         at = np.flatnonzero(clause.mask(self.text))
         covered = self.known.matched(at)
-        return _Candidate(clause, at, covered * self.known.shrink(covered & rest.fresh, len(at)), 0, words)
+        trust = np.where(covered, self.known.shrink(covered & rest.fresh, len(at)), 0.0)
+        return _Candidate(clause, at, trust, 0, words)
 
     def _valued(
         self, codes: Ints, rest: _Rest, family: _Family | None, make: Callable[[Ints], tuple[Clause, str]]
@@ -721,7 +750,8 @@ class _Search:
             return []
         values, inverse = np.unique(seen.firing[has], return_inverse=True)
         support = np.zeros(len(values))
-        shown = self.text.kind[self.text.word[self.known.at]][has] if family and family.loose else self.known.cluster[has]
+        loose = family is not None and family.loose
+        shown = (self.text.kind[self.text.word[self.known.at]] if loose else self.known.cluster)[has]
         for v, _ in set(zip(inverse.tolist(), shown.tolist(), strict=True)):
             support[v] += 1
         size, true = self._true(seen, values, inverse, weight[has], self.known.open[self.known.at[has]])
@@ -744,6 +774,9 @@ class _Search:
 
     def _true(self, seen: _Values, values: Ints, inverse: Ints, weight: Floats, inside: Flags) -> tuple[Ints, Floats]:
         """How many places each value has, and how many of them fire, estimated as in `_Known.rates`."""
+        if not self.known.open.any():
+            found = np.bincount(seen.codes, minlength=int(values.max()) + 1)[values]
+            return found, np.minimum(np.bincount(inverse, weights=weight, minlength=len(values)), found)
         slot = np.full(int(max(seen.codes.max(initial=0), values.max())) + 2, -1)
         slot[values] = np.arange(len(values))
         mine = slot[seen.codes]
@@ -763,12 +796,8 @@ class _Search:
 
     # What stands before it
 
-    def _narrower(self, c: _Candidate, rest: _Rest) -> Iterator[_Candidate]:
-        """The candidate with one condition more, of those that are no chance."""
-        found = (n for n in self._narrowed(c, rest) if n is not None)
-        yield from found
-
-    def _narrowed(self, c: _Candidate, rest: _Rest) -> Iterator[_Candidate | None]:
+    def _narrower(self, c: _Candidate, rest: _Rest) -> Iterator[_Candidate | None]:
+        """The candidate with one condition more; None for a condition that may be chance."""
         inside = rest.free[c.at]
         rows = np.searchsorted(c.at, self.known.at).clip(0, len(c.at) - 1)
         mine = rest.fresh & self.known.matched(c.at) & (c.trust > 0)
@@ -776,7 +805,8 @@ class _Search:
             return
         for distance in range(1, REACH + 1):
             for codes, family, write in self._behind(c.at, distance):
-                seen = _Values(c.at[inside], codes[inside], np.where(mine, codes[rows], -1))
+                stands = inside & (codes >= 0)
+                seen = _Values(c.at[stands], codes[stands], np.where(mine, codes[rows], -1))
                 for pick in self._choose(seen, self.known.weight * c.trust, family, rest):
                     near, said = write(pick.values)
                     kept = _among(codes, pick.values)
@@ -784,13 +814,14 @@ class _Search:
                 avoided = self._rare(seen)
                 if len(avoided):
                     near, said = write(avoided)
-                    yield self._keep(c, ~_among(codes, avoided), _with(c, near, False), f"not {said}", len(avoided) - 1)
+                    kept, listed = ~_among(codes, avoided), len(avoided) - 1
+                    yield self._keep(c, kept, _with(c, near, False), f"not {said}", listed)
         for near, said, needed, kept in self._ranged(c, rows[mine]):
             yield self._keep(c, kept, _with(c, near, needed), said, 0)
         yield from self._placed(c)
         for near, said, size, needed in self.conditions:
-            stands, said = self.text.near(near)[c.at], said if needed else f"not {said}"
-            yield self._keep(c, stands == needed, _with(c, near, needed), said, size - 1, unlikely=TRIED)
+            kept, said = self.text.near(near)[c.at] == needed, said if needed else f"not {said}"
+            yield self._keep(c, kept, _with(c, near, needed), said, size - 1, unlikely=TRIED)
 
     def _keep(
         self, c: _Candidate, keep: Flags, clause: Clause, said: str, listed: int,
@@ -803,12 +834,12 @@ class _Search:
         if not k or bdtrc(k - 1, n, len(at) / len(c.at)) >= unlikely:
             return None
         each = np.minimum(c.trust, self.known.shrink(covered, len(at)) if trust is None else trust)
-        return _Candidate(clause, at, covered * each, c.listed + listed, c.words, (*c.before, said))
+        return _Candidate(clause, at, np.where(covered, each, 0.0), c.listed + listed, c.words, (*c.before, said))
 
     def _behind(
         self, at: Ints, distance: int
     ) -> Iterator[tuple[Ints, _Family | None, Callable[[Ints], tuple[Near, str]]]]:
-        """What stands at this distance before places, seen in each way: its values, and how to write a list of them."""
+        """What stands at this distance before places, seen in each way: its values, and how to write a list."""
         text = self.text
         ids = np.where(text.position[at] > distance, text.ids[at - distance], -1)
         yield ids, None, partial(self._near_ids, distance)
@@ -827,11 +858,8 @@ class _Search:
 
     def _rare(self, seen: _Values) -> Ints:
         """Values common before the matched places, and before no firing one."""
-        here = seen.codes[seen.codes >= 0]
-        if not len(here):
-            return here
-        size = np.bincount(here)
-        size[np.unique(seen.firing[seen.firing >= 0])] = 0
+        size = np.bincount(seen.codes)
+        size[np.unique(seen.firing[seen.firing >= 0])] = 0   # every one of them stands before a matched place too
         values = np.flatnonzero(size >= max(10, 0.05 * len(seen.codes)))
         return values[np.argsort(-size[values])][:8]
 
@@ -845,12 +873,12 @@ class _Search:
         for needed, values in ((True, ranked[:6]), (False, ranked[:-7:-1])):
             for v in values:
                 if (lift[v] > 0.1) == needed and abs(lift[v]) > 0.1:
-                    since = self._since(c.at, v)
-                    share = [(since[firing] <= h).mean() - (since <= h).mean() for h in RANGES]
+                    since, names = self._since(c.at, v), [self.lexicon.folded.names[v]]
+                    share = [float((since[firing] <= h).mean() - (since <= h).mean()) for h in RANGES]
                     reach = RANGES[int(np.argmax(share if needed else np.negative(share)))]
-                    names = [self.lexicon.folded.names[v]]
                     said = ("" if needed else "not ") + _within(_called(names), reach)
-                    yield Near(Matcher(word=_listing(names)), 1, reach, "words"), said, needed, (since <= reach) == needed
+                    near_v = Near(Matcher(word=_listing(names)), 1, reach, "words")
+                    yield near_v, said, needed, (since <= reach) == needed
 
     def _words_before(self, i: int) -> set[int]:
         word = int(self.text.word[i])
@@ -889,8 +917,9 @@ class _Search:
         if c.clause.at.ids:
             said = self._ids_phrase(c.clause.at.ids, at, examples, whole)
         else:
-            said = c.words if whole or c.clause.piece == "any" else f"the {c.clause.piece} piece of {c.words}"
-            if examples and "“" not in c.words.replace("“-", "").replace("-”", ""):
+            plain = whole or c.clause.piece == "any" or c.words == "any token"
+            said = c.words if plain else f"the {c.clause.piece} piece of {c.words}"
+            if examples and not any(f"“{word.lower()}”" in said.lower() for word in examples):
                 said += f", such as {', '.join(examples)}"
         for k, condition in enumerate(c.before):
             said += (", " if k or ", such as" in said or condition.startswith("not") else " ") + condition
@@ -938,7 +967,7 @@ def _among(codes: Ints, values: Ints) -> Flags:
 
 
 def _spread(wide: list[tuple[float, _Candidate]]) -> list[tuple[float, _Candidate]]:
-    """Of candidates sorted by what they cover, the smallest that cover at least nine and six tenths as much as the first."""
+    """Of candidates sorted by what they cover, the smallest that cover nine and six tenths as much as the first."""
     if not wide:
         return []
     most = float(wide[0][1].trust.sum())

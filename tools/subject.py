@@ -362,8 +362,11 @@ class Subject:
 
         `ids`: one row or several, each with the sink first. Float32, or float64 for a float64 model.
         """
-        rows = [ids] if len(ids) and not isinstance(ids[0], Sequence | Tensor) else ids
-        rows = [[int(i) for i in row] for row in rows]  # type: ignore[union-attr]
+        given: Any = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        several = bool(given) and isinstance(given[0], Sequence | Tensor)
+        rows = [[int(i) for i in row] for row in (given if several else [given])]
+        if not all(rows):
+            raise Refused("there is nothing to read; give rows of ids, each with the sink first.")
         for unit in units:
             self._readable(unit)
         sites = list(dict.fromkeys(unit.site for unit in units))

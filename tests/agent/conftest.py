@@ -16,7 +16,10 @@ FIRES = {
     0: (" car",), 1: (" stop", " World"), 2: (" War",), 3: (" said",), 4: (),
     5: (" the",), 6: (" in",), 7: (" re",), 8: (" st",),
 }  # fmt: skip
-WORDS = "the in an as at it is of he al or en do re st ar il ap ef lu gi ai et op ld ce ry de 18 42".split()
+WORDS = (
+    "the", "in", "an", "as", "at", "it", "is", "of", "he", "al", "or", "en", "do", "re", "st",
+    "ar", "il", "ap", "ef", "lu", "gi", "ai", "et", "op", "ld", "ce", "ry", "de", "18", "42",
+)  # fmt: skip
 UNITS = "0-mlp/0,0-mlp/1,0-mlp/2-,0-mlp/3,0-mlp/4"
 
 
@@ -154,3 +157,8 @@ def finished(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Fini
 
     home, told = Home(tmp_path_factory.mktemp("home")), Told()
     return Finished(home, project.run(home, told), told)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()

@@ -1,16 +1,463 @@
+"""The run: every unit accounted for, whatever stops it, and the same findings in the end."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
 import time
-def test_it(finished):
-    print(finished.outcome)
-    from collections import Counter
-    for s in finished.told.steps: print(s)
-    for r in finished.home.findings.sql("select unit,sign,explanation,rule,input_f1,input_f1_low,floor_f1,verdict from explanations"): print(r)
-    for r in finished.home.findings.sql("select unit, status, steps, seconds, cost from investigations"): print(r)
-    for r in finished.home.findings.sql("select unit, sign, verdict, reason, q from verdicts"): print(r)
-    for r in finished.home.findings.sql("select unit, message,step from failures"): print(r)
-    for r in finished.home.findings.sql("select unit, tool, ok, summary, cost->>'seconds' as s from evidence"): print(r)
-    print(finished.told.swept[-1])
-    from lamplighter.tools.auto import pick_units
-    from lamplighter.tools.sweep import find_sweep
-    sw=find_sweep(finished.home.path, finished.outcome.units[0].rsplit('/',2)[0])
-    print(sw.facts); print(pick_units(sw, 8))
-    assert 0
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamplighter.agent import night
+from lamplighter.agent.config import Home
+from lamplighter.agent.nodes import Drained
+from lamplighter.store import records
+from lamplighter.store.records import Evidence, Failure, Refused, Score, Verdict
+from lamplighter.store.work import worker_id
+from lamplighter.tools.subject import Subject
+from lamplighter.tools.toolbox import REGISTRY
+
+QUICK = "0-mlp/3,0-mlp/4"     # abstained on within a second
+PATIENCE = 120                # seconds that a child process is given
+
+
+@pytest.fixture
+def swept(finished: Any, tmp_path: Path) -> Home:
+    """A home with the finished run's sweep and nothing else."""
+    home = Home(tmp_path / "swept")
+    shutil.copytree(finished.home.path / "sweeps", home.path / "sweeps")
+    return home
+
+
+@pytest.fixture
+def copied(finished: Any, tmp_path: Path) -> Home:
+    """The finished home, to be written to."""
+    shutil.copytree(finished.home.path, tmp_path / "copied")
+    return Home(tmp_path / "copied")
+
+
+def names(units: list[str]) -> list[str]:
+    return ["/".join(unit.split("/")[-2:]) for unit in units]
+
+
+def table(home: Home, kind: str) -> list[dict[str, Any]]:
+    return home.findings.sql(f"SELECT * FROM {kind}")
+
+
+def verdicts(home: Home, run: str) -> dict[str, list[Verdict]]:
+    """A run's verdict rows by unit, in the order they were made."""
+    found: dict[str, list[Verdict]] = {}
+    for row in home.findings.read(Verdict, run=run):
+        found.setdefault(names([row.unit or ""])[0], []).append(row)
+    return found
+
+
+# A finished run
+
+
+def test_every_unit_is_accounted_for(finished: Any) -> None:
+    outcome, home = finished.outcome, finished.home
+    assert (outcome.status, outcome.left, outcome.failed, outcome.repeated) == ("done", [], [], False)
+    assert names(outcome.units) == ["0-mlp/0", "0-mlp/1", "0-mlp/2-", "0-mlp/3", "0-mlp/4"]
+    ended = [(names([r.unit])[0], r.sign, r.status) for r in home.findings.read(records.Investigation)]
+    assert ended == [
+        ("0-mlp/0", 1, "submitted"), ("0-mlp/1", 1, "submitted"), ("0-mlp/2", -1, "submitted"),
+        ("0-mlp/3", 1, "abstained"), ("0-mlp/4", 1, "abstained"),
+    ]  # fmt: skip
+    assert home.work.counts(outcome.run) == {"queued": 0, "running": 0, "done": 5, "failed": 0}
+    assert home.work.pending() == 0 and table(home, "failures") == []
+
+
+def test_the_table_has_the_planted_rules(finished: Any) -> None:
+    rows = {names([row["unit"]])[0]: row for row in table(finished.home, "explanations")}
+    assert len(rows) == 5
+    for unit, words in {"0-mlp/0": ["car"], "0-mlp/1": ["stop", "world"], "0-mlp/2": ["war"]}.items():
+        row = rows[unit]
+        assert all(word in row["explanation"].lower() for word in words)
+        assert row["rule"] and row["verdict"] == "accepted" and row["planner"] == "playbook"
+        assert row["input_f1_low"] > 0.8 and row["input_f1_low"] > row["floor_f1"]
+        assert row["run"] == finished.outcome.run
+    for unit, count in {"0-mlp/3": 1, "0-mlp/4": 0}.items():
+        assert (rows[unit]["explanation"], rows[unit]["verdict"]) == (None, "abstained")
+        (first, _) = verdicts(finished.home, finished.outcome.run)[unit]
+        assert f"in {count} explain documents" in first.reason
+
+
+def test_verdicts_get_their_q_at_the_end(finished: Any) -> None:
+    """Benjamini–Hochberg over the submitted units: q of rank i is the least of m p_j / j for j ≥ i."""
+    found = verdicts(finished.home, finished.outcome.run)
+    assert all(len(rows) == 2 and rows[0].q is None for rows in found.values())
+    assert {rows[0].verdict for rows in found.values()} == {"unclear", "abstained"}
+    tested = {unit: rows[1] for unit, rows in found.items() if rows[1].p is not None}
+    assert set(tested) == {"0-mlp/0", "0-mlp/1", "0-mlp/2"}
+    ranked = sorted(row.p for row in tested.values() if row.p is not None)
+    m = len(ranked)
+    for row in tested.values():
+        assert row.q == pytest.approx(min(m * p / (j + 1) for j, p in enumerate(ranked) if p >= (row.p or 0)))
+        assert row.verdict == "accepted" and f"q = {row.q:.4f}" in row.reason
+    assert [found[unit][1].q for unit in ("0-mlp/3", "0-mlp/4")] == [None, None]
+    assert [found[unit][1].reason for unit in ("0-mlp/3", "0-mlp/4")] == [
+        found[unit][0].reason for unit in ("0-mlp/3", "0-mlp/4")
+    ]
+
+
+def test_without_the_masked_lm_substitution_is_refused_with_the_way_out(finished: Any) -> None:
+    evidence = finished.home.findings.read(Evidence)
+    refused = [e for e in evidence if not e.ok and e.tool in ("substitute", "patch")]
+    assert {e.tool for e in refused} >= {"substitute"}
+    assert all("lamplighter models pull bert-tiny-mlm" in e.summary for e in refused)
+    assert Counter(e.tool for e in evidence if e.ok)["minimal_example"] >= 9
+
+
+def test_the_run_the_model_and_the_sweep_are_recorded(finished: Any, project: Any) -> None:
+    home, run = finished.home, finished.outcome.run
+    assert [(r.run, r.status) for r in home.findings.read(records.Run)] == [(run, "running"), (run, "done")]
+    (sweep,) = home.findings.read(records.Sweep)
+    (model,) = home.findings.read(records.Model)
+    assert sweep.corpus == project.corpus and sum(sweep.documents.values()) == 300
+    assert model.name == project.model and model.architecture == "llama" and "ablate" in model.tools
+    assert {s.provenance["sweep"] for s in home.findings.read(Score)} == {sweep.digest}
+
+
+def test_it_tells_how_it_goes(finished: Any) -> None:
+    told = finished.told
+    assert told.swept[-1][0] == "score" and told.swept[-1][1] == told.swept[-1][2]
+    assert told.begun == [(0, 5)]
+    assert [(names([unit])[0], how, done) for unit, how, done, _ in told.ends] == [
+        ("0-mlp/0", "done", 1), ("0-mlp/1", "done", 2), ("0-mlp/2-", "done", 3),
+        ("0-mlp/3", "done", 4), ("0-mlp/4", "done", 5),
+    ]  # fmt: skip
+
+
+# Asked again
+
+
+def test_the_same_request_is_shown_without_a_model(
+    finished: Any, project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untouchable(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a model was loaded for a run that is finished")
+
+    monkeypatch.setattr(Subject, "load", untouchable)
+    before = len(table(finished.home, "verdicts"))
+    again = project.run(finished.home, minutes=5)
+    assert again.repeated and (again.run, again.status) == (finished.outcome.run, "done")
+    assert again.units == finished.outcome.units and len(table(finished.home, "verdicts")) == before
+    with pytest.raises(AssertionError, match="finished"):
+        project.run(finished.home, units="0-mlp/0")
+
+
+def test_a_fresh_run_is_a_new_one_from_cached_evidence(copied: Home, finished: Any, project: Any, told: Any) -> None:
+    again = project.run(copied, told, fresh=True, units=project.request().units)
+    assert again.run != finished.outcome.run and not again.repeated and again.units == finished.outcome.units
+    assert told.swept == []
+    evidence = copied.findings.read(Evidence, run=again.run)
+    assert all("recalled" in e.provenance for e in evidence if e.ok)
+    assert len(table(copied, "explanations")) == 5 and len(table(copied, "investigations")) == 10
+    assert {row["run"] for row in table(copied, "explanations")} == {again.run}
+    assert story(copied, again.run) == story(finished.home, finished.outcome.run)
+
+
+def test_a_run_has_a_row_for_each_unit_whatever_other_runs_found(copied: Home, project: Any) -> None:
+    """The table of a finished run stays whole after another run has looked at one of its units again."""
+    from lamplighter.agent.show import run_facts
+
+    project.run(copied, units="0-mlp/3")
+    again = project.run(copied)
+    rows = run_facts(copied, again)["explanations"]
+    assert again.repeated and names([row["unit"] for row in rows]) == [f"0-mlp/{i}" for i in range(5)]
+    assert {row["run"] for row in rows} == {again.run} and [row["sign"] for row in rows] == [1, 1, -1, 1, 1]
+    assert [row["verdict"] for row in rows] == [*3 * ["accepted"], *2 * ["abstained"]]
+    assert all(row["seconds"] > 0 for row in rows) and rows[0]["input_f1"] > rows[0]["floor_f1"] > 0
+
+
+def test_a_lost_findings_file_is_filled_again(copied: Home, project: Any) -> None:
+    """A file that was damaged is to be moved away; the same command must then not show a run that is nowhere."""
+    copied.findings.path.unlink()
+    again = project.run(copied, units=project.request().units)
+    assert not again.repeated and again.status == "done"
+    assert len(table(copied, "explanations")) == 5
+
+
+# Budget
+
+
+def test_no_minutes_leave_every_unit_and_the_next_run_does_them(swept: Home, project: Any, told: Any) -> None:
+    outcome = project.run(swept, told, units=QUICK, minutes=0)
+    assert (outcome.status, names(outcome.left)) == ("budget", ["0-mlp/3", "0-mlp/4"])
+    assert told.steps == [] and table(swept, "investigations") == [] and table(swept, "verdicts") == []
+    assert swept.work.runs()[0].status == "budget"
+    later = project.run(swept, units=QUICK)
+    assert (later.run, later.status, later.left) == (outcome.run, "done", [])
+    assert [r.status for r in swept.findings.read(records.Run)] == ["running", "budget", "running", "done"]
+
+
+def test_minutes_that_end_in_a_unit_leave_the_others(
+    swept: Home, project: Any, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit in hand wraps up with what it has, the next is not begun, and nothing is lost."""
+    now = [0.0]
+    told.at_step = lambda unit, what: now.__setitem__(0, now[0] + 40)
+    real = night.Budget
+    monkeypatch.setattr(night, "Budget", lambda minutes: real(minutes=minutes, clock=lambda: now[0]))
+    outcome = project.run(swept, told, units=QUICK, minutes=1)
+    assert outcome.status == "budget" and names(outcome.left) == ["0-mlp/4"]
+    assert any(what == "wrapping up: the run's 1 minutes are spent" for _, what in told.steps)
+    assert [names([r.unit or ""]) for r in swept.findings.read(records.Investigation)] == [["0-mlp/3"]]
+
+
+# Stopped
+
+
+def stop_at(unit: str, what: str, number: int = signal.SIGTERM) -> Callable[[str, str], None]:
+    """A progress callback that signals this process once, at a step."""
+    sent: list[int] = []
+
+    def at_step(now: str, step: str) -> None:
+        if now.endswith(unit) and step.startswith(what) and not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+
+    return at_step
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_gives_the_unit_back_and_the_run_goes_on_later(
+    swept: Home, project: Any, told: Any, number: int
+) -> None:
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    told.at_step = stop_at("0-mlp/4", "top_examples", number)
+    with pytest.raises(Drained):
+        project.run(swept, told, units=QUICK)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    (state,) = swept.work.runs()
+    assert state.status == "drained"
+    assert swept.work.counts(state.id) == {"queued": 1, "running": 0, "done": 1, "failed": 0}
+    assert [job.attempt for job in swept.work.jobs(state.id)] == [1, 0]
+    assert swept.findings.read(records.Run)[-1].status == "drained" and swept.work.pending() == 0
+    later = project.run(swept, units=QUICK)
+    assert (later.run, later.status) == (state.id, "done")
+    assert names([r.unit or "" for r in swept.findings.read(records.Investigation)]) == ["0-mlp/3", "0-mlp/4"]
+
+
+def test_a_stop_in_the_sweep_leaves_no_half_sweep(project: Any, tmp_path: Path, told: Any) -> None:
+    home = Home(tmp_path / "home")
+    told.sweeping = lambda what, done, total: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Drained):
+        project.run(home, told, units=QUICK)
+    assert list((home.path / "sweeps").iterdir()) == []
+    assert home.work.runs() == []
+
+
+# Failures
+
+
+def test_a_unit_that_breaks_is_a_failure_and_the_others_go_on(
+    swept: Home, project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = REGISTRY["top_examples"][0]
+
+    def broken(subject: Subject, sweep: Any, unit: Any, *, band: str = "top", side: str = "explain", n: int = 10) -> Any:
+        if unit.index == 3:
+            raise ZeroDivisionError("planted")
+        return real(subject, sweep, unit, band=band, side=side, n=n)
+
+    broken.__doc__ = real.__doc__
+    broken.__annotations__ = real.__annotations__
+    monkeypatch.setitem(REGISTRY, "top_examples", (broken, "read"))
+    outcome = project.run(swept, units=QUICK)
+    assert outcome.status == "done" and names(outcome.failed) == ["0-mlp/3"] and outcome.left == []
+    (failure,) = swept.findings.read(Failure)
+    assert (failure.kind, failure.attempt) == ("ZeroDivisionError", 1)
+    assert failure.message.startswith("planted (test_night.py:") and failure.step.startswith("top_examples")
+    assert failure.provenance["sweep"] and failure.run == outcome.run
+    assert [names([r.unit or ""])[0] for r in swept.findings.read(records.Investigation)] == ["0-mlp/4"]
+    assert table(swept, "scores") == []
+    again = project.run(swept, units=QUICK)
+    assert again.repeated and names(again.failed) == ["0-mlp/3"]
+
+
+def test_somebody_reading_the_findings_for_long_stops_nothing(swept: Home, project: Any, told: Any) -> None:
+    """Results wait in the outbox while another process holds the file, as a DuckDB shell that was left open does."""
+    project.run(swept, units=QUICK, minutes=0)
+    code = (
+        "import duckdb, sys; con = duckdb.connect(sys.argv[1], read_only=True); "
+        "print('held', flush=True); sys.stdin.readline(); con.close(); print('free', flush=True)"
+    )
+    command = [sys.executable, "-c", code, str(swept.findings.path)]
+    reader: list[subprocess.Popen[str]] = []
+    said: list[str] = []
+
+    def at_step(unit: str, what: str) -> None:
+        if not reader:
+            reader.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            said.append(reader[0].stdout.readline())  # type: ignore[union-attr]
+        if unit.endswith("/4") and what.startswith("ablate"):
+            assert swept.work.pending() > 0
+            said.extend(reader[0].communicate("\n")[0].splitlines())
+
+    told.at_step = at_step
+    try:
+        outcome = project.run(swept, told, units=QUICK)
+    finally:
+        reader[0].kill()
+        reader[0].wait()
+    assert said == ["held\n", "free"]
+    assert outcome.status == "done" and len(table(swept, "investigations")) == 2
+
+
+def test_another_worker_of_the_run_keeps_its_unit(swept: Home, project: Any) -> None:
+    """A unit that a living process holds is neither taken nor called failed; the run waits for it as left."""
+    state = project.run(swept, units=QUICK, minutes=0)
+    job = swept.work.claim(state.run, worker_id("other"), 600)
+    assert job is not None and job.unit.endswith("0-mlp/3")
+    outcome = project.run(swept, units=QUICK)
+    assert names(outcome.left) == ["0-mlp/3"] and outcome.failed == []
+    assert names([r.unit or "" for r in swept.findings.read(records.Investigation)]) == ["0-mlp/4"]
+
+
+def test_a_unit_that_was_taken_over_is_recorded_by_its_new_worker_alone(swept: Home, project: Any, told: Any) -> None:
+    """As after the machine slept through the lease: the result comes too late, and is dropped without an error."""
+
+    def at_step(unit: str, what: str) -> None:
+        if unit.endswith("/3") and what.startswith("ablate"):
+            with sqlite3.connect(swept.work.path) as con:
+                con.execute("UPDATE jobs SET token = token + 1, worker = ? WHERE unit = ?", [worker_id("other"), unit])
+
+    told.at_step = at_step
+    outcome = project.run(swept, told, units=QUICK)
+    assert (names(outcome.left), outcome.failed) == (["0-mlp/3"], [])
+    assert names([r.unit or "" for r in swept.findings.read(records.Investigation)]) == ["0-mlp/4"]
+    assert table(swept, "failures") == []
+
+
+def test_a_result_that_comes_too_late_is_dropped(
+    swept: Home, project: Any, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same at the very end, when the unit is to be ended."""
+    real = night.investigate
+
+    def slow(unit: Any, by: Any) -> Any:
+        found = real(unit, by)
+        with sqlite3.connect(swept.work.path) as con:
+            con.execute("UPDATE jobs SET token = token + 1, worker = ? WHERE unit LIKE '%/3'", [worker_id("other")])
+        return found
+
+    monkeypatch.setattr(night, "investigate", slow)
+    outcome = project.run(swept, told, units=QUICK)
+    assert (names(outcome.left), outcome.failed) == (["0-mlp/3"], [])
+    assert names([r.unit or "" for r in swept.findings.read(records.Investigation)]) == ["0-mlp/4"]
+
+
+# Requests that cannot be carried out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"planner": "oracle"}, ["'oracle'", "playbook"]),
+        ({"units": "0-mlp/9"}, ["0-mlp/9", "units 0 to 8"]),
+        ({"units": "other/0-mlp/1"}, ["other/0-mlp/1", "--model"]),
+        ({"units": "0-mlp"}, ["'0-mlp'", "MODEL/SITE/INDEX"]),
+        ({"units": "auto:0"}, ["auto:0"]),
+        ({"units": ""}, ["empty"]),
+        ({"units": "7-mlp/0"}, ["7-mlp", "0 to 1"]),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_a_run_is_opened(
+    swept: Home, project: Any, changes: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(Refused) as refusal:
+        project.run(swept, **changes)
+    assert all(word in str(refusal.value) for word in words), str(refusal.value)
+    assert swept.work.runs() == [] and not swept.findings.path.exists()
+
+
+def test_auto_that_finds_nothing_says_so(swept: Home, project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(night, "pick_units", lambda sweep, n: [])
+    with pytest.raises(Refused, match="auto:3 finds no unit on 0-mlp .* name units with --units"):
+        project.run(swept, units="auto:3")
+    assert swept.work.runs() == []
+
+
+def test_auto_picks_the_planted_units(swept: Home, project: Any) -> None:
+    outcome = project.run(swept, units="auto:2", minutes=0)
+    assert names(outcome.left) == ["0-mlp/0", "0-mlp/1"]
+
+
+# Killed
+
+
+def story(home: Home, run: str | None = None) -> dict[str, Any]:
+    """Everything that was found, without ids, times and costs, in an order that does not depend on them."""
+    drop = ("id", "created_at", "run", "investigation", "seconds", "cost", "hypothesis", "evidence")
+    found: dict[str, Any] = {}
+    for kind in ("units", "exemplars", "investigations", "evidence", "hypotheses", "scores", "explanations"):
+        rows = [row for row in table(home, kind) if run is None or row["run"] == run]
+        for row in rows:
+            if kind == "scores":
+                details = json.loads(row["details"])
+                row["details"] = {k: v for k, v in details.items() if k != "cost"}
+            if "provenance" in row:
+                row["provenance"] = {k: v for k, v in json.loads(row["provenance"]).items() if k != "recalled"}
+        kept = [{k: v for k, v in row.items() if k not in drop} for row in rows]
+        found[kind] = sorted(json.dumps(row, sort_keys=True) for row in kept)
+    newest = {unit: rows[-1] for r in {row["run"] for row in table(home, "verdicts")}
+              for unit, rows in verdicts(home, r).items()}  # fmt: skip
+    found["verdicts"] = {unit: (row.verdict, row.reason, row.p, row.q) for unit, row in newest.items()}
+    return found
+
+
+def started(project: Any, home: Path, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lamplighter", *project.arguments, "--home", str(home)]
+    with log.open("wb") as err:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, cwd=home.parent)
+
+
+def wait_for(child: subprocess.Popen[bytes], log: Path, words: str) -> None:
+    """Until the child has said it, on its plain progress lines."""
+    for _ in range(PATIENCE * 100):
+        if words in log.read_text("utf-8"):
+            return
+        assert child.poll() is None, log.read_text("utf-8")
+        time.sleep(0.01)
+    raise AssertionError(f"{words!r} was not said: {log.read_text('utf-8')}")
+
+
+def test_killed_stopped_and_continued_it_finds_what_an_unkilled_run_finds(
+    project: Any, finished: Any, tmp_path: Path
+) -> None:
+    """kill -9 in the second unit, SIGTERM in the next, then to the end: each unit once, and equal numbers."""
+    home, log = Home(tmp_path / "home"), tmp_path / "log"
+    child = started(project, home.path, log)
+    wait_for(child, log, "0-mlp/1: lens")
+    child.kill()
+    assert child.wait(PATIENCE) == -signal.SIGKILL
+    (state,) = home.work.runs()
+    assert home.work.counts(state.id) == {"queued": 3, "running": 1, "done": 1, "failed": 0}
+
+    child = started(project, home.path, log)
+    wait_for(child, log, "0-mlp/2-: planning")
+    child.terminate()
+    assert child.wait(PATIENCE) == 130
+    said = log.read_text("utf-8")
+    assert "5 units, 1 done before" in said and "0-mlp/0: " not in said
+    assert said.endswith("the same command goes on from there.\n") and "Traceback" not in said
+    assert home.work.counts(state.id) == {"queued": 4, "running": 0, "done": 1, "failed": 0}
+
+    outcome = project.run(home)
+    assert (outcome.run, outcome.status, outcome.failed) == (state.id, "done", [])
+    assert Counter(row["unit"] for row in table(home, "investigations")) == Counter(
+        unit.removesuffix("-") for unit in outcome.units
+    )
+    assert table(home, "failures") == [] and home.work.pending() == 0
+    assert [job.attempt for job in home.work.jobs(state.id)] == [1, 2, 1, 1, 1]
+    ours, theirs = story(home), story(finished.home)
+    assert ours.keys() == theirs.keys() and all(ours[kind] == theirs[kind] for kind in ours)

@@ -42,7 +42,8 @@ def looked(tokens: str) -> Evidence:
 
 
 def pruned(call: Call, kept_text: str, retention: float = 0.9) -> Evidence:
-    row = {"ids": call.arguments["ids"], "kept_text": kept_text, "retention": retention}
+    ids = call.arguments["ids"]
+    row = {"ids": ids, "kept": [len(ids) - 1], "kept_text": kept_text, "retention": retention}
     return evidence("minimal_example", [row], **call.arguments, mode="resample", threshold=0.5)
 
 
@@ -145,7 +146,8 @@ def test_no_text_at_all_still_ends() -> None:
 
 
 def test_missed_firings_are_pruned_and_false_alarms_are_not() -> None:
-    misses = [{"kind": "false positive", "ids": [0, 90]}, *({"kind": "false negative", "ids": [0, i]} for i in range(5))]
+    misses = [{"kind": "false negative", "ids": [0, i]} for i in range(5)]
+    misses.insert(0, {"kind": "false positive", "ids": [0, 90]})
     made = decisions(playbook(), answers(), misses)
     assert ids(made, "minimal_example")[FIRST:] == [[0, i] for i in range(MISSES)]
     assert tools(made)[-MISSES:] == MISSES * ["minimal_example"]

@@ -45,7 +45,7 @@ def corpus_of(documents: Sequence[Document], clusters: Sequence[int], sides: Seq
     return Corpus(name, digest, tuple(documents), tuple(clusters), tuple(sides), {})
 
 
-def made_corpus(documents: int = 240, long: int = LONG, seed: int = 0, score_seed: int = 1, name: str = "made") -> Corpus:
+def made_corpus(documents: int = 180, long: int = LONG, seed: int = 0, score_seed: int = 1, name: str = "made") -> Corpus:
     """Short documents of random words, some in clusters of two, after one long document of the explain side."""
     found, clusters, sides = [document("long", np.random.default_rng(seed).choice(WORDS, long).tolist())], [0], ["explain"]
     for number in range(1, documents):
@@ -354,7 +354,7 @@ def test_all_bands_at_once_are_each_band(case: Case) -> None:
 
 
 def test_reading_again_gives_what_was_kept(case: Case) -> None:
-    for unit in case.units[::5]:
+    for unit in case.units[::25]:
         kept = [e for side in measures.SIDES for e in case.sweep.exemplars(unit, side)] + case.sweep.firings(unit)
         rows = case.subject.forward_rows
         values = case.sweep.read(case.subject, unit, [e.place for e in kept])
@@ -371,17 +371,19 @@ def tensors(sweep: Sweep, site: str) -> dict[str, torch.Tensor]:
     return load_file(sweep.folder / f"{site}.safetensors")
 
 
-def test_where_batches_end_does_not_matter(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_batches_end_does_not_matter(llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With three windows a batch most documents cross a border; only the working scale of the explain side differs."""
+    corpus = made_corpus(80, 600)
+    one = make_sweep(llama, corpus, SITES, tmp_path / "one")
     monkeypatch.setattr(module, "BATCH_TOKENS", 3 * measures.WINDOW)
-    again = make_sweep(case.subject, case.corpus, SITES, tmp_path)
+    other = make_sweep(llama, corpus, SITES, tmp_path / "other")
     for site in SITES:
-        old, new = tensors(case.sweep, site), tensors(again, site)
+        old, new = tensors(one, site), tensors(other, site)
         assert old.keys() == new.keys()
         for name in old.keys() - {"explain.histogram", "explain.strata", "explain.band_place", "explain.band_value"}:
-            if name.endswith("value") or name in ("peak", "mean", "std", "sink"):
-                assert torch.allclose(old[name].sort(dim=-1)[0], new[name].sort(dim=-1)[0], rtol=1e-5, atol=1e-6), name
-            elif not name.endswith("best_place"):
+            if old[name].is_floating_point():
+                assert torch.allclose(old[name], new[name], rtol=1e-5, atol=1e-6), name
+            else:
                 assert torch.equal(old[name], new[name]), name
 
 
@@ -402,7 +404,7 @@ def test_score_text_never_changes_the_peak(llama: Any, tmp_path: Path) -> None:
 
 
 def test_what_is_stored_does_not_grow_with_the_text(llama: Any, tmp_path: Path) -> None:
-    sweeps = [make_sweep(llama, made_corpus(n, 50), SITES, tmp_path) for n in (60, 240)]
+    sweeps = [make_sweep(llama, made_corpus(n, 50), SITES, tmp_path) for n in (40, 140)]
     assert sum(sweeps[1].token_counts.values()) > 3 * sum(sweeps[0].token_counts.values())
     for site in SITES:
         small, large = ({n: t.shape for n, t in tensors(sweep, site).items()} for sweep in sweeps)
