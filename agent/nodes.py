@@ -27,6 +27,7 @@ from ..tools.toolbox import Toolbox
 from ..tools.units import UnitId
 from . import verdict
 from .budget import Budget
+from .progress import PLANNING
 from .state import Abstain, Action, Call, Draft, Planner, State, Submit
 
 GOOD_ENOUGH = 0.8      # a draft with this F1 on the tune side is not revised
@@ -66,7 +67,7 @@ class Investigator:
     def plan(self, state: State) -> State:
         """Asks the planner, or has it conclude once the budget is spent."""
         spent = self.budget.spent(state["steps"])
-        self.tell(state["unit"], "planning" if spent is None else f"wrapping up: {spent}")
+        self.tell(state["unit"], PLANNING if spent is None else f"wrapping up: {spent}")
         decided: Action = self.planner.decide(state) if spent is None else self.planner.conclude(state)
         return {"action": decided}
 

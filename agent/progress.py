@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+PLANNING = "planning"  # the step that chooses the next experiment
 LINE_EVERY = 10.0      # seconds between plain lines of the sweep
 
 
@@ -81,7 +82,8 @@ class Lines(AbstractContextManager["Lines"]):
         self._say(f"{total} units, {done} done before")
 
     def step(self, unit: str, what: str) -> None:
-        self._say(f"{unit}: {what}")
+        if what != PLANNING:      # the experiment that follows it says more
+            self._say(f"{unit}: {what}")
 
     def ended(self, unit: str, how: str, done: int, total: int) -> None:
         self._say(f"{unit}: {how} ({done} of {total})")

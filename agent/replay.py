@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from ..store.records import Evidence, Refused
+from ..tools.sweep import Sweep
 from ..tools.units import UnitId
 from .config import Home
 
@@ -13,8 +14,9 @@ TOLERANCE = 1e-5    # relative; other batch shapes sum in another order
 def replay_evidence(home: Home, evidence: str, device: str | None = None) -> dict[str, Any]:
     """{evidence, tool, unit, equal, differences, changed}: the paths at which rows or checks differ, at most 20.
 
-    `changed` names the digests that are not those of the first time. Ids, words and counts must be the same, numbers
-    within 1e-5. Raises Refused if there is no such evidence, or its experiment is refused now.
+    `changed` names what the experiment rests on (model, sweep, code, …) that is not as it was the first time. Ids,
+    words and counts must be the same, numbers within 1e-5; a refusal must be refused again for the same reason.
+    Raises Refused if there is no such evidence, its sweep is gone, or its experiment is refused only now.
     """
     stored = _find(home, evidence)
     if stored.unit is None:
@@ -22,12 +24,14 @@ def replay_evidence(home: Home, evidence: str, device: str | None = None) -> dic
     unit = UnitId.parse(stored.unit + ("-" if stored.sign == -1 else ""))
     box = home.toolbox(unit.model, device, stored.provenance.get("dtype"))
     box.recall, box.remember = (lambda key: None), (lambda key, text: None)
+    box.sweep = lambda unit: _sweep_of(home, stored, unit)
     again = box.call(stored.tool, unit, stored.arguments)
-    if not again.ok:
+    if stored.ok and not again.ok:
         raise Refused(again.summary)
     found = _differences(stored.rows, again.rows, "rows") + _differences(stored.checks, again.checks, "checks")
-    keys = (stored.provenance.keys() | again.provenance.keys()) - {"recalled"}
-    changed = sorted(k for k in keys if stored.provenance.get(k) != again.provenance.get(k))
+    if not stored.ok:
+        found += _differences(stored.summary, again.summary, "summary")
+    changed = sorted(k for k, now in again.provenance.items() if stored.provenance.get(k) != now)
     return {
         "evidence": stored.id, "tool": stored.tool, "unit": str(unit), "equal": not found,
         "differences": found[:20], "changed": changed,
@@ -39,6 +43,17 @@ def _find(home: Home, evidence: str) -> Evidence:
     if not found:
         raise Refused(f"there is no evidence {evidence!r}; `lamplighter show UNIT` lists a unit's experiments.")
     return found[0]
+
+
+def _sweep_of(home: Home, stored: Evidence, unit: UnitId) -> Sweep:
+    """The sweep that the evidence was made on; the newest of the unit's site where it names none."""
+    digest = stored.provenance.get("sweep")
+    if digest is None:
+        return home.sweep_for(unit)
+    folder = home.path / "sweeps" / digest
+    if not folder.is_dir():
+        raise Refused(f"the sweep {digest} of evidence {stored.id} is gone from {folder.parent}; put it back there.")
+    return Sweep(folder)
 
 
 def _differences(old: Any, new: Any, path: str) -> list[str]:

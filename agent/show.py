@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..store.records import Refused
+from ..tools.units import UnitId
 from .config import Home
 
 if TYPE_CHECKING:
@@ -164,12 +165,13 @@ def status_table(rows: list[dict[str, Any]]) -> None:
 
 def unit_facts(home: Home, unit: str) -> dict[str, Any]:
     """The unit's card, scores, hypotheses and experiments of its newest investigation."""
-    bare, sign = unit.removesuffix("-"), -1 if unit.endswith("-") else 1
-    findings, key = home.findings, [bare, sign]
+    named = UnitId.parse(unit)
+    findings, key = home.findings, [named.bare, named.sign]
     cards = findings.sql("SELECT * FROM unit_cards WHERE unit = ? AND sign = ?", key)
     failures = findings.sql("SELECT * FROM failures WHERE unit = ? AND sign = ? ORDER BY created_at", key)
     if not cards and not failures:
-        raise Refused(f"nothing is recorded about {unit!r}; `lamplighter run --units {unit}` would investigate it.")
+        command = f"lamplighter run --model {named.model} --units {named}"
+        raise Refused(f"nothing is recorded about {unit!r}; `{command}` would investigate it.")
     investigation = cards[0]["investigation"] if cards else None
     sql = "SELECT * FROM {} WHERE investigation = ? ORDER BY created_at, id"
     parts = {t: findings.sql(sql.format(t), [investigation]) for t in ("hypotheses", "scores", "evidence", "verdicts")}

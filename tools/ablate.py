@@ -222,12 +222,12 @@ def _compare(
 ) -> tuple[Tensor, Tensor]:
     """ΔCE, CE(clean) and KL [3, N] from normed streams [N, d], and Σ of the centred logit change [V] where it fires."""
     losses, change = [], torch.zeros((), device=clean.device)
-    for part in torch.arange(len(clean), device=clean.device).split(CHUNK):
+    for part in (slice(start, start + CHUNK) for start in range(0, len(clean), CHUNK)):
         before, now = subject.unembed(clean[part]), subject.unembed(ablated[part])
         moved = (before - now)[fires[part]]
         change = change + (moved - moved.mean(dim=-1, keepdim=True)).sum(dim=0)
         p, q = before.log_softmax(-1), now.log_softmax(-1)
-        ce, ablated_ce = (-x.gather(1, targets[part, None])[:, 0] for x in (p, q))
+        ce, ablated_ce = (-x.gather(1, targets[part][:, None])[:, 0] for x in (p, q))
         losses.append(torch.stack([ablated_ce - ce, ce, (p.exp() * (p - q)).sum(dim=-1)]))
     return torch.cat(losses, dim=1), change
 

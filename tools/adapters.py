@@ -51,6 +51,7 @@ LAYOUTS = {
     "gemma2": _GEMMA, "gemma3_text": _GEMMA,
     "gpt_neox": _NEOX,
 }  # fmt: skip
+MISS = 1e6   # a relative error that no tolerance passes, and that JSON can hold
 
 
 def unwrap(output: Any) -> Tensor:
@@ -83,19 +84,29 @@ class Adapter:
         return (weight.T if isinstance(module, nn.Linear) else weight), bias
 
     def final_norm(self) -> tuple[Tensor, bool]:
-        """The final norm's gain γ [d] and whether it centres its input, both found by probing it.
+        """The final norm's gain γ [d] and whether it centres its input."""
+        return _probe(self.norm)
 
-        For x = (1, −1, 1, …) both LayerNorm and RMSNorm give ±γ + β, whatever way the gain is stored
-        (Gemma stores γ − 1). A norm that centres maps a constant vector to β.
-        """
-        weight: Tensor = self.norm.weight  # type: ignore[assignment]
-        ones = torch.ones_like(weight)
-        flip = ones.clone()
-        flip[1::2] = -1
-        with torch.inference_mode():
-            up, down, flat = (self.norm(v[None, None])[0, 0] for v in (flip, -flip, ones))
-        gain, shift = (up - down) / 2 * flip, (up + down) / 2
-        return gain, bool((flat - shift).abs().max() < 0.1 * gain.abs().max())
+    def write_norm(self, layer: int) -> tuple[Tensor, bool] | None:
+        """The same of the norm that block `layer` puts between its MLP and the stream (Gemma), None without one."""
+        own, written = self.module(layer, "mlp"), self.module(layer, "mlp_write")
+        return None if written is own else _probe(written)
+
+
+def _probe(norm: nn.Module) -> tuple[Tensor, bool]:
+    """A norm's gain γ [d] and whether it centres, both found by calling it.
+
+    For x = (1, −1, 1, …) both LayerNorm and RMSNorm give ±γ + β, whatever way the gain is stored (Gemma stores
+    γ − 1). A norm that centres maps a constant vector to β.
+    """
+    weight: Tensor = norm.weight  # type: ignore[assignment]
+    ones = torch.ones_like(weight)
+    flip = ones.clone()
+    flip[1::2] = -1
+    with torch.inference_mode():
+        up, down, flat = (norm(v[None, None])[0, 0] for v in (flip, -flip, ones))
+    gain, shift = (up - down) / 2 * flip, (up + down) / 2
+    return gain, bool((flat - shift).abs().max() < 0.1 * gain.abs().max())
 
 
 def find_adapter(model: nn.Module, ids: Tensor) -> tuple[Adapter, dict[str, float | None]]:
@@ -115,7 +126,9 @@ def find_adapter(model: nn.Module, ids: Tensor) -> tuple[Adapter, dict[str, floa
 
 
 def gap(found: Tensor, wanted: Tensor) -> float:
-    """Largest difference over the largest wanted value; 0 where both are zero."""
+    """Largest difference over the largest wanted value; 0 where both are zero, MISS where the shapes differ."""
+    if found.shape != wanted.shape:
+        return MISS
     scale = wanted.abs().max().item()
     difference = (found - wanted).abs().max().item()
     return difference / scale if scale else difference

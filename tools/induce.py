@@ -60,7 +60,6 @@ FRONTIER = 4           # clauses that get a further condition
 SHORTLIST = 16         # clauses that a rule is put together from
 READ = 8               # of these, the clauses that are read
 UNLIKELY = 1e-3        # a condition counts if firing places meet it this improbably well for their matched neighbours
-TRIED = 0.05           # the same for a condition that experiments point to
 
 # Shapes and closed classes that people have a name for.
 KNOWN: tuple[tuple[str, str], ...] = (
@@ -553,7 +552,8 @@ class _Trials:
             for word in words:
                 where.setdefault(word, []).append(back)
             common = [word for word, _ in words.most_common(12)]
-            for names in [common] if len(common) < 2 else [common, common[:1]]:
+            often = [word for word in common if words[word] > 1]
+            for names in {len(n): n for n in (common, often, common[:1]) if n}.values():
                 near = Near(Matcher(word=_listing(names)), back, back, "words")
                 yield near, _after(_called(names), back), len(names), True
         for word, backs in where.items():
@@ -821,17 +821,20 @@ class _Search:
         yield from self._placed(c)
         for near, said, size, needed in self.conditions:
             kept, said = self.text.near(near)[c.at] == needed, said if needed else f"not {said}"
-            yield self._keep(c, kept, _with(c, near, needed), said, size - 1, unlikely=TRIED)
+            yield self._keep(c, kept, _with(c, near, needed), said, size - 1, tried=True)
 
     def _keep(
         self, c: _Candidate, keep: Flags, clause: Clause, said: str, listed: int,
-        trust: Floats | None = None, unlikely: float = UNLIKELY,
+        trust: Floats | None = None, tried: bool = False,
     ) -> _Candidate | None:  # fmt: skip
-        """The candidate at the places kept; None if as many firing documents would have kept theirs by chance."""
+        """The candidate at the places kept; None if as many firing documents would have kept theirs by chance.
+
+        A condition that experiments propose needs no such luck: the corpus may never show the token without it.
+        """
         at = c.at[keep]
         covered = self.known.matched(at) & (c.trust > 0)
         n, k = self.known.documents(c.trust > 0), self.known.documents(covered)
-        if not k or bdtrc(k - 1, n, len(at) / len(c.at)) >= unlikely:
+        if not k or not (tried or bdtrc(k - 1, n, len(at) / len(c.at)) < UNLIKELY):
             return None
         each = np.minimum(c.trust, self.known.shrink(covered, len(at)) if trust is None else trust)
         return _Candidate(clause, at, np.where(covered, each, 0.0), c.listed + listed, c.words, (*c.before, said))

@@ -1,9 +1,7 @@
-"""The direct path: what one unit of activation does to the logits if nothing in between reacts.
+"""The vocabulary lens: which tokens a unit's write raises and lowers if nothing but the final norm came after it."""
 
-The logit lens of nostalgebraist (2020) applied to a unit's write direction, with a null beside it: some tokens'
-unembedding rows are long or lie along the stream's main axes, and head every list.
-"""
-
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,107 +11,142 @@ from ..store.records import Evidence, Refused
 from .subject import Subject
 from .units import UnitId
 
-CHUNK = 32      # random directions unembedded at once
+VOCABULARY_CHUNK = 8192    # rows of the unembedding held at once
+QUANTILE = 0.95
 
 
 def lens(subject: Subject, unit: UnitId, *, top: int = 10, directions: int = 200, seed: int = 0) -> Evidence:
-    """Lists the tokens whose logits the unit raises and lowers directly, with a null of random directions.
+    """Lists the tokens that the unit's write direction raises and lowers most on the direct path to the logits.
 
-    Effect of token t = W_U[t] · (γ ⊙ w), w the unit's write direction by its sign (centred where the final norm
-    centres), γ the final norm's gain; its scale is frozen at 1 and the softcap left out, so effects are in logits per
-    unit of activation and of inverse norm, centred over the vocabulary. z = effect / sd of the same token's effect
-    over random directions of the norm of w (their mean is 0): a token whose row is long for every direction gets no
-    credit. Rows {side: raised | lowered, rank, token, id, effect, z}, sorted by z. checks: write_norm; max_z and
-    min_z beside null_max_z, the 95th percentile over the random directions of their own largest z; beyond_null,
-    whether max_z or −min_z exceeds it; layer and layers. Raises Refused for a head and for a unit that writes nothing.
+    For a unit that writes w [d] a unit of activation (of its sign; an MLP's row of the down projection, a stream
+    dimension's basis vector), score_t = (W_U[t] − W̄) · γ ⊙ C(g ⊙ w): γ the final norm's gain, C its centring (only
+    where it centres), g the gain of the norm between MLP and stream (Gemma, else 1), W̄ the mean row of the unembedding
+    W_U, so that scores are centred logits. What the norms divide by is left out: it differs from place to place, and
+    scales all scores alike.
+
+    Null, token by token: random directions of the same norm, uniform on the sphere, on the same path. For these
+    score_t has mean 0 and, exactly, sd_t = ‖w‖ ‖v_t‖ / √d, where score_t = v_t · w; z_t = score_t / sd_t. Tokens are
+    ranked by z, since tokens with large v_t lead the raw list of every unit. A token is `beyond` if |z| exceeds
+    checks["null_z"]: the 95 % quantile, over `directions` drawn directions, of the largest |z| of the vocabulary. So a
+    random direction has any token beyond in 5 % of the cases.
+
+    Rows {side, rank, token, id, score, z, beyond}: top (raised), then bottom (lowered), `top` of each. checks:
+    beyond_top and beyond_bottom count the whole vocabulary; blocks_behind: blocks that read the write too and that the
+    direct path leaves out. No pass is run, so `fired` is None. Raises Refused for a head and for counts below 1.
 
     Args:
-        top: tokens listed on each side.
-        directions: random directions behind z and the null.
+        top: tokens listed for each side.
+        directions: random directions behind the null's largest z.
         seed: seeds the random directions.
     """
-    if top < 1 or directions < 2:
-        raise Refused(f"top = {top} and directions = {directions} are too few; give at least 1 and 2.")
+    if top < 1 or directions < 1:
+        raise Refused(f"top = {top} and directions = {directions} must both be at least 1.")
     with subject.metered() as cost:
-        write = _write(subject, unit)
-        effect = _project(subject, write[None])[0]
-        spread, null = _null(subject, write, directions, seed)
-        z = effect / spread
-        rows = [_row(subject, "raised", r, int(t), effect, z) for r, t in enumerate(z.topk(top).indices)]
-        rows += [_row(subject, "lowered", r, int(t), effect, z) for r, t in enumerate((-z).topk(top).indices)]
-    checks: dict[str, Any] = {
+        write = write_vector(subject, unit)
+        generator = torch.Generator().manual_seed(seed)
+        random = torch.randn(directions, len(write), generator=generator, dtype=torch.float64)
+        scores, z, largest = project(subject, unit, write, random.to(write))
+    limit = float(torch.quantile(largest, QUANTILE))
+    rows = [row for side in ("top", "bottom") for row in _rows(subject, side, scores, z, limit, top)]
+    checks = {
+        "fired": None,
+        "null_z": limit,
+        "beyond_top": int((z > limit).sum()),
+        "beyond_bottom": int((z < -limit).sum()),
         "write_norm": float(write.norm()),
-        "max_z": float(z.max()),
-        "min_z": float(z.min()),
-        "null_max_z": null,
-        "beyond_null": bool(torch.maximum(z.max(), -z.min()) > null),
-        "layer": unit.layer,
-        "layers": subject.n_layers,
-        "fired": 0,
+        "blocks_behind": subject.n_layers - 1 - unit.layer,
     }
     return Evidence(
-        tool="lens", unit=unit.bare, sign=unit.sign,
+        tool="lens",
+        unit=unit.bare,
+        sign=unit.sign,
         arguments={"top": top, "directions": directions, "seed": seed},
-        summary=_summary(unit, rows, checks, top), rows=rows, checks=checks,
-        warnings=_warnings(subject, unit), cost=cost,
-    )  # fmt: skip
-
-
-def _write(subject: Subject, unit: UnitId) -> Tensor:
-    """The unit's write direction [d], float32; a stream dimension writes itself."""
-    if unit.kind == "resid":
-        subject.check(unit)
-        direction = torch.zeros(subject.width(unit.site), device=subject.device)
-        direction[unit.index] = unit.sign
-        return direction
-    direction = subject.write_direction(unit).float()
-    if not bool(direction.any()):
-        raise Refused(f"{unit} writes nothing: its row of the down projection is zero.")
-    return direction
-
-
-def _project(subject: Subject, directions: Tensor) -> Tensor:
-    """Centred logit effects [N, V] of directions [N, d] through the final norm's gain and the unembedding."""
-    gain, centres = subject.adapter.final_norm()
-    if centres:
-        directions = directions - directions.mean(dim=1, keepdim=True)
-    with torch.inference_mode():
-        rows: Tensor = subject.model.get_output_embeddings().weight.float()
-        effects = (directions * gain.float()) @ rows.T
-    return effects - effects.mean(dim=1, keepdim=True)
-
-
-def _null(subject: Subject, write: Tensor, directions: int, seed: int) -> tuple[Tensor, float]:
-    """Per-token sd [V] over random directions of the norm of `write`, and the 95th percentile of their largest z."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn((directions, len(write)), generator=generator).to(write)
-    drawn = drawn / drawn.norm(dim=1, keepdim=True) * write.norm()
-    parts = [drawn[i : i + CHUNK] for i in range(0, directions, CHUNK)]
-    squares = torch.stack([_project(subject, part).square().sum(dim=0) for part in parts]).sum(dim=0)
-    spread = (squares / directions).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-    largest = torch.cat([(_project(subject, part) / spread).amax(dim=1) for part in parts])
-    return spread, float(largest.quantile(0.95))
-
-
-def _row(subject: Subject, side: str, rank: int, token: int, effect: Tensor, z: Tensor) -> dict[str, Any]:
-    return {
-        "side": side, "rank": rank + 1, "token": subject.piece(token), "id": token,
-        "effect": float(effect[token]), "z": float(z[token]),
-    }  # fmt: skip
-
-
-def _summary(unit: UnitId, rows: list[dict[str, Any]], checks: dict[str, Any], top: int) -> str:
-    raised, lowered = (", ".join(repr(r["token"]) for r in part[:5]) for part in (rows[:top], rows[top:]))
-    strength = "beyond" if checks["beyond_null"] else "no more than"
-    return (
-        f"Directly, {unit} raises {raised} (z up to {checks['max_z']:.1f}) and lowers {lowered} "
-        f"(z down to {checks['min_z']:.1f}); {strength} what random directions reach ({checks['null_max_z']:.1f})."
+        summary=_summary(unit, rows, checks),
+        rows=rows,
+        checks=checks,
+        warnings=_warnings(subject, unit),
+        cost=cost,
     )
 
 
+def write_vector(subject: Subject, unit: UnitId) -> Tensor:
+    """What one unit of activation adds [d], by the unit's sign, float32 at least. Raises Refused for a head."""
+    kind = torch.promote_types(subject.dtype, torch.float32)
+    if unit.kind != "resid":
+        return subject.write_direction(unit).to(kind)
+    subject.check(unit)
+    basis = torch.zeros(subject.width(unit.site), dtype=kind, device=subject.device)
+    basis[unit.index] = unit.sign
+    return basis
+
+
+def project(subject: Subject, unit: UnitId, write: Tensor, random: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """score [V] and z [V] of `write` [d] where `unit` writes, and the largest |z| of each `random` [R, d] direction."""
+    scores, spreads = [], []
+    largest = torch.zeros(len(random), dtype=write.dtype, device=write.device)
+    unit_norm = random / random.norm(dim=1, keepdim=True)
+    for rows in paths(subject, unit, write.dtype):
+        sizes = rows.norm(dim=1) / math.sqrt(len(write))
+        scores.append(rows @ write)
+        spreads.append(sizes * write.norm())
+        null = (rows @ unit_norm.T) / sizes.clamp(min=torch.finfo(write.dtype).tiny)[:, None]
+        largest = torch.maximum(largest, null.abs().amax(dim=0))
+    score, spread = torch.cat(scores), torch.cat(spreads)
+    return score, torch.where(spread > 0, score / spread, torch.zeros_like(score)), largest
+
+
+def paths(subject: Subject, unit: UnitId, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Rows v_t [chunk, d], in the vocabulary's order, of the linear map from what `unit` writes to centred logits."""
+    weight: Tensor = subject.model.get_output_embeddings().weight
+    gain, centres = subject.adapter.final_norm()
+    between = subject.adapter.write_norm(unit.layer) if unit.kind == "mlp" else None
+    mean = weight.to(torch.float64).mean(dim=0).to(dtype)
+    for start in range(0, len(weight), VOCABULARY_CHUNK):
+        path = (weight[start : start + VOCABULARY_CHUNK].to(dtype) - mean) * gain.to(dtype)
+        if centres:
+            path = path - path.mean(dim=1, keepdim=True)
+        if between is not None:
+            path = path * between[0].to(dtype)
+            if between[1]:
+                path = path - path.mean(dim=1, keepdim=True)
+        yield path
+
+
+def _rows(subject: Subject, side: str, scores: Tensor, z: Tensor, limit: float, top: int) -> list[dict[str, Any]]:
+    sign = 1 if side == "top" else -1
+    ids = (sign * z).topk(min(top, len(z))).indices.tolist()
+    return [
+        {
+            "side": side,
+            "rank": rank,
+            "token": subject.piece(i),
+            "id": i,
+            "score": float(scores[i]),
+            "z": float(z[i]),
+            "beyond": sign * float(z[i]) > limit,
+        }
+        for rank, i in enumerate(ids, 1)
+    ]
+
+
+def _summary(unit: UnitId, rows: list[dict[str, Any]], checks: dict[str, Any]) -> str:
+    said = []
+    for side, verb in (("top", "raises"), ("bottom", "lowers")):
+        mine = [repr(r["token"]) for r in rows if r["side"] == side and r["beyond"]][:5]
+        count = checks[f"beyond_{side}"]
+        said.append(f"{verb} {', '.join(mine)} ({count} beyond chance)" if mine else f"{verb} no token beyond chance")
+    behind = checks["blocks_behind"]
+    return f"Directly, {unit} {' and '.join(said)} (|z| above {checks['null_z']:.1f}); {behind} blocks follow."
+
+
 def _warnings(subject: Subject, unit: UnitId) -> list[str]:
+    said = []
     behind = subject.n_layers - 1 - unit.layer
-    found = [f"direct path only: {behind} of {subject.n_layers} blocks come after layer {unit.layer} and may react."]
-    if getattr(subject.config, "final_logit_softcapping", None):
-        found.append("this model caps its logits softly: effects are those before the cap.")
-    return found
+    if behind:
+        said.append(
+            f"direct path only: {behind} of {subject.n_layers} blocks come after layer {unit.layer} and read this write"
+        )
+    cap = getattr(subject.config, "final_logit_softcapping", None)
+    if cap:
+        said.append(f"the logits are capped at ±{cap:g} by tanh afterwards, which shrinks changes of large ones")
+    return said

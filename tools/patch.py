@@ -39,22 +39,25 @@ def patch(
 ) -> Evidence:
     """Tests whether the unit passes on what it detects: puts its value from a firing text into a silenced copy of it.
 
-    Clean is the text (default: the unit's strongest explain exemplar) cut at its tracked position; corrupt is clean
-    with a word of as many tokens that kills the unit (`substitute`) and leaves the lowest reading in the text itself,
-    at most half; one before the tracked token is preferred. Where no such word exists, single kept tokens are swapped
-    for 32 drawn ones each, and the reading must fall below a quarter (checks["proposer"] is then token). t⁺, t⁻ =
-    tokens whose next-token logits rise and fall most from corrupt to clean; M = logit t⁺ − logit t⁻ [logits]. They are chosen and measured on this pair, which inflates
-    |M|; they are then held for `pairs` repeats, in which all tokens but the kept words are drawn anew, the same on
-    both sides. Carried share = (M_patched − M_base) / (M_source − M_base): denoise puts the clean value into the
-    corrupt run (base corrupt, source clean: sufficient?), noise the corrupt value into the clean run (necessary?).
+    Clean is the text cut at its tracked position (default: the unit's strongest explain exemplar, or the last 8, 16 or
+    32 tokens of it where these keep half the reading); corrupt is clean with a word of as many tokens that kills the
+    unit (`substitute`) and leaves the lowest reading in the text itself, at most half; one before the tracked token is
+    preferred. Where no such word exists, single kept tokens are swapped for 32 drawn ones each, and the reading must
+    fall below a quarter (checks["proposer"] is then token).
+
+    t⁺, t⁻ = tokens whose next-token logits rise and fall most from corrupt to clean; M = logit t⁺ − logit t⁻ [logits].
+    They are chosen and measured on this pair, which inflates |M|; they are then held for `pairs` repeats, in which all
+    tokens but the kept words are drawn anew, the same on both sides. Carried share = (M_patched − M_base) /
+    (M_source − M_base): denoise puts the clean value into the corrupt run (base corrupt, source clean: sufficient?),
+    noise the corrupt value into the clean run (necessary?).
 
     Rows {role, unit, direction, carried, carried_repeats, metric, clean, corrupt}: the unit both ways, then 20 random
     units of the layer, denoise only. carried_repeats: ratio of the sums over the repeats (None for controls); metric:
     M_patched; clean, corrupt: y there. carried is None where |M_clean − M_corrupt| is 0 or below 3 sd of that gap over
-    the repeats, and checks["reason"] says so. checks: the texts, the swap and its proposer, position, kept, t_plus, t_minus, m_clean,
-    m_corrupt, sd, gap_repeats (mean gap over the repeats), controls_above (controls that carry at least as much, by
-    absolute value), fired (edits made). Raises Refused where the unit is silent, and where nothing of equal token
-    length silences it.
+    the repeats, and checks["reason"] says so. checks: the texts, the swap and its proposer, position, kept, t_plus,
+    t_minus, m_clean, m_corrupt, sd, gap_repeats (mean gap over the repeats), controls_above (controls that carry at
+    least as much, by absolute value), fired (edits made). Raises Refused where the unit is silent, and where nothing
+    of equal token length silences it.
 
     Args:
         text: a text on which the unit fires; the sink token is put in front of it.
@@ -62,8 +65,9 @@ def patch(
         pairs: number of repeats, at least 2.
         seed: seeds the search for the pair, the repeats' fillers and the control units.
     """
-    given = _top(sweep, unit) if text is None and ids is None else subject.take(text, ids)
     with subject.metered() as cost:
+        chosen = text is None and ids is None
+        given = _exemplar(subject, sweep, unit) if chosen else subject.take(text, ids)
         clean, _ = track(subject, unit, given)
         pair = find_pair(subject, masked, unit, given, clean, seed)
         rows, checks = patch_pair(
@@ -83,12 +87,16 @@ def patch(
     )
 
 
-def _top(sweep: Sweep, unit: UnitId) -> list[int]:
+def _exemplar(subject: Subject, sweep: Sweep, unit: UnitId) -> list[int]:
+    """The strongest explain exemplar up to its reading: the fewest of its last 8, 16, 32, 63 tokens behind the sink
+    that keep half of it, since the search for the pair takes long on long texts."""
     best = sweep.exemplars(unit, "explain", "top")
     if not best:
         raise Refused(f"{unit} is never positive on the explain side; give a text on which it is.")
     ids, position = sweep.window(best[0].place)
-    return ids[: position + 1]
+    rows = [[ids[0], *ids[max(1, position + 1 - n) : position + 1]] for n in (8, 16, 32, 63)]
+    readings = subject.readings(rows, unit).tolist()
+    return next(row for row, y in zip(rows, readings, strict=True) if y >= KEEP * readings[-1])
 
 
 def find_pair(

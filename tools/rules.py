@@ -390,7 +390,7 @@ class Text:
     def _words(self, matcher: Matcher) -> Flags:
         if matcher.ids:
             found = np.zeros(len(self.kind), dtype=np.bool_)
-            found[self.word[self.tokens(matcher)]] = True
+            found[self.word[self.tokens(matcher) & ~self.blank]] = True
             return found
         test = _compile(str(matcher.pattern)).fullmatch
         kinds = np.fromiter((test(word) is not None for word in self._encoded), np.bool_, len(self._encoded))

@@ -10,7 +10,8 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -61,7 +62,11 @@ def describe(name: str) -> Tool:
     """The tool called `name`, from its signature and docstring. Raises Refused with the names there are."""
     if name not in REGISTRY:
         raise Refused(f"{name!r} is no tool; there are {', '.join(REGISTRY)}.")
-    function = REGISTRY[name][0]
+    return _described(name, REGISTRY[name][0])
+
+
+@cache
+def _described(name: str, function: Callable[..., Evidence]) -> Tool:
     hints, doc = get_type_hints(function), inspect.getdoc(function) or ""
     told = dict(re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", doc.partition("Args:")[2], flags=re.M))
     fields: dict[str, Any] = {}
@@ -87,7 +92,6 @@ class Toolbox:
     masked: Callable[[], MaskedLM]
     recall: Callable[[str], str | None] = lambda key: None
     remember: Callable[[str, str], None] = lambda key, text: None
-    _tools: dict[str, Tool] = field(default_factory=dict)
 
     def offered(self) -> list[str]:
         """Names of the tools whose identities hold on this subject."""
@@ -96,10 +100,10 @@ class Toolbox:
     def call(self, name: str, unit: UnitId, arguments: Mapping[str, Any], **stamps: Any) -> Evidence:
         """Runs a tool, or recalls its finished evidence, and stamps it with `run` and `investigation`.
 
-        A refusal (of the tool, or of its arguments) is an Evidence with `ok` false and the reason as its summary.
+        A refusal (of the tool, its name or its arguments) is an Evidence with `ok` false and the reason as its summary.
         """
-        tool = self._tools.setdefault(name, describe(name))
         try:
+            tool = describe(name)
             if not self.subject.holds(REGISTRY[name][1]):
                 raise Refused(f"{name} is not offered on {self.subject.name}: its load-time identities fail here.")
             options = _validate(tool, arguments)
@@ -121,6 +125,8 @@ class Toolbox:
 
     def _provide(self, tool: Tool, unit: UnitId) -> dict[str, Any]:
         self.subject.check(unit)
+        if unit.model != self.subject.name:
+            raise Refused(f"{unit} is no unit of {self.subject.name}, the model that is loaded; name one of its own.")
         source: dict[type, Callable[[], Any]] = {
             Subject: lambda: self.subject,
             Sweep: lambda: self.sweep(unit),

@@ -3,7 +3,7 @@
 import copy
 import json
 import random
-from collections.abc import Iterator
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,10 @@ class Told:
 
 @dataclass(frozen=True)
 class Project:
-    """A saved model, a corpus, an empty weights cache, and how to ask for a run."""
+    """A saved model, a corpus, and how to ask for a run."""
 
     model: str
     corpus: str
-    cache: Path
 
     def request(self, **changes: Any) -> Any:
         from lamplighter.agent.night import Request
@@ -125,22 +124,25 @@ class Project:
 
 
 @pytest.fixture(scope="session")
-def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No weights are pulled, for the whole of a test session in this folder."""
-    place = tmp_path_factory.mktemp("no-weights")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LAMPLIGHTER_CACHE", str(place))
-        yield place
+def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("no-weights")
+
+
+@pytest.fixture(autouse=True)
+def no_weights(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is pulled, for the tests of this folder and the processes that they start."""
+    monkeypatch.setenv("LAMPLIGHTER_CACHE", str(empty_cache))
+    monkeypatch.delenv("LAMPLIGHTER_HOME", raising=False)
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory, llama: Any, empty_cache: Path) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory, llama: Any) -> Project:
     root = tmp_path_factory.mktemp("project")
     model = planted_model(llama)
     model.save_pretrained(root / "model")
     llama.tokenizer.save_pretrained(root / "model")
     corpus = write_corpus(root / "corpus", documents())
-    return Project(str(root / "model"), str(corpus), empty_cache)
+    return Project(str(root / "model"), str(corpus))
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,23 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(project: Project, empty_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The project's run, brought to its end once. Read it, never write to its home."""
     from lamplighter.agent.config import Home
 
     home, told = Home(tmp_path_factory.mktemp("home")), Told()
-    return Finished(home, project.run(home, told), told)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAMPLIGHTER_CACHE", str(empty_cache))
+        return Finished(home, project.run(home, told), told)
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Any:
+    """The finished home, to be written to."""
+    from lamplighter.agent.config import Home
+
+    shutil.copytree(finished.home.path, tmp_path / "copied")
+    return Home(tmp_path / "copied")
 
 
 @pytest.fixture

@@ -242,6 +242,17 @@ def test_a_side_read_at_a_frozen_peak(seed: int, documents: int, n: int, firings
         assert int(side.clusters[unit]) == len(set(text.cluster[fires].tolist()))
 
 
+def test_a_value_on_the_edge_belongs_to_the_band_above() -> None:
+    y = torch.tensor(measures.STRATA, dtype=torch.float32)[:, None]
+    below = torch.nextafter(y, torch.zeros(()))
+    for values, wanted in ((y, [1, 1, 1, 1]), (below, [0, 1, 1, 1])):
+        text = Text(values, np.arange(4), np.arange(4))
+        side = text.feed(Side(1, CPU, torch.ones(1), 5))
+        assert side.strata[0].tolist() == wanted
+    assert side.firings is not None
+    assert held_places(side.firings, 0) == {0}      # the value just below half the peak is no firing
+
+
 def held_places(reservoir: Reservoir, row: int) -> set[int]:
     return {p for p in reservoir.place[row].tolist() if p >= 0}
 
@@ -254,7 +265,7 @@ def counted(side: Side, unit: int, least: float) -> int:
 
 @given(SEEDS, st.integers(1, 40), st.integers(0, 12), st.sampled_from([5, 300]))
 @settings(max_examples=60, deadline=None)
-def test_counts_on_the_explain_side_are_right_within_half_a_bin(seed: int, documents: int, n: int, longest: int) -> None:
+def test_counts_of_the_explain_side_are_within_half_a_bin(seed: int, documents: int, n: int, longest: int) -> None:
     text = Text.drawn(seed, documents, longest)
     side = text.feed(Side(3, CPU, None, 0), text.cuts(seed, n))
     half = 2 ** (1 / 16) * (1 + 1e-5)

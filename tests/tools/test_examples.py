@@ -15,7 +15,8 @@ from lamplighter.tools.examples import BEFORE, top_examples
 from lamplighter.tools.sweep import Sweep, make_sweep
 from lamplighter.tools.units import UnitId
 
-WORDS = "World War II began in 1939; the capital of France is Paris. She said: don't stop the red cars at 9th".split()
+SAID = "World War II began in 1939; the capital of France is Paris. She said: don't stop the red cars at 9th"
+WORDS = SAID.split()
 UNIT = UnitId("tiny-llama", "0-mlp", 7)
 
 

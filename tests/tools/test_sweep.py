@@ -26,10 +26,11 @@ from lamplighter.tools.subject import Subject
 from lamplighter.tools.sweep import PER_BAND, RANDOM, STEP, Exemplar, Sweep, find_sweep, make_sweep
 from lamplighter.tools.units import UnitId
 
-WORDS = (
+SAID = (
     "It was built in the late 19th century and 21st regiment left 1942. World War II began 1939; I ended 1918. "
     "capital of France is Paris. She said: don't stop red cars. He blue car at 9th street!"
-).split()
+)
+WORDS = SAID.split()
 SITES = ["0-mlp", "1-resid"]
 LONG = 2200   # words of the first document: more than two batches
 
@@ -39,15 +40,20 @@ def document(name: str, words: Sequence[str]) -> Document:
     return Document(hashlib.sha256((name + text).encode()).hexdigest(), name, text)
 
 
-def corpus_of(documents: Sequence[Document], clusters: Sequence[int], sides: Sequence[str], name: str = "made") -> Corpus:
+def corpus_of(
+    documents: Sequence[Document], clusters: Sequence[int], sides: Sequence[str], name: str = "made"
+) -> Corpus:
     facts = json.dumps([[d.id for d in documents], list(clusters), list(sides)])
     digest = hashlib.sha256(facts.encode()).hexdigest()
     return Corpus(name, digest, tuple(documents), tuple(clusters), tuple(sides), {})
 
 
-def made_corpus(documents: int = 180, long: int = LONG, seed: int = 0, score_seed: int = 1, name: str = "made") -> Corpus:
+def made_corpus(
+    documents: int = 180, long: int = LONG, seed: int = 0, score_seed: int = 1, name: str = "made"
+) -> Corpus:
     """Short documents of random words, some in clusters of two, after one long document of the explain side."""
-    found, clusters, sides = [document("long", np.random.default_rng(seed).choice(WORDS, long).tolist())], [0], ["explain"]
+    first = np.random.default_rng(seed).choice(WORDS, long).tolist()
+    found, clusters, sides = [document("long", first)], [0], ["explain"]
     for number in range(1, documents):
         cluster = number - number % 2 if number % 3 == 0 else number
         side = "explain" if cluster % 20 < 10 else "tune" if cluster % 20 < 13 else "score"
@@ -170,7 +176,7 @@ def test_a_document_is_longer_than_two_batches(case: Case) -> None:
     first = case.sweep.documents[0]
     assert first.name == "long"
     assert first.length > 2 * module.BATCH_TOKENS
-    assert not first.length % STEP == 0
+    assert first.length % STEP != 0
 
 
 # Numbers
@@ -681,7 +687,7 @@ def test_a_dead_unit_has_numbers_and_no_examples(tiny: Any, tmp_path: Path) -> N
         shown = top_examples(subject, sweep, dead, band="random", n=3)
         assert [row["ratio"] for row in shown.rows] == [None] * 3
         shown.to_json()
-    assert not any(t.isnan().any() or t.isinf().any() for t in tensors(sweep, "0-mlp").values() if t.is_floating_point())
+    assert all(t.isfinite().all() for t in tensors(sweep, "0-mlp").values())
 
 
 def test_a_unit_dead_on_the_explain_side_alone_never_fires(llama: Any, tmp_path: Path) -> None:

@@ -1,0 +1,513 @@
+"""The command line: what it prints, how it ends, and one clear sentence for whatever goes wrong."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from lamplighter.agent import cli as commands
+from lamplighter.agent import night
+from lamplighter.agent.night import Outcome
+from lamplighter.store import findings as findings_module
+from lamplighter.store import work as work_module
+from lamplighter.store.findings import Findings
+
+CONTRACT = {"ok", "tool", "unit", "summary", "rows", "artifact", "checks", "warnings", "cost"}
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Said]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    """`main()` in this process, as its entry point calls it."""
+    from transformers.utils import logging
+
+    before = signal.getsignal(signal.SIGTERM)
+    logging.disable_progress_bar()     # a fresh process reads this from the environment that main() sets
+
+    def call(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["lamplighter", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            commands.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Said(int(end.value.code or 0), out, err)
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
+    logging.enable_progress_bar()
+
+
+def unit(project: Any, name: str) -> str:
+    return f"{project.model}/{name}"
+
+
+def refused(said: Said, *words: str) -> None:
+    """Exit code 1, nothing on stdout, and one sentence on stderr that holds the words."""
+    assert said.code == 1 and said.out == "", said
+    (line,) = said.err.splitlines()
+    assert line.startswith("lamplighter: ") and all(word in line for word in words), line
+
+
+# Bad input
+
+
+BAD_TOOL = {
+    "no unit": (["activate", "0-mlp"], ["'0-mlp' is no unit", "MODEL/SITE/INDEX"]),
+    "no site": (["activate", "MODEL/mlp/1"], ["'mlp' is no site", "5-mlp"]),
+    "range": (["activate", "MODEL/0-mlp/0..3"], ["names 4 units where one is wanted"]),
+    "index": (["activate", "MODEL/0-mlp/9", "--text", "a car"], ["0-mlp/9 is out of range", "units 0 to 8"]),
+    "layer": (["activate", "MODEL/2-mlp/0", "--text", "a car"], ["'2-mlp' is out of range", "layers 0 to 1"]),
+    "head": (["activate", "MODEL/0-attn/0", "--text", "a car"], ["is a head"]),
+    "tool": (["guess", "MODEL/0-mlp/0"], ["'guess' is no tool", "minimal_example"]),
+    "no JSON": (["activate", "MODEL/0-mlp/0", "--args", "{text}"], ["--args is no JSON", '{"mode": "delete"}']),
+    "no object": (["activate", "MODEL/0-mlp/0", "--args", "[1]"], ["--args is '[1]'", "JSON object"]),
+    "option": (["activate", "MODEL/0-mlp/0", "--args", '{"words": 1}'], ["words", "its options are text, ids"]),
+    "type": (["activate", "MODEL/0-mlp/0", "--args", '{"ids": "a"}'], ["activate: ids"]),
+    "mode": (["minimal_example", "MODEL/0-mlp/0", "--text", "a car", "--args", '{"mode": "x"}'], ["mode 'x'"]),
+    "no text": (["activate", "MODEL/0-mlp/0"], ["give either text or ids"]),
+    "empty": (["activate", "MODEL/0-mlp/0", "--text", ""], ["the text is empty"]),
+    "blank": (["minimal_example", "MODEL/0-mlp/0", "--text", "  \n"], ["the text is empty"]),
+    "silent": (["minimal_example", "MODEL/0-mlp/0", "--text", "the in an"], ["silent on this text"]),
+    "other sign": (["minimal_example", "MODEL/0-mlp/0-", "--text", "a car"], ["0-mlp/0- is silent on this text"]),
+    "long": (["activate", "MODEL/0-mlp/0", "--text", "the " * 200], ["tokens and", "sees 128", "shorten it"]),
+    "token": (["activate", "MODEL/0-mlp/0", "--args", '{"ids": [0, 999]}'], ["token id 999", "0 to 319"]),
+    "no sweep": (["top_examples", "MODEL/1-mlp/0"], ["1-mlp of", "was not swept", "lamplighter sweep --model"]),
+    "masked LM": (["substitute", "MODEL/0-mlp/0", "--text", "a car"], ["lamplighter models pull bert-tiny-mlm"]),
+    "model": (["activate", "no-such-model/0-mlp/0", "--text", "a"], ["'no-such-model' cannot be loaded"]),
+    "not pulled": (["activate", "smollm2-135m/0-mlp/0", "--text", "a"], ["lamplighter models pull smollm2-135m"]),
+    "dtype": (["activate", "MODEL/0-mlp/0", "--dtype", "int8"], ["dtype 'int8' is unknown"]),
+    "device": (["activate", "MODEL/0-mlp/0", "--device", "toaster"], ["device 'toaster'"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TOOL)
+def test_a_tool_that_cannot_run_says_why_in_one_sentence(cli: Cli, project: Any, finished: Any, case: str) -> None:
+    arguments, words = BAD_TOOL[case]
+    asked = [a.replace("MODEL", project.model) if i == 1 else a for i, a in enumerate(arguments)]
+    before = finished.home.findings.sql("SELECT count(*) AS n FROM evidence")
+    refused(cli("tool", *asked, "--home", finished.home.path), *words)
+    assert finished.home.findings.sql("SELECT count(*) AS n FROM evidence") == before
+
+
+def corpora(folder: Path) -> dict[str, tuple[Path, list[str]]]:
+    """Corpora that cannot be read, and what is said of them."""
+    for name in ("none", "blank", "latin", "rows", "small", "image"):
+        (folder / name).mkdir()
+    (folder / "blank" / "a.txt").write_text(" \n\n")
+    (folder / "latin" / "a.txt").write_bytes("Caf\xe9 au lait".encode("latin-1"))
+    (folder / "rows" / "a.jsonl").write_text('{"text": "fine"}\n{"text": 5}\n')
+    (folder / "small" / "a.txt").write_text("one text alone")
+    (folder / "image" / "a.png").write_bytes(b"\x89PNG")
+    return {
+        "missing": (folder / "nowhere", ["is no corpus", "builtin and local"]),
+        "none": (folder / "none", ["holds no .txt"]),
+        "blank": (folder / "blank", ["is empty"]),
+        "latin": (folder / "latin", ["is not UTF-8 text", "0xe9 at offset 3", "iconv"]),
+        "rows": (folder / "rows", ["line 2", "a string called text"]),
+        "small": (folder / "small", ["has no tune text", "give more documents"]),
+        "image": (folder / "image" / "a.png", ["cannot be read as a corpus"]),
+        "builtin": (Path("builtin"), ["lamplighter models pull builtin-corpus"]),
+    }
+
+
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_a_corpus_that_cannot_be_read_is_named(cli: Cli, project: Any, tmp_path: Path, command: str) -> None:
+    home = tmp_path / "home"
+    for corpus, words in corpora(tmp_path).values():
+        chosen = ["--sites", "0-mlp"] if command == "sweep" else ["--units", "0-mlp/4"]
+        asked = [command, "--model", project.model, "--corpus", corpus, *chosen]
+        refused(cli(*asked, "--home", home), *words)
+    assert cli("status", "--json", "--home", home).json == []
+
+
+def test_a_run_that_cannot_begin_leaves_no_run(cli: Cli, project: Any, tmp_path: Path) -> None:
+    asked = ["run", "--corpus", project.corpus, "--home", tmp_path / "home"]
+    model = ["--model", project.model]
+    refused(cli(*asked), "lamplighter models pull smollm2-135m")
+    refused(cli(*asked, *model, "--planner", "oracle"), "'oracle' is unknown", "playbook")
+    refused(cli(*asked, *model, "--units", "0-mlp/9"), "out of range")
+    refused(cli(*asked, *model, "--units", "0-mlp/x"), "'0-mlp/x' is no unit")
+    refused(cli(*asked, *model, "--units", "auto"), "'auto' is no unit choice", "auto:20")
+    refused(cli(*asked, *model, "--units", "auto:2", "--sites", "0-attn"), "0-attn holds heads")
+    assert cli("status", "--json", "--home", tmp_path / "home").json == []
+
+
+def test_reading_what_is_not_there(cli: Cli, finished: Any, project: Any, tmp_path: Path) -> None:
+    home, empty = ["--home", finished.home.path], ["--home", tmp_path / "nothing"]
+    for asked in (["sql", "SELECT 1"], ["show", "m/0-mlp/1"], ["query", "cars"], ["replay", "x"]):
+        refused(cli(*asked, *empty), "Nothing is recorded", "lamplighter run")
+    assert not (tmp_path / "nothing").exists()
+    other = unit(project, "0-mlp/8")
+    command = f"`lamplighter run --model {project.model} --units {other}`"
+    refused(cli("show", other, *home), f"nothing is recorded about '{other}'", command)
+    refused(cli("show", "garbage", *home), "'garbage' is no unit", "MODEL/SITE/INDEX")
+    refused(cli("replay", "x", *home), "no evidence 'x'")
+    refused(cli("query", "cars", *home), "lamplighter models pull minilm")
+    refused(cli("query", " ", *home), "search text is empty")
+    refused(cli("models", "pull", "gpt-9"), "gpt-9")
+
+
+def test_sql_that_is_no_select_is_refused(cli: Cli, finished: Any) -> None:
+    home = ["--home", finished.home.path]
+    refused(cli("sql", "DROP TABLE scores", *home), "write one SELECT")
+    refused(cli("sql", "SELECT 1; SELECT 2", *home), "write one SELECT")
+    refused(cli("sql", "", *home), "write one SELECT")
+    refused(cli("sql", "SELECT wrong FROM scores", *home), "The query was refused", "wrong")
+    refused(cli("sql", "SELECT * FROM read_text('/etc/passwd')", *home), "The query was refused")
+    refused(cli("sql", "SELECT (", *home), "The query was refused")
+    assert cli("sql", "SELECT count(*) AS n FROM scores", *home).json == [{"n": 21}]
+
+
+def test_errors_as_json_are_an_object_and_a_line(cli: Cli, project: Any, finished: Any) -> None:
+    said = cli("tool", "activate", unit(project, "0-mlp/9"), "--text", "a", "--json", "--home", finished.home.path)
+    assert said.code == 1 and said.json.keys() == {"ok", "error", "hint"}
+    assert said.json["ok"] is False and said.json["error"].endswith("has units 0 to 8.") and said.json["hint"] is None
+    assert len(said.err.splitlines()) == 1
+    said = cli("sql", "DROP TABLE scores", "--json", "--home", finished.home.path)
+    assert "is DROP" in said.json["error"] and said.json["hint"] == "write one SELECT."
+    said = cli("run", "--corpus", project.corpus, "--json", "--home", finished.home.path)
+    assert said.json["error"] == "smollm2-135m is not in the cache"
+    assert said.json["hint"].startswith("fetch it with `lamplighter models pull smollm2-135m`")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fly"], ["run", "--fast"], ["tool"], ["tool", "activate"], ["sql"], ["show"], ["models", "push"],
+        ["run", "--minutes", "-1"], ["run", "--minutes", "soon"], ["run", "--tokens", "0"],
+        ["query", "x", "--top", "0"], ["try", "unit"], ["status", "extra"],
+    ],
+)  # fmt: skip
+def test_what_the_option_parser_refuses_is_2(cli: Cli, arguments: list[str]) -> None:
+    said = cli(*arguments)
+    assert said.code == 2 and said.out == "" and "Usage: " in said.err
+
+
+# Files that cannot be used
+
+
+def spoil_findings(home: Path) -> None:
+    (home / "findings.duckdb").write_bytes(b"no database" * 1000)
+
+
+def spoil_header(home: Path) -> None:
+    with (home / "findings.duckdb").open("r+b") as file:
+        file.truncate(5000)
+
+
+def newer_findings(home: Path) -> None:
+    with duckdb.connect(str(home / "findings.duckdb")) as con:
+        con.execute("INSERT INTO schema_version VALUES (99, now()::TIMESTAMP)")
+
+
+def spoil_work(home: Path) -> None:
+    for path in home.glob("work.sqlite-*"):
+        path.unlink()
+    (home / "work.sqlite").write_bytes(b"no database" * 1000)
+
+
+def newer_work(home: Path) -> None:
+    with sqlite3.connect(home / "work.sqlite") as con:
+        con.execute("PRAGMA user_version = 99")
+    con.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_findings, ["findings.duckdb is damaged", "move it"]),
+        (spoil_header, ["findings.duckdb", "damaged"]),
+        (newer_findings, ["newer version of lamplighter", "schema is 99"]),
+    ],
+)
+def test_findings_that_cannot_be_used(
+    cli: Cli, copied: Any, project: Any, spoil: Callable[[Path], None], words: list[str]
+) -> None:
+    """Each command says so; doctor too; and once the file is out of the way, the same run fills a new one."""
+    spoil(copied.path)
+    home, asked = ["--home", copied.path], [*project.arguments[:-1], "0-mlp/4"]
+    target = unit(project, "0-mlp/1")
+    for command in (["sql", "SELECT 1"], ["show", target], ["query", "cars"], ["replay", "x"], project.arguments):
+        refused(cli(*command, *home), *words)
+    checked = cli("doctor", "--json", *home)
+    (row,) = (row for row in checked.json if row["what"] == "findings")
+    assert checked.code == 1 and row["state"] == "broken" and words[0] in row["found"]
+    assert cli("status", *home).code == 0
+    (copied.path / "findings.duckdb").rename(copied.path / "aside")
+    assert cli(*asked, *home).code == 0
+    assert [row["verdict"] for row in cli("sql", "SELECT verdict FROM explanations", *home).json] == ["abstained"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_work, ["work.sqlite is damaged", "move it"]),
+        (newer_work, ["newer version of lamplighter", "schema is 99"]),
+    ],
+)
+def test_work_that_cannot_be_used(
+    cli: Cli, copied: Any, project: Any, spoil: Callable[[Path], None], words: list[str]
+) -> None:
+    copied.work.close()
+    spoil(copied.path)
+    home = ["--home", copied.path]
+    for command in (["status"], project.arguments, ["try", unit(project, "0-mlp/0"), "a car"]):
+        refused(cli(*command, *home), *words)
+    checked = cli("doctor", "--json", *home)
+    assert checked.code == 1 and [row["what"] for row in checked.json if row["state"] == "broken"] == ["work"]
+    assert len(cli("sql", "SELECT * FROM explanations", *home).json) == 5
+    for path in copied.path.glob("work.sqlite*"):
+        path.unlink()
+    assert cli("status", "--json", *home).json == []
+    assert cli("try", unit(project, "0-mlp/0"), "a car", *home).code == 0
+
+
+def test_findings_held_by_another_process(
+    cli: Cli, copied: Any, project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds them is named; an experiment that was run meanwhile is not lost."""
+    monkeypatch.setattr(findings_module, "WAIT_SECONDS", 0.2)
+    code = (
+        "import duckdb, sys; con = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", code, str(copied.findings.path)]
+    home = ["--home", copied.path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        refused(cli("sql", "SELECT 1", *home), f"in use by process {holder.pid}")
+        refused(cli("try", unit(project, "0-mlp/0"), "a car", *home), f"in use by process {holder.pid}")
+        holder.communicate("\n")
+    assert cli("sql", "SELECT 1 AS one", *home).json == [{"one": 1}]
+    assert cli("try", unit(project, "0-mlp/0"), "a red car", *home).code == 0
+    rows = cli("sql", "SELECT arguments->>'text' AS text FROM evidence WHERE tool = 'activate'", *home).json
+    assert sorted(row["text"] for row in rows) == ["a car", "a red car"]
+
+
+def test_work_held_by_another_process(cli: Cli, copied: Any, project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_module, "BUSY_SECONDS", 0.2)
+    home, asked = ["--home", copied.path], ["try", unit(project, "0-mlp/0"), "a car"]
+    holder = sqlite3.connect(copied.path / "work.sqlite", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    refused(cli(*asked, *home), "work.sqlite has been in use by another process", "run the same command again")
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert cli(*asked, *home).code == 0
+
+
+def test_a_home_that_is_no_folder(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(cli("status", "--home", tmp_path / "file"), "is a file", "--home")
+    refused(cli("status", "--home", tmp_path / "file" / "below"), "cannot be made")
+
+
+# What it prints
+
+
+def test_the_home_is_the_option_else_the_variable_else_here(
+    cli: Cli, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("status", "--json").json == [] and (tmp_path / "lamplighter-home").is_dir()
+    monkeypatch.setenv("LAMPLIGHTER_HOME", str(finished.home.path))
+    assert len(cli("status", "--json").json) == 1
+    assert cli("status", "--json", "--home", tmp_path / "other").json == []
+
+
+def test_status(cli: Cli, finished: Any, tmp_path: Path) -> None:
+    said = cli("status", "--json", "--home", finished.home.path)
+    assert said.json == [
+        {"run": finished.outcome.run, "status": "done", "units": 5, "queued": 0, "running": 0, "done": 5, "failed": 0}
+    ]
+    assert finished.outcome.run in cli("status", "--home", finished.home.path).out
+    assert "no runs yet" in cli("status", "--home", tmp_path / "new").out
+
+
+def test_models_list_and_doctor(cli: Cli, tmp_path: Path, empty_cache: Path) -> None:
+    rows = cli("models", "list", "--json").json
+    assert {"smollm2-135m", "bert-tiny-mlm", "minilm", "builtin-corpus"} <= {row["name"] for row in rows}
+    assert all(row.keys() == {"name", "role", "licence", "download_bytes", "disk_bytes", "present"} for row in rows)
+    assert not any(row["present"] for row in rows) and all(row["download_bytes"] > 0 for row in rows)
+    assert "absent" in cli("models", "list").out
+    said = cli("doctor", "--json", "--home", tmp_path / "new")
+    found = {row["what"]: row for row in said.json}
+    assert said.code == 0 and all(row.keys() == {"what", "state", "found", "cost"} for row in said.json)
+    assert found["bert-tiny-mlm"]["state"] == "missing" and "substitution" in found["bert-tiny-mlm"]["cost"]
+    assert found["Python"]["state"] == "ok" and not (tmp_path / "new").exists()
+
+
+def test_sql_prints_an_array_and_nothing_else(cli: Cli, finished: Any) -> None:
+    """Into a pipe without --json too, as scripts expect."""
+    columns = ["unit", "explanation", "rule", "input_f1", "input_f1_low", "input_f1_high", "floor_f1", "verdict"]
+    statement = f"select {', '.join(columns)} from explanations"
+    for flags in ([], ["--json"]):
+        said = cli("sql", statement, *flags, "--home", finished.home.path)
+        assert (said.code, said.err) == (0, "") and len(said.json) == 5
+        assert list(said.json[0]) == columns
+    assert cli("sql", "SELECT 1 AS x WHERE false", "--home", finished.home.path).json == []
+
+
+def test_show(cli: Cli, finished: Any, project: Any) -> None:
+    said = cli("show", unit(project, "0-mlp/2-"), "--json", "--home", finished.home.path)
+    facts = said.json
+    assert facts.keys() == {"card", "hypotheses", "scores", "evidence", "verdicts", "failures"}
+    assert facts["card"]["verdict"] == "accepted" and facts["card"]["sign"] == -1 and len(facts["verdicts"]) == 2
+    assert {e["sign"] for e in facts["evidence"]} == {-1} and len(facts["scores"]) == 7
+    shown = cli("show", unit(project, "0-mlp/2-"), "--home", finished.home.path).out
+    wanted = ("War", "accepted", "minimal_example", "never shown", facts["evidence"][0]["id"])
+    assert all(word in shown for word in wanted)
+    refused(cli("show", unit(project, "0-mlp/2"), "--home", finished.home.path), "nothing is recorded")
+    assert "none" in cli("show", unit(project, "0-mlp/4"), "--home", finished.home.path).out
+
+
+def test_try_reads_a_text_token_by_token(cli: Cli, copied: Any, project: Any) -> None:
+    target, home = unit(project, "0-mlp/0"), ["--home", copied.path]
+    said = cli("try", target, "the car [bold]in[/bold] \x1b[31m", "--json", *home)
+    tokens = [row["token"] for row in said.json["rows"]]
+    assert "".join(tokens) == "the car [bold]in[/bold] \x1b[31m" and said.json["checks"]["peak"] > 1
+    assert tokens[said.json["checks"]["peak_position"] - 1] == " car"
+    shown = cli("try", target, "the car \x1b[31m", *home).out
+    assert " car" in shown and "█" in shown and "\x1b" not in shown
+    assert "silent" in cli("try", target, "the in", *home).out
+
+
+def test_a_tool_prints_the_contract_and_is_recorded_and_replayed(cli: Cli, copied: Any, project: Any) -> None:
+    home = ["--home", copied.path]
+    said = cli("tool", "minimal_example", unit(project, "0-mlp/1"), "--text", "the in a stop", "--json", *home)
+    report = said.json
+    assert said.code == 0 and report.keys() == CONTRACT | {"id"} and report["ok"] is True
+    assert report["cost"].keys() == {"forward_rows", "forward_tokens", "backward", "seconds"}
+    assert report["rows"][0]["kept_text"].strip() == "stop" and report["rows"][0]["one_minimal"] is True
+    asked = cli("tool", "minimal_example", unit(project, "0-mlp/1"), "--args", '{"text": "the in a stop"}', *home)
+    assert "stop" in asked.out and "lamplighter replay" in asked.out
+    (row,) = copied.findings.sql("SELECT * FROM evidence WHERE id = ?", [report["id"]])
+    assert json.loads(row["rows"]) == report["rows"] and row["run"] is None
+    again = cli("replay", report["id"], "--json", *home)
+    assert again.code == 0 and again.json["equal"] is True
+    assert "minimal_example" in cli("replay", report["id"], *home).out
+
+
+def test_a_replay_that_differs_is_an_error(cli: Cli, copied: Any) -> None:
+    with duckdb.connect(str(copied.findings.path)) as con:
+        changed = "json_merge_patch(checks, json_object('peak', 0))"
+        con.execute(f"UPDATE evidence SET checks = {changed} WHERE tool = 'top_examples'")
+    (row,) = copied.findings.sql("SELECT id FROM evidence WHERE tool = 'top_examples' LIMIT 1")
+    said = cli("replay", row["id"], "--home", copied.path)
+    assert said.code == 1 and "different" in said.out and "checks.peak: 0" in said.out
+
+
+def test_sweep_makes_one_and_finds_it_again(cli: Cli, copied: Any, project: Any) -> None:
+    asked = ["sweep", "--model", project.model, "--corpus", project.corpus, "--sites", "0-mlp", "--home", copied.path]
+    said = cli(*asked, "--json")
+    (folder,) = (copied.path / "sweeps").iterdir()
+    assert said.code == 0 and said.json["digest"] == folder.name and said.json["sites"] == ["0-mlp"]
+    shown = cli(*asked, "--tokens", "4000")
+    assert "tokens in" in shown.out and len(list((copied.path / "sweeps").iterdir())) == 2
+
+
+def test_query_finds_by_meaning(cli: Cli, copied: Any, minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAMPLIGHTER_CACHE", str(minilm.parent))
+    said = cli("query", "automobiles on the road", "--home", copied.path)
+    assert said.code == 0 and [row["unit"].rpartition("/")[2] for row in said.json][0] == "0"
+    assert len(said.json) == 3 and said.json[0]["similarity"] > said.json[1]["similarity"]
+    assert cli("query", "military conflict", "--top", "1", "--home", copied.path).json[0]["unit"].endswith("/2")
+
+
+# The run, from the command line
+
+
+def test_a_finished_run_is_shown_with_what_to_try_next(cli: Cli, finished: Any, project: Any) -> None:
+    said = cli(*project.arguments, "--json", "--home", finished.home.path)
+    assert said.code == 0 and said.json.keys() == {
+        "run", "status", "repeated", "explanations", "failures", "failed", "left",
+    }  # fmt: skip
+    assert said.json["repeated"] is True and len(said.json["explanations"]) == 5
+    shown = cli(*project.arguments, "--home", finished.home.path).out
+    heads = ("unit", "explanation", "rule", "F1 [95 %]", "floor", "verdict", "planner", "s")
+    assert all(head in shown for head in heads) and "accepted" in shown and "abstained" in shown
+    assert "--fresh" in shown and shown.rstrip().count("lamplighter ") == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "failed", "code"),
+    [("done", [], 0), ("done", ["m/0-mlp/3"], 4), ("budget", [], 3), ("budget", ["m/0-mlp/3"], 3)],
+)
+def test_exit_codes_of_a_run(
+    cli: Cli, finished: Any, monkeypatch: pytest.MonkeyPatch, status: str, failed: list[str], code: int
+) -> None:
+    """3 beats 4, and units that were rejected, unclear or abstained on are done."""
+    run = finished.outcome.run
+    left = ["m/0-mlp/4"] if status == "budget" else []
+    outcome = Outcome(run, status, [*failed, *left], left, failed)
+    monkeypatch.setattr(night, "run_night", lambda *_: outcome)
+    said = cli("run", "--home", finished.home.path)
+    assert said.code == code
+    assert ("left out, the budget was reached: m/0-mlp/4" in said.out) is (status == "budget")
+
+
+def test_a_unit_that_failed_is_told_and_shown(cli: Cli, copied: Any, project: Any, monkeypatch: Any) -> None:
+    def broken(unit: Any, by: Any) -> Any:
+        raise ZeroDivisionError("planted [red]\x1b")
+
+    monkeypatch.setattr(night, "investigate", broken)
+    asked = ["run", "--model", project.model, "--corpus", project.corpus, "--units", "0-mlp/8", "--home", copied.path]
+    said = cli(*asked)
+    assert said.code == 4 and "planted [red]" in said.out and "\x1b" not in said.out
+    target = unit(project, "0-mlp/8")
+    assert "ZeroDivisionError: planted" in cli("show", target, "--home", copied.path).out
+    assert cli(*asked, "--json").json["failed"] == [target]
+
+
+def test_no_minutes_are_a_budget_that_is_reached(cli: Cli, copied: Any, project: Any) -> None:
+    asked = ["run", "--model", project.model, "--corpus", project.corpus, "--units", "0-mlp/4", "--home", copied.path]
+    said = cli(*asked, "--minutes", "0", "--json")
+    assert said.code == 3 and said.json["left"] == [unit(project, "0-mlp/4")] and said.json["explanations"] == []
+    said = cli(*asked, "--json")
+    assert said.code == 0 and [row["verdict"] for row in said.json["explanations"]] == ["abstained"]
+
+
+def test_ctrl_c_ends_any_command_with_130(cli: Cli, finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal was not heeded")
+
+    monkeypatch.setattr(Findings, "sql", interrupted)
+    said = cli("sql", "SELECT 1", "--home", finished.home.path)
+    assert said.code == 130 and said.out == "" and said.err.startswith("stopped; ") and said.err.count("\n") == 1
+
+
+def test_a_fresh_process_says_one_line_and_no_more(project: Any, finished: Any, tmp_path: Path) -> None:
+    """With a model loaded: no loading bars, no notices of libraries, and from another folder than the project's."""
+    asked = ["tool", "activate", unit(project, "0-mlp/9"), "--text", "a", "--json", "--home", str(finished.home.path)]
+    command = [sys.executable, "-m", "lamplighter", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 1 and json.loads(done.stdout)["ok"] is False
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    piped = subprocess.run(
+        f"{sys.executable} -m lamplighter models list | true", shell=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert piped.stderr == ""
