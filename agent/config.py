@@ -49,11 +49,11 @@ class Home:
     def findings(self) -> Findings:
         return Findings(self.path / "findings.duckdb")
 
-    def sweep_for(self, unit: "UnitId") -> "Sweep":
-        """The newest sweep that holds a unit's site; raises Refused with the command that makes one."""
+    def sweep_for(self, unit: "UnitId", weights: str) -> "Sweep":
+        """The newest sweep of these weights that holds a unit's site; raises Refused with the command for one."""
         from ..tools.sweep import find_sweep
 
-        found = find_sweep(self.path, unit.model, unit.site)
+        found = find_sweep(self.path, weights, unit.site)
         if found is None:
             raise Refused(
                 f"{unit.site} of {unit.model} was not swept in {self.path}; "
@@ -84,7 +84,7 @@ class Home:
 
         def sweep(unit: "UnitId") -> "Sweep":
             if unit.site not in sweeps:
-                sweeps[unit.site] = self.sweep_for(unit)
+                sweeps[unit.site] = self.sweep_for(unit, subject.digest)
             return sweeps[unit.site]
 
         return Toolbox(subject, sweep, masked, self.work.recall, self.work.remember)

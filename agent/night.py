@@ -293,6 +293,7 @@ def _outcome(home: Home, state: RunState, status: str, repeated: bool = False) -
 
 
 def sweep_record(sweep: Sweep, run: str | None = None) -> records.Sweep:
+    """A finished sweep as the findings remember it."""
     facts = sweep.facts
     return records.Sweep(
         digest=sweep.digest, model=sweep.model, corpus=sweep.corpus, sites=sweep.sites, tokens=facts["tokens"],
@@ -302,6 +303,7 @@ def sweep_record(sweep: Sweep, run: str | None = None) -> records.Sweep:
 
 
 def model_record(toolbox: Toolbox, run: str | None = None) -> records.Model:
+    """The loaded subject, its identities' errors and the tools it is offered."""
     subject = toolbox.subject
     return records.Model(
         name=subject.name, architecture=str(subject.config.model_type), layers=subject.n_layers,

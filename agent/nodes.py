@@ -171,6 +171,7 @@ class Investigator:
 
 
 def after_plan(state: State) -> str:
+    """The node that carries out what the planner decided."""
     return {Call: "act", Submit: "submit", Abstain: "judge"}[type(state["action"])]
 
 

@@ -105,4 +105,5 @@ def _plain(text: str) -> str:
 
 
 def progress() -> Live | Lines:
+    """Bars where stderr is a terminal, else lines."""
     return Live() if sys.stderr.isatty() else Lines()

@@ -24,7 +24,8 @@ def replay_evidence(home: Home, evidence: str, device: str | None = None) -> dic
     unit = UnitId.parse(stored.unit + ("-" if stored.sign == -1 else ""))
     box = home.toolbox(unit.model, device, stored.provenance.get("dtype"))
     box.recall, box.remember = (lambda key: None), (lambda key, text: None)
-    box.sweep = lambda unit: _sweep_of(home, stored, unit)
+    newest = box.sweep
+    box.sweep = lambda unit: _sweep_of(home, stored) or newest(unit)
     again = box.call(stored.tool, unit, stored.arguments)
     if stored.ok and not again.ok:
         raise Refused(again.summary)
@@ -45,11 +46,11 @@ def _find(home: Home, evidence: str) -> Evidence:
     return found[0]
 
 
-def _sweep_of(home: Home, stored: Evidence, unit: UnitId) -> Sweep:
-    """The sweep that the evidence was made on; the newest of the unit's site where it names none."""
+def _sweep_of(home: Home, stored: Evidence) -> Sweep | None:
+    """The sweep that the evidence was made on, or None if it names none. Raises Refused if that one is gone."""
     digest = stored.provenance.get("sweep")
     if digest is None:
-        return home.sweep_for(unit)
+        return None
     folder = home.path / "sweeps" / digest
     if not folder.is_dir():
         raise Refused(f"the sweep {digest} of evidence {stored.id} is gone from {folder.parent}; put it back there.")

@@ -31,6 +31,7 @@ def listed(text: str) -> list[str]:
 
 
 def console() -> Console:
+    """The place facts are printed: the terminal at its width, else WIDTH columns."""
     out = Console(highlight=False, soft_wrap=False)
     return out if out.is_terminal else Console(highlight=False, width=WIDTH)
 
@@ -42,6 +43,7 @@ def clean(value: Any) -> str:
 
 
 def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Prints rows under heads; every cell is text, never markup."""
     made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
     for head in heads:
         made.add_column(head, overflow="fold")
@@ -51,10 +53,12 @@ def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> No
 
 
 def say(line: str) -> None:
+    """Prints one line as it is."""
     console().print(Text(line))
 
 
 def number(value: float | None, digits: int = 2) -> str:
+    """A number for people; None is “undefined”."""
     return "undefined" if value is None else f"{value:.{digits}f}"
 
 
@@ -69,6 +73,7 @@ def interval(row: Mapping[str, Any]) -> str:
 
 
 def model_table(rows: list[dict[str, Any]]) -> None:
+    """What can be pulled, and what is here."""
     heads = ("name", "role", "licence", "download MB", "state")
     table("", heads, [
         (r["name"], r["role"], r["licence"], f"{r['download_bytes'] / 1e6:,.0f}", "here" if r["present"] else "absent")
@@ -77,11 +82,13 @@ def model_table(rows: list[dict[str, Any]]) -> None:
 
 
 def doctor_table(rows: list[dict[str, Any]]) -> None:
+    """What is here and what each lack costs."""
     heads = ("what", "state", "found", "what the lack costs")
     table("", heads, [(r["what"], r["state"], r["found"], r["cost"]) for r in rows])
 
 
 def sweep_facts(facts: dict[str, Any]) -> None:
+    """One line on a finished sweep."""
     tokens, documents = facts["tokens"], facts["documents"]
     sides = "; ".join(f"{side} {tokens[side]:,} tokens in {documents[side]} documents" for side in tokens)
     say(f"sweep {facts['digest']} of {facts['model']} over {facts['corpus']}, {', '.join(facts['sites'])}: {sides}")
@@ -120,10 +127,12 @@ def run_facts(home: Home, outcome: "Outcome") -> dict[str, Any]:
 
 
 def name(row: Mapping[str, Any]) -> str:
+    """A row's unit with its sign."""
     return str(row["unit"]) + ("-" if row["sign"] == -1 else "")
 
 
 def run_table(facts: dict[str, Any]) -> None:
+    """The table that ends a run, what failed or was left out, and what to try next."""
     rows = facts["explanations"]
     heads = ("unit", "explanation", "rule", "F1 [95 %]", "floor", "verdict", "planner", "s")
     table("", heads, [
@@ -147,6 +156,7 @@ def _failure(row: Mapping[str, Any]) -> str:
 
 
 def status_facts(home: Home) -> list[dict[str, Any]]:
+    """Each run of this home with its units counted by status."""
     return [
         {"run": run.id, "status": run.status, "units": len(run.units), **home.work.counts(run.id)}
         for run in home.work.runs()
@@ -154,6 +164,7 @@ def status_facts(home: Home) -> list[dict[str, Any]]:
 
 
 def status_table(rows: list[dict[str, Any]]) -> None:
+    """Those runs as a table."""
     if not rows:
         say("no runs yet; lamplighter run starts one.")
         return
@@ -179,6 +190,7 @@ def unit_facts(home: Home, unit: str) -> dict[str, Any]:
 
 
 def unit_card(facts: dict[str, Any]) -> None:
+    """Everything about one unit, the explanation first."""
     card = facts["card"]
     for failure in facts["failures"]:
         say(f"failed {_failure(failure)}")
@@ -238,6 +250,7 @@ def _bar(value: float, top: float) -> int:
 
 
 def query_table(rows: list[dict[str, Any]]) -> None:
+    """Found explanations, the nearest first."""
     if not rows:
         say("no explanations are recorded yet; lamplighter run makes some.")
         return
@@ -247,6 +260,7 @@ def query_table(rows: list[dict[str, Any]]) -> None:
 
 
 def plain_table(rows: list[dict[str, Any]]) -> None:
+    """Any rows of equal keys."""
     if not rows:
         say("no rows.")
         return
@@ -262,6 +276,7 @@ def _short(value: Any) -> str:
 
 
 def replay_facts(found: dict[str, Any]) -> None:
+    """Whether a repeated experiment is equal, and where it differs."""
     say(f"{found['tool']} on {found['unit']}: {'equal' if found['equal'] else 'different'}")
     for difference in found["differences"]:
         say(clean(difference))

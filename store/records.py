@@ -32,6 +32,7 @@ def uuid7() -> str:
 
 
 def utc_now() -> str:
+    """The time now in UTC, as records carry it: ISO 8601 to the microsecond, without a zone."""
     return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00")
 
 

@@ -26,8 +26,9 @@ def tiny_tokenizer() -> Any:
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=320, special_tokens=["<s>"], initial_alphabet=letters, show_progress=False
     )
     tokenizer.train_from_iterator([TEXT], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
@@ -35,8 +36,7 @@ def tiny_tokenizer() -> Any:
 
 def tiny_model(shape: str, dtype: torch.dtype = torch.float64, vocabulary: int = 320, seed: int = 0) -> Any:
     """A random two-layer causal LM of the given shape; weights large enough that units differ from text to text."""
-    from transformers import AutoModelForCausalLM
-    from transformers import Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig
+    from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig
 
     torch.manual_seed(seed)
     rope = {"max_position_embeddings": 128, "vocab_size": vocabulary, "hidden_size": 24, "num_hidden_layers": 2,

@@ -49,7 +49,8 @@ from .units import UnitId
 READS = 150            # windows read at most
 PRICE, ALTERNATIVE, DOUBT = 0.02, 0.001, 0.1
 MIN_DOCUMENTS = 8      # below this a shared pattern may be one author's or chance; the score side asks as many
-MIN_F1 = 0.2           # rules fitted to random activations reach .17 without reading, .06 with it
+MIN_F1 = 0.2           # rules fitted to random activations reach .07 once they are read
+BY_LUCK = 1e-10       # unread they reach .36, and their luck in meeting the firing places one in 10^8
 LONGEST = 40           # characters of a word that a list may hold
 PRIOR = 4.0            # places' worth of belief in the exemplars' precision once places are read
 REACH = 6              # exact distances tried, in tokens and in words
@@ -169,8 +170,9 @@ def _conclude(search: "_Search", rule: "list[_Candidate]") -> Induced:
     precision, recall = known.rates(rule) if rule else (0.0, 0.0)
     f1 = _harmonic(precision, recall)
     how = f"{windows} windows read" if windows else "from exemplars, none read"
-    if f1 < MIN_F1:
-        reason = f"the best pattern found has F1 {f1:.2f} on the explain side ({how}); below {MIN_F1} it may be chance."
+    if f1 < MIN_F1 or not (windows or known.luck(rule) < BY_LUCK):
+        bar = f"below {MIN_F1}" if f1 < MIN_F1 else "with so few exemplars"
+        reason = f"the best pattern found has F1 {f1:.2f} on the explain side ({how}); {bar} it may be chance."
         return Induced(None, None, reason, f1, precision, recall, windows)
     clauses = tuple(replace(c.clause, value=known.value(c)) for c in rule)
     sentence = "fires on " + "; also on ".join(search.phrase(c) for c in rule)
@@ -320,6 +322,12 @@ class _Known:
         count = float(weight.sum() ** 2 / (weight**2).sum())
         belief = PRIOR * (1 - int(hit.sum()) / opened)
         return (count * seen + belief * min(prior, 1.0)) / (count + belief)
+
+    def luck(self, rule: Sequence[_Candidate]) -> float:
+        """The chance that as many firing documents fall on the rule's places if firing has nothing to do with it."""
+        mask = _mask(rule, len(self.text.ids))
+        k, n = self.documents(mask[self.at]), self.documents(self.weight >= 0)
+        return float(bdtrc(k - 1, n, mask.mean())) if k else 1.0
 
     def value(self, c: _Candidate) -> float:
         """Mean y/P where a clause matches."""

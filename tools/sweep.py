@@ -34,7 +34,7 @@ from .units import UnitId, parse_site
 STEP = measures.WINDOW - 1       # tokens of text in a window
 RANDOM = 64                      # random positions a side, read for every unit
 PER_BAND = 12                    # exemplars a band that are handed out
-FORMAT = 1
+FORMAT = 2
 
 Place = tuple[int, int]
 Progress = Callable[[str, int, int], None]
@@ -232,14 +232,14 @@ def sweep_digest(subject: Subject, corpus: Corpus, sites: Sequence[str], tokens:
     return hashlib.sha256(json.dumps([*names, *parts, measures.VERSION, FORMAT]).encode()).hexdigest()[:16]
 
 
-def find_sweep(home: Path, model: str, site: str | None = None, corpus: str | None = None) -> Sweep | None:
-    """The newest finished sweep of `model` in `home` that has `site` (and is of `corpus`), or None."""
+def find_sweep(home: Path, weights: str, site: str) -> Sweep | None:
+    """The newest finished sweep in `home` of the model whose digest is `weights` that has `site`, or None."""
     best: tuple[float, Path] | None = None
     for path in sorted((home / "sweeps").glob("[!.]*/sweep.json")):
         facts = json.loads(path.read_text("utf-8"))
-        if facts["model"] != model or (site and site not in facts["sites"]) or (corpus and facts["corpus"] != corpus):
+        if facts["format"] != FORMAT or facts["measures"] != measures.VERSION:
             continue
-        if facts["format"] == FORMAT and facts["measures"] == measures.VERSION:
+        if facts["provenance"]["model"] == weights and site in facts["sites"]:
             best = max(best or (0.0, path.parent), (path.stat().st_mtime, path.parent))
     return Sweep(best[1]) if best else None
 

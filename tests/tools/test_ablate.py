@@ -34,36 +34,38 @@ DEVICES = [
 
 
 def corpus() -> Corpus:
-    """60 documents of drawn words, in which "red" is always followed by "car" and never starts a document."""
+    """60 documents of drawn words, in which "said" is always followed by "car" and never starts a document."""
     rng = np.random.default_rng(0)
     documents = []
     for i in range(60):
         words = rng.choice(WORDS, size=40).tolist()
-        words[int(rng.integers(5, 35))] = "red car"
+        words[int(rng.integers(5, 35))] = "said car"
         documents.append(Document(str(i), f"made {i}", " ".join(words)))
     sides = tuple(("explain", "explain", "explain", "tune", "score")[i % 5] for i in range(60))
     return Corpus("made", "made", tuple(documents), tuple(range(60)), sides, {})
 
 
 def plant(llama: Any) -> Subject:
-    """Three neurons of layer 1 read "red": one writes nothing, one the logit of what follows, one against it."""
+    """Three neurons of layer 1 read "said": one writes nothing, one the logit of what follows, one against it."""
     model = copy.deepcopy(llama.model)
     subject = Subject.wrap(model, llama.tokenizer, "planted")
-    red, car = llama.encode(" red")[-1], llama.encode(" red car")[len(llama.encode(" red"))]
+    said, car = llama.encode(" said")[-1], llama.encode(" said car")[len(llama.encode(" said"))]
     inputs, hits = [], []
     handle = model.model.layers[1].mlp.gate_proj.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
     for document in corpus().documents:
         ids = subject.encode(document.text)[:64]
         subject.run([ids])
-        hits.append(torch.tensor([i == red for i in ids[1:]], dtype=torch.float64))
+        hits.append(torch.tensor([i == said for i in ids[1:]], dtype=torch.float64))
     handle.remove()
     x = torch.cat([rows[0, 1:] for rows in inputs])
-    reader = torch.linalg.lstsq(x, torch.cat(hits)[:, None]).solution[:, 0]
+    hit = torch.cat(hits)[:, None]
+    weight = torch.where(hit > 0, (1 / hit.mean()).sqrt(), 1)   # rare as they are, they count as much as the rest
+    reader = torch.linalg.lstsq(weight * x, weight * hit).solution[:, 0]
     mlp = model.model.layers[1].mlp
     mlp.down_proj.weight *= 0.1   # the others whisper
     write = model.lm_head.weight[car] / model.model.norm.weight
-    for unit, size in ((SILENT, 0.0), (PUSHES, 0.5), (HOLDS, -0.5)):
-        mlp.gate_proj.weight[unit.index], mlp.up_proj.weight[unit.index] = 8 * reader, reader
+    for unit, size in ((SILENT, 0.0), (PUSHES, 1.0), (HOLDS, -1.0)):
+        mlp.gate_proj.weight[unit.index], mlp.up_proj.weight[unit.index] = 16 * reader, reader
         mlp.down_proj.weight[:, unit.index] = size * write / write.norm()
     return Subject.wrap(model, llama.tokenizer, "planted")
 
@@ -150,7 +152,8 @@ def test_rows_are_what_plain_hooks_and_loops_give(planted: Setting, unit: UnitId
 
 def test_the_sink_stays_as_it_is(planted: Setting) -> None:
     """The naive way, zeroing the weights, also takes the unit out of the sink, which every token looks at."""
-    unit = UnitId("planted", "0-mlp", 4, sign=-1)
+    sink = planted.sweep.site("0-mlp")["sink"]
+    unit = UnitId("planted", "0-mlp", int(sink.abs().argmax()))
     row = run(planted, unit, kind="zero", equivalence=False).rows[0]
     naive = expected(planted, unit, 0.0, first=0)["firing"]
     assert abs(row["delta_ce"] - naive["delta_ce"]) > 100 * CLOSE
@@ -179,11 +182,10 @@ def test_a_unit_that_writes_nothing_has_no_effect(planted: Setting) -> None:
 def test_a_unit_that_pushes_what_follows_is_shown_and_names_it(planted: Setting) -> None:
     evidence = run(planted, PUSHES)
     firing, after, elsewhere = evidence.rows
-    print(evidence.rows, evidence.checks, evidence.summary)
-    assert evidence.checks["effect"] == "shown" and firing["low"] > 0.5
+    assert evidence.checks["effect"] == "shown" and firing["low"] > 5 * evidence.checks["delta_equivalence"]
     assert abs(elsewhere["delta_ce"]) < 0.05 * firing["delta_ce"]
     assert firing["documents"] >= 8 and firing["kl"] > 0.1
-    car = planted.subject.encode(" red car")[len(planted.subject.encode(" red"))]
+    car = planted.subject.encode(" said car")[len(planted.subject.encode(" said"))]
     assert evidence.checks["pushed"][0][0] == planted.subject.piece(car)
     assert "an effect" in evidence.summary and len(evidence.summary.split()) <= 60
 
@@ -191,7 +193,7 @@ def test_a_unit_that_pushes_what_follows_is_shown_and_names_it(planted: Setting)
 def test_a_unit_that_holds_it_down_shows_the_other_way(planted: Setting) -> None:
     evidence = run(planted, HOLDS)
     assert evidence.checks["effect"] == "shown" and evidence.rows[0]["high"] < 0
-    car = planted.subject.encode(" red car")[len(planted.subject.encode(" red"))]
+    car = planted.subject.encode(" said car")[len(planted.subject.encode(" said"))]
     assert evidence.checks["held_down"][0][0] == planted.subject.piece(car)
     assert evidence.checks["held_down"][0][1] < 0 < evidence.checks["pushed"][0][1]
 
