@@ -16,14 +16,20 @@ from lamplighter.tools.measures import MAX_ATOMS, MAX_CLAUSES, STRATA
 from lamplighter.tools.rules import Rule, Tokens, side_text
 from lamplighter.tools.units import UnitId
 
-NOUNS = "dog cat house garden teacher soldier river ship letter window farmer child doctor road field bird king queen".split()
-PLACES = "London Paris Berlin Madrid Rome Vienna Oslo Dublin Lisbon Athens Prague Warsaw".split()
-NAMES = "Henry Charles William Edward George James Richard Philip Louis Frederick".split()
-STEMS = "walk jump paint climb repair mend open clean push pull".split()
-ADJECTIVES = "old small green quiet broken narrow heavy bright empty wooden".split()
-SPELLED = "first second third fourth fifth sixth seventh ninth".split()
-MONTHS = "January March April June July August October December".split()
-HISTORY = "war treaty battle siege reign famine flood election".split()
+NOUNS = [
+    "dog", "cat", "house", "garden", "teacher", "soldier", "river", "ship", "letter",
+    "window", "farmer", "child", "doctor", "road", "field", "bird", "king", "queen",
+]  # fmt: skip
+PLACES = [
+    "London", "Paris", "Berlin", "Madrid", "Rome", "Vienna",
+    "Oslo", "Dublin", "Lisbon", "Athens", "Prague", "Warsaw",
+]  # fmt: skip
+NAMES = ["Henry", "Charles", "William", "Edward", "George", "James", "Richard", "Philip", "Louis", "Frederick"]
+STEMS = ["walk", "jump", "paint", "climb", "repair", "mend", "open", "clean", "push", "pull"]
+ADJECTIVES = ["old", "small", "green", "quiet", "broken", "narrow", "heavy", "bright", "empty", "wooden"]
+SPELLED = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "ninth"]
+MONTHS = ["January", "March", "April", "June", "July", "August", "October", "December"]
+HISTORY = ["war", "treaty", "battle", "siege", "reign", "famine", "flood", "election"]
 SIDES = ("explain", "tune", "score")
 
 Fires = Callable[[Tokens], np.ndarray]
@@ -149,7 +155,7 @@ class World:
     def window(self, place: tuple[int, int]) -> tuple[list[int], int]:
         document, first = self.documents[place[0]], place[1] - place[1] % 63
         ids = self.tokens[document.start + first : document.start + min(first + 63, document.length)]
-        return [0, *ids.tolist()], place[1] % 63 + 1
+        return [self.subject.sink, *ids.tolist()], place[1] % 63 + 1
 
     def statistics(self, unit: UnitId) -> Statistics:
         best = [self.y[unit][d.start : d.start + d.length].max() for d in self.documents if d.side == "explain"]
@@ -172,7 +178,8 @@ class World:
         for band, low, high in zip(("high", "mid", "boundary", "low"), edges[1:], edges, strict=False):
             inside = np.flatnonzero((self.sides == side) & (y >= low * peak) & (y < high * peak))
             found += [(int(i), band) for i in inside[np.argsort(key[inside])][:12]]
-        return [Exemplar(d, i - self.documents[d].start, float(y[i]), b) for i, b in found for d in [int(self.owner[i])]]
+        owners = [int(self.owner[i]) for i, _ in found]
+        return [Exemplar(d, i - self.documents[d].start, float(y[i]), b) for d, (i, b) in zip(owners, found, strict=True)]
 
     def read(self, subject: Any, unit: UnitId, places: Sequence[tuple[int, int]]) -> np.ndarray:
         assert all(self.documents[d].side == "explain" for d, _ in places)
@@ -181,7 +188,7 @@ class World:
 
 
 def word_is(pattern: str) -> Fires:
-    return lambda t: np.array([bool(re.fullmatch(pattern, t.words[w])) and last for w, last in zip(t.word, t.last, strict=True)])
+    return lambda t: np.array([bool(re.fullmatch(pattern, t.words[w])) for w in t.word]) & np.array(t.last)
 
 
 def after(pattern: str, before: str, needed: bool = True, reach: int = 1) -> Fires:
@@ -272,7 +279,10 @@ def test_exemplars_alone_come_close_and_cost_no_pass(world: World, name: str) ->
     assert rule_f1(world, _unit(world, name), made.rule) >= 0.9, str(made.rule)
 
 
-@pytest.mark.parametrize("name", ["II after War", "bank, no river", "court after a judge", "two ways", "repeated pairs"])
+CONTEXT = ("II after War", "bank, no river", "court after a judge", "two ways", "repeated pairs")
+
+
+@pytest.mark.parametrize("name", CONTEXT)
 def test_the_naive_list_of_tokens_fails_where_context_decides(world: World, name: str) -> None:
     assert lookup_f1(world, _unit(world, name)) < 0.9
 
@@ -312,7 +322,7 @@ def test_labels_moved_along_the_text_are_no_pattern(world: World) -> None:
     fires = world.y[_unit(world, "ordinals")] > 0.5
     unit = world.plant(2001, np.roll(fires, 29))
     made = induce(world.subject, world, unit)  # type: ignore[arg-type]
-    assert made.rule is None or rule_f1(world, unit, made.rule) > 0.5   # a fixed distance may be found, chance may not
+    assert made.rule is None, made.sentence
 
 
 def test_few_documents_are_refused_with_the_reason(world: World) -> None:
@@ -354,7 +364,8 @@ def test_with_everything_read_the_numbers_are_the_true_ones(world: World) -> Non
     hit = made.rule.predict_flat(side.text) > 0
     precision, recall = (ratio[hit] >= 0.5).mean(), (hit & (ratio >= 0.5)).sum() / (ratio >= 0.5).sum()
     assert made.explain_precision is not None and made.explain_recall is not None
-    assert 0.85 * precision <= made.explain_precision <= precision + 1e-9      # less what its list owes to few documents
+    # Less what its list owes to words seen firing in few documents.
+    assert 0.85 * precision <= made.explain_precision <= precision + 1e-9
     assert 0.85 * recall <= made.explain_recall <= recall + 1e-9
 
 
@@ -362,18 +373,19 @@ def test_places_read_count_by_the_chance_that_their_window_was_drawn(world: Worl
     """A rare token that always fires and a common one that seldom does: pooled as drawn, they look far too good."""
     rng = np.random.default_rng(11)
     oslo, the = (world.subject.known[piece] for piece in (" Oslo", " the"))
-    fires = (world.tokens == oslo) | ((world.tokens == the) & (rng.random(len(world.tokens)) < 0.05))
+    fires = (world.tokens == oslo) | ((world.tokens == the) & (rng.random(len(world.tokens)) < 0.02))
     unit = world.plant(2003, fires)
     known = _Known(world.subject, world, unit)  # type: ignore[arg-type]
     both = np.flatnonzero(np.isin(known.text.ids, [oslo, the]))
     groups = [np.flatnonzero(known.text.ids == token) for token in (oslo, the)]
-    known.read(world.subject, world, unit, groups, 120)  # type: ignore[arg-type]
+    known.read(world.subject, world, unit, groups, 100)  # type: ignore[arg-type]
     weight = 1 / known.chance[known.window[known.read_at]]
     hit, fired = np.isin(known.read_at, both), known.read_ratio >= 0.5
-    y = world.y[unit][np.array([world.documents[d].start for d in known.side.document[both]]) + known.side.offset[both]]
+    starts = np.array([d.start for d in world.documents])
+    y = world.y[unit][starts[known.side.document[both]] + known.side.offset[both]]
     true = float((y >= known.peak / 2).mean())
-    assert abs(float(np.average(fired[hit], weights=weight[hit])) - true) < 0.05
-    assert float(fired[hit].mean()) > true + 0.08
+    assert abs(float(np.average(fired[hit], weights=weight[hit])) - true) < 0.03
+    assert float(fired[hit].mean()) > true + 0.04
     assert np.sum(weight[hit]) == pytest.approx(len(both), rel=0.25)
 
 
@@ -381,6 +393,7 @@ def test_places_read_count_by_the_chance_that_their_window_was_drawn(world: Worl
 
 
 def example(world: World, unit: UnitId, text: str, kept: Sequence[str]) -> Evidence:
+    """What minimal_example would have returned."""
     ids = [0, *world.subject.encode(text)]
     pieces = world.subject.pieces(ids)
     row = {"ids": ids, "kept": [i for i, piece in enumerate(pieces) if piece in kept], "mode": "resample"}
@@ -388,6 +401,7 @@ def example(world: World, unit: UnitId, text: str, kept: Sequence[str]) -> Evide
 
 
 def trials(world: World, unit: UnitId, texts: Sequence[tuple[str, str, str]]) -> Evidence:
+    """What substitute would have returned: texts, the piece at which the substitute begins, and its effect."""
     rows = []
     for text, word, effect in texts:
         ids = [0, *world.subject.encode(text)]
@@ -428,7 +442,7 @@ def test_experiments_teach_a_context_that_the_corpus_cannot(world: World, narrow
 
 def test_substitutes_that_keep_widen_a_list(world: World) -> None:
     unit = world.plant(2004, word_is("|".join(SPELLED)))
-    swaps = [(f" was the {word}"[:12], f" {word}"[:7], "keeps") for word in SPELLED if len(word) <= 6]
+    swaps = [(f" was the {word}", f" {word}"[:7], "keeps") for word in SPELLED]
     swaps += [(" was the dog", " dog", "kills"), (" was the cat", " cat", "kills")]
     told = induce(world.subject, world, unit, [trials(world, unit, [*swaps, *swaps])], reads=0)  # type: ignore[arg-type]
     assert told.rule is not None

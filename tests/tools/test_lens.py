@@ -65,21 +65,23 @@ def test_the_other_sign_lists_it_last(tiny: Any) -> None:
 
 
 def test_forgetting_gain_or_centring_is_wrong(tiny: Any) -> None:
-    """The naive lens, W_U w, reads a planted write back only by luck."""
+    """The naive lens, W_U w, names the token that is written loudly where the norm hardly listens."""
     kind = tiny.config.model_type
-    scale = torch.linspace(-4, 0, 24, dtype=tiny.dtype).exp()   # gains of a trained norm spread as much
+    open_ = torch.arange(24) % 2 == 0
+    scale = torch.where(open_, 1.0, 0.02).to(tiny.dtype)
     stretched = copy.deepcopy(tiny.model)
     subject = Subject.wrap(stretched, tiny.tokenizer, "stretched")
     subject.adapter.norm.weight.copy_(scale - 1 if kind == "gemma2" else scale)
     right, naive = 0, 0
     for token in TOKENS:
-        write = (head(tiny)[token] - head(tiny).mean(dim=0)) * scale
+        write = torch.where(open_, head(tiny)[token], 10 * head(tiny)[token - 1])
         if kind in ("gpt2", "gpt_neox"):
-            write = write - write.mean() + 20 * write.norm()   # a constant, which LayerNorm takes away
-        planted = plant(subject, write * between(tiny))
+            means = [write[part].mean() for part in (open_, ~open_)]
+            write = write - torch.where(open_, *means) + 20   # a constant, which LayerNorm takes away
+        planted = plant(subject, write / between(tiny))
         right += lens(planted, UNIT).rows[0]["id"] == token
         naive += int((head(tiny) @ write).argmax()) == token
-    assert right == len(TOKENS) > 2 * naive
+    assert right >= len(TOKENS) - 1 and naive == 0
 
 
 def test_gemma_adds_one_to_its_gains(tiny: Any) -> None:
