@@ -86,7 +86,8 @@ class Investigator:
         self.tell(unit, "trying the rule on the tune side")
         tune = tune_score(self.toolbox.subject, self.sweep, unit, action.rule)
         hypothesis = Hypothesis(
-            author=self.planner.name, sentence=action.sentence, rule=action.rule.to_json(), rule_text=str(action.rule),
+            author=self.planner.name, sentence=action.sentence,
+            rule=action.rule.to_json(), rule_text=action.rule.text(self.toolbox.subject.piece),
             kept=False, evidence=[e.id for e in state.get("evidence", []) if e.ok], tune_f1=tune["f1"],
             **self._stamps, **_name(unit),
         )  # fmt: skip

@@ -65,7 +65,8 @@ def _qualifies(sweep: Sweep, data: dict[str, torch.Tensor]) -> torch.Tensor:
     rate = data["tune.strata"][..., :2].sum(dim=-1) / max(tokens["tune"], 1)
     clusters = data["tune.clusters"] * tokens["score"] / max(tokens["tune"], 1)
     sink = torch.stack([sign * data["sink"] for sign in SIGNS])
-    massive = peak > MASSIVE * peak.median(dim=1, keepdim=True).values
+    alive = torch.where(peak > 0, peak, torch.nan)     # dead units would pull the median to 0
+    massive = peak > MASSIVE * alive.nanmedian(dim=1, keepdim=True).values
     first = _starts_window(sweep, data["explain.best_place"])
     sparse = (rate >= RATE[0]) & (rate <= RATE[1]) & (clusters >= EXPECTED)
     return sparse & (sink < measures.FIRES * peak) & ~massive & (first < SAME_PLACE)

@@ -154,6 +154,14 @@ def test_massive_is_measured_against_the_units_of_the_same_sign(tmp_path: Path) 
     assert made.picked(tmp_path / "b") == []
 
 
+def test_dead_units_do_not_make_the_living_massive(tmp_path: Path) -> None:
+    """Most neurons of a small or pruned site may never fire: their peaks of 0 are no measure of the others."""
+    made = Made()
+    made["peak"][0, : PLANT] = 0
+    made["peak"][0, PLANT + 2 :] = 0
+    assert sorted(u.index for u in made.picked(tmp_path)) == [PLANT, PLANT + 1]
+
+
 def test_only_the_stronger_side_of_a_unit_is_taken(tmp_path: Path) -> None:
     made = Made()
     made["tune.strata"][1] = made["tune.strata"][0]
