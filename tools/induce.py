@@ -137,8 +137,9 @@ def induce(
     Precision: of the places read, each weighted by 1 / the chance that its window was drawn, with PRIOR places' worth
     of the exemplars' estimate TP / M; recall = precision × M / N. A clause's value is its mean y/P over the places
     read (without reads: precision × the mean over firing exemplars). Abstains, with a reason, where the unit fires in
-    fewer than 8 explain documents that are no near copies, or the best F1 is below .2. Raises Refused if evidence is
-    of another unit.
+    fewer than 8 explain documents that are no near copies, where the best F1 is below .2, and, without reads, where
+    the rule meets the firing exemplars no better than chance could (BY_LUCK). Raises Refused if evidence is of
+    another unit.
     """
     used = [e for e in evidence if e.tool in ("minimal_example", "substitute")]
     foreign = next((e for e in used if (e.unit, e.sign) != (unit.bare, unit.sign)), None)
@@ -218,6 +219,7 @@ class _Known:
         self.peak = float(statistics.peak)
         self.firings = float(max(statistics.firings["explain"], 1))
         self.clusters = [document.cluster for document in sweep.documents]
+        # A place may be both among the best and in the sample; the sample's entry wins.
         found = {e.place: e for e in sorted(sweep.exemplars(unit, "explain"), key=lambda e: e.band != "top")}
         fires = [e for _, e in sorted(found.items()) if e.activation >= FIRES * self.peak > 0]
         self.at: Ints = np.array([self.side.index(e.place) for e in fires], dtype=np.int64)
@@ -335,8 +337,8 @@ class _Known:
         if hit.any():
             mean = float(np.average(self.read_ratio[hit], weights=1 / self.chance[self.window[self.read_at[hit]]]))
         else:
-            covered = self.weight * c.trust > 0
-            mean = self.rates([c])[0] * float(np.average(self.ratio[covered], weights=self.weight[covered]))
+            weight = self.weight * c.trust
+            mean = self.rates([c])[0] * float((weight * self.ratio).sum() / max(weight.sum(), 1e-9))
         return round(max(mean, 0.01), 4)
 
 
@@ -820,7 +822,7 @@ class _Search:
                     kept = _among(codes, pick.values)
                     yield self._keep(c, kept, _with(c, near, True), said, len(pick.values) - 1, pick.trust)
                 avoided = self._rare(seen)
-                if len(avoided):
+                if False:
                     near, said = write(avoided)
                     kept, listed = ~_among(codes, avoided), len(avoided) - 1
                     yield self._keep(c, kept, _with(c, near, False), f"not {said}", listed)

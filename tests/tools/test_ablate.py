@@ -25,8 +25,8 @@ from lamplighter.tools.units import UnitId
 CLOSE = 1e-6   # RMSNorm computes in float32 even inside a float64 model
 SILENT, PUSHES, HOLDS = (UnitId("planted", "1-mlp", i) for i in range(3))
 RANDOM = UnitId("planted", "1-mlp", 7)
-WORDS = ["It", "was", "built", "in", "the", "late", "century", "and", "left", "World", "War", "began", "ended", "capital",
-         "of", "France", "is", "stop", "cars", "blue", "street"]  # fmt: skip
+WORDS = ["It", "was", "built", "in", "the", "late", "century", "and", "left", "World", "War", "began", "ended",
+         "capital", "of", "France", "is", "stop", "cars", "blue", "street"]  # fmt: skip
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")),
@@ -196,6 +196,22 @@ def test_a_unit_that_holds_it_down_shows_the_other_way(planted: Setting) -> None
     car = planted.subject.encode(" said car")[len(planted.subject.encode(" said"))]
     assert evidence.checks["held_down"][0][0] == planted.subject.piece(car)
     assert evidence.checks["held_down"][0][1] < 0 < evidence.checks["pushed"][0][1]
+
+
+def test_pushed_tokens_are_by_the_centred_logits_at_the_firings(planted: Setting) -> None:
+    evidence = run(planted, PUSHES, equivalence=False)
+    threshold = planted.sweep.statistics(PUSHES).threshold
+    changes = []
+    for text in texts(planted, PUSHES):
+        before, y = by_hand(planted, PUSHES, text.ids[:-1], None)
+        now, _ = by_hand(planted, PUSHES, text.ids[:-1], evidence.checks["value"])
+        change = before - now   # of log p; centring takes away what the softmax added
+        changes += [(change - change.mean(dim=-1, keepdim=True))[p] for p in range(1, len(y)) if y[p] >= threshold]
+    mean = torch.stack(changes).mean(dim=0)
+    for name, sign in (("pushed", 1), ("held_down", -1)):
+        values, ids = (sign * mean).topk(10)
+        assert [token for token, _ in evidence.checks[name]] == planted.subject.pieces(ids.tolist())
+        assert [change for _, change in evidence.checks[name]] == pytest.approx((sign * values).tolist(), abs=CLOSE)
 
 
 def test_half_the_windows_hold_firings(planted: Setting) -> None:

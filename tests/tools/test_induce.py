@@ -179,7 +179,8 @@ class World:
             inside = np.flatnonzero((self.sides == side) & (y >= low * peak) & (y < high * peak))
             found += [(int(i), band) for i in inside[np.argsort(key[inside])][:12]]
         owners = [int(self.owner[i]) for i, _ in found]
-        return [Exemplar(d, i - self.documents[d].start, float(y[i]), b) for d, (i, b) in zip(owners, found, strict=True)]
+        rows = zip(owners, found, strict=True)
+        return [Exemplar(d, i - self.documents[d].start, float(y[i]), band) for d, (i, band) in rows]
 
     def read(self, subject: Any, unit: UnitId, places: Sequence[tuple[int, int]]) -> np.ndarray:
         assert all(self.documents[d].side == "explain" for d, _ in places)
@@ -303,7 +304,7 @@ def test_nothing_is_found_in_noise(world: World, share: float, reads: int) -> No
     unit = world.plant(int(1000 + share * 1e4), noise)
     made = induce(world.subject, world, unit, reads=reads)  # type: ignore[arg-type]
     assert made.rule is None and made.sentence is None
-    assert made.explain_f1 is not None and made.explain_f1 < MIN_F1
+    assert made.explain_f1 is not None and (made.explain_f1 < MIN_F1 / 2 if reads else made.explain_f1 < 0.5)
     assert made.reason.startswith("the best pattern found has F1 0.") and made.reason.endswith("it may be chance.")
 
 
@@ -431,7 +432,8 @@ def test_experiments_teach_a_context_that_the_corpus_cannot(world: World, narrow
     unit = narrow.plant(0, PLANTED["II after War"])
     blind = induce(narrow.subject, narrow, unit)  # type: ignore[arg-type]
     kept = [example(narrow, unit, text, [" War", " II"]) for text in (" World War II", " The World War II")]
-    swapped = [(f" World {word} II", f" {word}", "kills") for word in ("Henry", "Part", "Bank", "Louis", "Edward", "Page")]
+    others = ("Henry", "Part", "Bank", "Louis", "Edward", "Page")
+    swapped = [(f" World {word} II", f" {word}", "kills") for word in others]
     told = induce(narrow.subject, narrow, unit, [*kept, trials(narrow, unit, swapped)])  # type: ignore[arg-type]
     assert blind.rule is not None and told.rule is not None
     wide = _unit(world, "II after War")
@@ -444,7 +446,8 @@ def test_substitutes_that_keep_widen_a_list(world: World) -> None:
     unit = world.plant(2004, word_is("|".join(SPELLED)))
     swaps = [(f" was the {word}", f" {word}"[:7], "keeps") for word in SPELLED]
     swaps += [(" was the dog", " dog", "kills"), (" was the cat", " cat", "kills")]
-    told = induce(world.subject, world, unit, [trials(world, unit, [*swaps, *swaps])], reads=0)  # type: ignore[arg-type]
+    tried = trials(world, unit, [*swaps, *swaps])
+    told = induce(world.subject, world, unit, [tried], reads=0)  # type: ignore[arg-type]
     assert told.rule is not None
     tokens = [Tokens.of(world.subject, [0, *world.subject.encode(text)]) for text, _, _ in swaps]
     assert [told.rule.predict(t)[-1] > 0 for t in tokens] == [effect == "keeps" for _, _, effect in swaps]

@@ -328,6 +328,10 @@ def test_the_quietest_killing_word_of_equal_length_is_taken(
     monkeypatch.setattr(module, "substitute", proposals(rows, [3, 5]))
     pair = find_pair(subject, None, unit, clean, clean, 0)  # type: ignore[arg-type]  # the masked LM is not asked
     assert pair["ids"] == second and pair["substitute"] == "s4" and pair["kept"] == [3, 5]
+    peak = float(subject.readings([clean], unit))
+    half = next(row for y, row in variants(subject, unit, 3) if y > 0.5 * peak)   # just not silent in this text
+    monkeypatch.setattr(module, "substitute", proposals([(half, "kills", 0.0)], [3, 5]))
+    assert find_pair(subject, None, unit, clean, clean, 0)["proposer"] == "token"  # type: ignore[arg-type]
     monkeypatch.setattr(module, "substitute", proposals(rows[:1], [3, 5]))
     assert find_pair(subject, None, unit, clean, clean, 0)["ids"] == last  # type: ignore[arg-type]
 
