@@ -36,8 +36,8 @@ $(READY):
 # Exit code 4 says that some units failed and are recorded as failed; the table shows them.
 demo: setup
 	.venv/bin/lamplighter models pull $(DATA)
-	.venv/bin/lamplighter run --model smollm2-135m --corpus builtin --sites 2-mlp,5-mlp,8-mlp --units auto:6 \
-	  --planner $(PLANNER) $(if $(FRESH),--fresh) || [ $$? -eq 4 ]
+	.venv/bin/lamplighter run --model smollm2-135m --corpus builtin --tokens 240000 --sites 2-mlp,5-mlp,8-mlp \
+	  --units auto:6 --planner $(PLANNER) $(if $(FRESH),--fresh) || [ $$? -eq 4 ]
 
 test: setup
 	.venv/bin/lamplighter models pull $(DATA)

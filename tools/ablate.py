@@ -26,7 +26,7 @@ AFTER = 5              # positions behind a firing that count as just after it
 TOKENS = 10            # tokens listed for each direction
 CHUNK = 256            # positions whose logits are held at once
 EQUIVALENCE_PLACES = 8
-CONTEXT = 10           # tokens, sink included, of the short rows on which the matched units are ablated
+CONTEXT = 8            # tokens, sink included, of the short rows on which the matched units are ablated
 
 
 def ablate(
@@ -55,8 +55,8 @@ def ablate(
 
     delta_equivalence δ = 95th percentile of |mean ΔCE| over 50 units of the layer whose write norm ‖w‖ is nearest
     (stream dimensions all write 1: 50 drawn ones), ablated alike on `equivalence_n` firing positions, in rows cut to
-    the sink and the last 9 tokens; same_rows is this unit's own mean there. effect: "none" iff the whole interval at
-    firing positions lies within ±δ, "shown" if it lies outside 0 and not so, else "not shown".
+    the sink and the last 7 tokens; same_rows is this unit's own mean there. effect: "none" iff the whole interval at
+    firing positions lies within ±δ, else "shown" if it leaves 0 out, else "not shown".
     Raises Refused for an unknown kind, fewer than 2 windows, a head, and a unit that never fires on the explain side.
 
     Args:

@@ -822,7 +822,7 @@ class _Search:
                     kept = _among(codes, pick.values)
                     yield self._keep(c, kept, _with(c, near, True), said, len(pick.values) - 1, pick.trust)
                 avoided = self._rare(seen)
-                if False:
+                if len(avoided):
                     near, said = write(avoided)
                     kept, listed = ~_among(codes, avoided), len(avoided) - 1
                     yield self._keep(c, kept, _with(c, near, False), f"not {said}", listed)
@@ -887,8 +887,10 @@ class _Search:
             for v in values:
                 if (lift[v] > 0.1) == needed and abs(lift[v]) > 0.1:
                     since, names = self._since(c.at, v), [self.lexicon.folded.names[v]]
-                    share = [float((since[firing] <= h).mean() - (since <= h).mean()) for h in RANGES]
-                    reach = RANGES[int(np.argmax(share if needed else np.negative(share)))]
+                    inside = since[firing] < WINDOW
+                    reaches = [*RANGES, int(since[firing][inside].max(initial=1))]
+                    share = [float((since[firing] <= h).mean() - (since <= h).mean()) for h in reaches]
+                    reach = reaches[int(np.argmax(share if needed else np.negative(share)))]
                     said = ("" if needed else "not ") + _within(_called(names), reach)
                     near_v = Near(Matcher(word=_listing(names)), 1, reach, "words")
                     yield near_v, said, needed, (since <= reach) == needed

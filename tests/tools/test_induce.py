@@ -11,9 +11,9 @@ import pytest
 
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools.collect import position_key
-from lamplighter.tools.induce import MIN_F1, Induced, _Known, induce
+from lamplighter.tools.induce import MIN_F1, Induced, _Candidate, _Known, induce
 from lamplighter.tools.measures import MAX_ATOMS, MAX_CLAUSES, STRATA
-from lamplighter.tools.rules import Rule, Tokens, side_text
+from lamplighter.tools.rules import Clause, Matcher, Rule, Tokens, side_text
 from lamplighter.tools.units import UnitId
 
 NOUNS = [
@@ -73,7 +73,8 @@ def sentence(rng: np.random.Generator) -> str:
         f" They {one(['walked', 'sat', 'slept'])} on the river bank near the {one(ADJECTIVES)} {noun}.",
         f" {name} went to the bank in {place} with a {one(ADJECTIVES)} {noun}.",
         f" The bank of {place} {verb} a {noun} for the {other}.",
-        f" A judge heard that the {noun} {verb}, and later the court of {place} agreed.",
+        f" A judge heard that the{one(['', ' very', ' rather very'])} {noun} {verb}, and{one(['', ' much'])} later "
+        f"the court of {place} agreed.",
         f" In the garden a court lay behind the {one(ADJECTIVES)} {noun}, {place} said.",
         f" The Great War and the {name} II {one(HISTORY)} left the {noun} {one(ADJECTIVES)}.",
     ]))  # fmt: skip
@@ -129,7 +130,7 @@ class World:
         self.sides = np.array([d.side for d in self.documents])[self.owner]
 
     def plant(self, name: int, fires: Fires | np.ndarray) -> UnitId:
-        """Readings around 1.15 where it fires, and below .45 elsewhere."""
+        """Readings from .7 to 1.3 where it fires, and below .45 elsewhere."""
         rng = np.random.default_rng(name)
         unit = UnitId("words", "0-mlp", name)
         if callable(fires):
@@ -140,7 +141,7 @@ class World:
                 mask[self.documents[d].start + first :][: len(flag)] = flag
         else:
             mask = fires
-        low, high = 0.45 * rng.random(len(mask)) ** 3, 1 + 0.3 * rng.random(len(mask))
+        low, high = 0.45 * rng.random(len(mask)) ** 3, 0.7 + 0.6 * rng.random(len(mask))
         self.y[unit] = np.where(mask, high, low)
         return unit
 
@@ -202,7 +203,7 @@ def after(pattern: str, before: str, needed: bool = True, reach: int = 1) -> Fir
 
 def repeats(t: Tokens) -> np.ndarray:
     pairs = list(zip(t.ids, t.ids[1:], strict=False))
-    return np.array([i >= 2 and pairs[i - 1] in pairs[1 : i - 1] for i in range(len(t.ids))])
+    return np.array([i >= 2 and pairs[i - 1] in pairs[1 : i - 1] and t.last[i] for i in range(len(t.ids))])
 
 
 PLANTED: dict[str, Fires] = {
@@ -214,7 +215,11 @@ PLANTED: dict[str, Fires] = {
     "repeated pairs": repeats,
     "two ways": lambda t: after(r"\d{4}", "page")(t) | word_is("Vienna|Oslo")(t),
     "places": word_is("|".join(PLACES)),
+    "lower case, not after such": after("[a-z]+", "[a-z]+", needed=False),
 }
+
+
+CONTEXT = ("II after War", "bank, no river", "court after a judge", "two ways", "repeated pairs")
 
 
 @pytest.fixture(scope="module")
@@ -272,15 +277,12 @@ def test_planted_functions_are_found_on_text_not_seen(world: World, name: str) -
 
 
 
-@pytest.mark.parametrize("name", sorted(PLANTED))
+@pytest.mark.parametrize("name", ["ordinals", *CONTEXT[:3], "repeated pairs"])
 def test_exemplars_alone_come_close_and_cost_no_pass(world: World, name: str) -> None:
     before = world.windows_read
     made = _made(world, name, 0)
     assert made.rule is not None and made.reads == 0 and world.windows_read == before
     assert rule_f1(world, _unit(world, name), made.rule) >= 0.9, str(made.rule)
-
-
-CONTEXT = ("II after War", "bank, no river", "court after a judge", "two ways", "repeated pairs")
 
 
 @pytest.mark.parametrize("name", CONTEXT)
@@ -292,7 +294,8 @@ def test_sentences_say_it_in_words(world: World) -> None:
     said = {name: _made(world, name, 150).sentence for name in PLANTED}
     assert str(said["ordinals"]).startswith("fires on the last piece of numbers with an ordinal ending, such as ")
     assert said["II after War"] == "fires on the word “II” after the word “War”"
-    assert "the words “Oslo” and “Vienna”; also on " in str(said["two ways"])
+    assert re.search("the words “(Oslo|Vienna)” and “(Oslo|Vienna)”", str(said["two ways"]))
+    assert "also on the last piece of numbers of 4 digits, such as 1" in str(said["two ways"])
     assert "where the same two tokens have stood together before" in str(said["repeated pairs"])
     assert all(sentence and len(sentence) < 400 and "\n" not in sentence for sentence in said.values())
 
@@ -329,7 +332,9 @@ def test_labels_moved_along_the_text_are_no_pattern(world: World) -> None:
 def test_few_documents_are_refused_with_the_reason(world: World) -> None:
     fires = np.zeros(len(world.tokens), dtype=bool)
     fires[[d.start + 5 for d in world.documents if d.side == "explain"][:7]] = True
-    made = induce(world.subject, world, world.plant(2002, fires))  # type: ignore[arg-type]
+    unit = world.plant(2002, fires)
+    world.y[unit][~fires] *= 0.3
+    made = induce(world.subject, world, unit)  # type: ignore[arg-type]
     assert made == Induced(None, None, made.reason, None, None, None, 0)
     assert made.reason == "it fires in 7 explain documents that are no near copies; a pattern needs 8."
 
@@ -380,14 +385,23 @@ def test_places_read_count_by_the_chance_that_their_window_was_drawn(world: Worl
     both = np.flatnonzero(np.isin(known.text.ids, [oslo, the]))
     groups = [np.flatnonzero(known.text.ids == token) for token in (oslo, the)]
     known.read(world.subject, world, unit, groups, 100)  # type: ignore[arg-type]
-    weight = 1 / known.chance[known.window[known.read_at]]
     hit, fired = np.isin(known.read_at, both), known.read_ratio >= 0.5
     starts = np.array([d.start for d in world.documents])
     y = world.y[unit][starts[known.side.document[both]] + known.side.offset[both]]
     true = float((y >= known.peak / 2).mean())
-    assert abs(float(np.average(fired[hit], weights=weight[hit])) - true) < 0.03
+    clause = Clause(Matcher((oslo, the)))
+    precision, recall = known.rates([_Candidate(clause, both, known.matched(both).astype(float), 0, "")])
+    assert abs(precision - true) < 0.03
+    assert abs(recall - 1) < 0.25
     assert float(fired[hit].mean()) > true + 0.04
-    assert np.sum(weight[hit]) == pytest.approx(len(both), rel=0.25)
+
+
+def test_reading_finds_words_that_exemplars_show_once(world: World) -> None:
+    words = [*NOUNS, *ADJECTIVES, *HISTORY]
+    unit = world.plant(2005, word_is("|".join(words)))
+    alone, read = (induce(world.subject, world, unit, reads=n) for n in (0, 150))  # type: ignore[arg-type]
+    missed = [rule_f1(world, unit, made.rule) if made.rule else 0.0 for made in (alone, read)]
+    assert missed[1] >= 0.8 and missed[1] > missed[0] + 0.1
 
 
 # What experiments add
@@ -434,6 +448,7 @@ def test_experiments_teach_a_context_that_the_corpus_cannot(world: World, narrow
     kept = [example(narrow, unit, text, [" War", " II"]) for text in (" World War II", " The World War II")]
     others = ("Henry", "Part", "Bank", "Louis", "Edward", "Page")
     swapped = [(f" World {word} II", f" {word}", "kills") for word in others]
+    swapped += [(f" World War {word}", f" {word}", "kills") for word in ("dog", "and", "began", "reign")]
     told = induce(narrow.subject, narrow, unit, [*kept, trials(narrow, unit, swapped)])  # type: ignore[arg-type]
     assert blind.rule is not None and told.rule is not None
     wide = _unit(world, "II after War")

@@ -1,0 +1,477 @@
+"""The inducer finds planted functions of real words, and finds nothing in noise."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lamplighter.store.records import Evidence, Refused
+from lamplighter.tools.collect import position_key
+from lamplighter.tools.induce import MIN_F1, Induced, _Candidate, _Known, induce
+from lamplighter.tools.measures import MAX_ATOMS, MAX_CLAUSES, STRATA
+from lamplighter.tools.rules import Clause, Matcher, Rule, Tokens, side_text
+from lamplighter.tools.units import UnitId
+
+NOUNS = [
+    "dog", "cat", "house", "garden", "teacher", "soldier", "river", "ship", "letter",
+    "window", "farmer", "child", "doctor", "road", "field", "bird", "king", "queen",
+]  # fmt: skip
+PLACES = [
+    "London", "Paris", "Berlin", "Madrid", "Rome", "Vienna",
+    "Oslo", "Dublin", "Lisbon", "Athens", "Prague", "Warsaw",
+]  # fmt: skip
+NAMES = ["Henry", "Charles", "William", "Edward", "George", "James", "Richard", "Philip", "Louis", "Frederick"]
+STEMS = ["walk", "jump", "paint", "climb", "repair", "mend", "open", "clean", "push", "pull"]
+ADJECTIVES = ["old", "small", "green", "quiet", "broken", "narrow", "heavy", "bright", "empty", "wooden"]
+SPELLED = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "ninth"]
+MONTHS = ["January", "March", "April", "June", "July", "August", "October", "December"]
+HISTORY = ["war", "treaty", "battle", "siege", "reign", "famine", "flood", "election"]
+SIDES = ("explain", "tune", "score")
+
+Fires = Callable[[Tokens], np.ndarray]
+
+
+class Words:
+    """A subject without a model: up to six letters a token, digits one by one and a blank before them by itself."""
+
+    sink, special = 0, frozenset({0})
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {"<s>": 0}
+
+    def encode(self, text: str) -> list[int]:
+        return [self.known.setdefault(p, len(self.known)) for p in re.findall(r" ?[A-Za-z]{1,6}|\d| |\n|[^\w\s]", text)]
+
+    def piece(self, token: int) -> str:
+        return list(self.known)[token]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        names = list(self.known)
+        return [names[int(i)] for i in ids]
+
+
+def sentence(rng: np.random.Generator) -> str:
+    """One sentence; the templates hold every planted word also where it must not fire."""
+
+    def one(words: Sequence[str]) -> str:
+        return str(rng.choice(words))
+
+    day, year = int(rng.integers(1, 32)), int(rng.integers(1700, 2000))
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(day % 10 if day not in (11, 12, 13) else 0, "th")
+    verb = one(STEMS) + one(["ed", "ing", "s"])
+    noun, other, place, name = one(NOUNS), one(NOUNS), one(PLACES), one(NAMES)
+    return str(rng.choice([
+        f" On the {day}{ending} of {one(MONTHS)} the {noun} {verb} the {one(ADJECTIVES)} {other}.",
+        f" In {year} the {one(HISTORY)} reached {place}, and {name} II left for {one(PLACES)}.",
+        f" World War II began in {place} after the {one(SPELLED)} {one(HISTORY)}.",
+        f" The {one(SPELLED)} {noun} was {day} years old when {name} {verb} in {place}.",
+        f" Part II tells of the {noun} and page {year} of the {other}.",
+        f" They {one(['walked', 'sat', 'slept'])} on the river bank near the {one(ADJECTIVES)} {noun}.",
+        f" {name} went to the bank in {place} with a {one(ADJECTIVES)} {noun}.",
+        f" The bank of {place} {verb} a {noun} for the {other}.",
+        f" A judge heard that the{one(['', ' very', ' rather very'])} {noun} {verb}, and{one(['', ' much'])} later "
+        f"the court of {place} agreed.",
+        f" In the garden a court lay behind the {one(ADJECTIVES)} {noun}, {place} said.",
+        f" The Great War and the {name} II {one(HISTORY)} left the {noun} {one(ADJECTIVES)}.",
+    ]))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Document:
+    side: str
+    cluster: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    document: int
+    offset: int
+    activation: float
+    band: str
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.document, self.offset
+
+
+@dataclass(frozen=True)
+class Statistics:
+    peak: float
+    threshold: float
+    firings: dict[str, int]
+    strata: dict[str, list[int]]
+
+
+@dataclass(eq=False)
+class World:
+    """A sweep of planted functions: the interface of the real one, over a text of about 50,000 tokens."""
+
+    subject: Words
+    documents: list[Document] = field(default_factory=list)
+    y: dict[UnitId, np.ndarray] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+    windows_read: int = 0
+
+    def write(self, count: int, rng: np.random.Generator) -> None:
+        rows = []
+        for number in range(count):
+            text = "".join(sentence(rng) for _ in range(int(rng.integers(8, 12))))
+            rows.append(self.subject.encode(text))
+            side = SIDES[0] if number % 20 < 10 else SIDES[1] if number % 20 < 13 else SIDES[2]
+            self.documents.append(Document(side, number, sum(map(len, rows[:-1])), len(rows[-1])))
+        self.tokens = np.concatenate([np.array(row) for row in rows])
+        self.owner = np.repeat(np.arange(count), [len(row) for row in rows])
+        self.sides = np.array([d.side for d in self.documents])[self.owner]
+
+    def plant(self, name: int, fires: Fires | np.ndarray) -> UnitId:
+        """Readings from .7 to 1.3 where it fires, and below .45 elsewhere."""
+        rng = np.random.default_rng(name)
+        unit = UnitId("words", "0-mlp", name)
+        if callable(fires):
+            flags = [fires(Tokens.of(self.subject, ids))[1:] for side in SIDES for _, _, ids in self.windows(side)]
+            starts = [(d, first) for side in SIDES for d, first, _ in self.windows(side)]
+            mask = np.zeros(len(self.tokens), dtype=bool)
+            for (d, first), flag in zip(starts, flags, strict=True):
+                mask[self.documents[d].start + first :][: len(flag)] = flag
+        else:
+            mask = fires
+        low, high = 0.45 * rng.random(len(mask)) ** 3, 0.7 + 0.6 * rng.random(len(mask))
+        self.y[unit] = np.where(mask, high, low)
+        return unit
+
+    # What the inducer may ask
+
+    def windows(self, side: str) -> Any:
+        self.asked.add(side)
+        for number, document in enumerate(self.documents):
+            for first in range(0, document.length if document.side == side else 0, 63):
+                yield number, first, self.window((number, first))[0]
+
+    def window(self, place: tuple[int, int]) -> tuple[list[int], int]:
+        document, first = self.documents[place[0]], place[1] - place[1] % 63
+        ids = self.tokens[document.start + first : document.start + min(first + 63, document.length)]
+        return [self.subject.sink, *ids.tolist()], place[1] % 63 + 1
+
+    def statistics(self, unit: UnitId) -> Statistics:
+        best = [self.y[unit][d.start : d.start + d.length].max() for d in self.documents if d.side == "explain"]
+        peak = float(np.sort(best)[-10:].mean())
+        strata = {}
+        for side in SIDES:
+            ratio = self.y[unit][self.sides == side] / peak
+            above = [int((ratio >= edge).sum()) for edge in STRATA]
+            strata[side] = np.diff([0, *above, len(ratio)]).tolist()
+        return Statistics(peak, peak / 2, {side: sum(counts[:2]) for side, counts in strata.items()}, strata)
+
+    def exemplars(self, unit: UnitId, side: str) -> list[Exemplar]:
+        self.asked.add(side)
+        y, peak = self.y[unit], self.statistics(unit).peak
+        found = []
+        tops = [d.start + int(y[d.start : d.start + d.length].argmax()) for d in self.documents if d.side == side]
+        found += [(i, "top") for i in sorted(tops, key=lambda i: -y[i])[:10]]
+        key = position_key(np.arange(len(y)))
+        edges = (np.inf, *STRATA)
+        for band, low, high in zip(("high", "mid", "boundary", "low"), edges[1:], edges, strict=False):
+            inside = np.flatnonzero((self.sides == side) & (y >= low * peak) & (y < high * peak))
+            found += [(int(i), band) for i in inside[np.argsort(key[inside])][:12]]
+        owners = [int(self.owner[i]) for i, _ in found]
+        rows = zip(owners, found, strict=True)
+        return [Exemplar(d, i - self.documents[d].start, float(y[i]), band) for d, (i, band) in rows]
+
+    def read(self, subject: Any, unit: UnitId, places: Sequence[tuple[int, int]]) -> np.ndarray:
+        assert all(self.documents[d].side == "explain" for d, _ in places)
+        self.windows_read += len({(d, offset // 63) for d, offset in places})
+        return np.array([self.y[unit][self.documents[d].start + offset] for d, offset in places])
+
+
+def word_is(pattern: str) -> Fires:
+    return lambda t: np.array([bool(re.fullmatch(pattern, t.words[w])) for w in t.word]) & np.array(t.last)
+
+
+def after(pattern: str, before: str, needed: bool = True, reach: int = 1) -> Fires:
+    def fires(t: Tokens) -> np.ndarray:
+        near = [any(re.fullmatch(before, w) for w in t.words[max(w_at - reach, 1) : w_at]) for w_at in t.word]
+        return word_is(pattern)(t) & (np.array(near) == needed)
+
+    return fires
+
+
+def repeats(t: Tokens) -> np.ndarray:
+    pairs = list(zip(t.ids, t.ids[1:], strict=False))
+    return np.array([i >= 2 and pairs[i - 1] in pairs[1 : i - 1] and t.last[i] for i in range(len(t.ids))])
+
+
+PLANTED: dict[str, Fires] = {
+    "ordinals": word_is(r"\d+(st|nd|rd|th)"),
+    "II after War": after("II", "War"),
+    "forms": word_is("(walk|jump|paint)(s|ed|ing)"),
+    "bank, no river": after("bank", "river", needed=False),
+    "court after a judge": after("court", "judge", reach=12),
+    "repeated pairs": repeats,
+    "two ways": lambda t: after(r"\d{4}", "page")(t) | word_is("Vienna|Oslo")(t),
+    "places": word_is("|".join(PLACES)),
+    "lower case, not after such": after("[a-z]+", "[a-z]+", needed=False),
+}
+
+
+CONTEXT = ("II after War", "bank, no river", "court after a judge", "two ways", "repeated pairs")
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    world = World(Words())
+    world.write(400, np.random.default_rng(7))
+    return world
+
+
+@cache
+def _unit(world: World, name: str) -> UnitId:
+    return world.plant(sorted(PLANTED).index(name), PLANTED[name])
+
+
+@cache
+def _made(world: World, name: str, reads: int) -> Induced:
+    return induce(world.subject, world, _unit(world, name), reads=reads)  # type: ignore[arg-type]
+
+
+def score_f1(world: World, unit: UnitId, predicted: np.ndarray) -> float:
+    """F1 over every token of the score side."""
+    side = side_text(world.subject, world, "score")
+    starts = np.array([d.start for d in world.documents])
+    real = side.offset >= 0
+    fires = world.y[unit][starts[side.document[real]] + side.offset[real]] >= world.statistics(unit).threshold
+    hit = predicted[real]
+    return float(2 * (hit & fires).sum() / (hit.sum() + fires.sum()))
+
+
+def rule_f1(world: World, unit: UnitId, rule: Rule) -> float:
+    return score_f1(world, unit, rule.predict_flat(side_text(world.subject, world, "score").text) > 0)
+
+
+def lookup_f1(world: World, unit: UnitId) -> float:
+    """The best list of tokens, chosen with every label of the explain side, on the score side."""
+    explain, score = (side_text(world.subject, world, side) for side in ("explain", "score"))
+    starts = np.array([d.start for d in world.documents])
+    real = explain.offset >= 0
+    ids = explain.text.ids[real]
+    fires = world.y[unit][starts[explain.document[real]] + explain.offset[real]] >= world.statistics(unit).threshold
+    count, true = np.bincount(ids), np.bincount(ids[fires], minlength=ids.max() + 1)
+    order = np.argsort(-true / np.maximum(count, 1), kind="stable")
+    f1 = 2 * np.cumsum(true[order]) / (np.cumsum(count[order]) + fires.sum())
+    return score_f1(world, unit, np.isin(score.text.ids, order[: int(f1.argmax()) + 1]))
+
+
+@pytest.mark.parametrize("name", sorted(PLANTED))
+def test_planted_functions_are_found_on_text_not_seen(world: World, name: str) -> None:
+    made = _made(world, name, 150)
+    assert made.rule is not None and made.sentence is not None, made.reason
+    assert rule_f1(world, _unit(world, name), made.rule) >= 0.95, str(made.rule)
+    assert len(made.rule.clauses) <= MAX_CLAUSES and made.rule.atoms <= MAX_ATOMS
+    assert 0 < made.reads <= 150
+    assert Rule.from_json(made.rule.to_json()) == made.rule
+
+
+
+@pytest.mark.parametrize("name", ["ordinals", *CONTEXT[:3], "repeated pairs"])
+def test_exemplars_alone_come_close_and_cost_no_pass(world: World, name: str) -> None:
+    before = world.windows_read
+    made = _made(world, name, 0)
+    assert made.rule is not None and made.reads == 0 and world.windows_read == before
+    assert rule_f1(world, _unit(world, name), made.rule) >= 0.9, str(made.rule)
+
+
+@pytest.mark.parametrize("name", CONTEXT)
+def test_the_naive_list_of_tokens_fails_where_context_decides(world: World, name: str) -> None:
+    assert lookup_f1(world, _unit(world, name)) < 0.9
+
+
+def test_sentences_say_it_in_words(world: World) -> None:
+    said = {name: _made(world, name, 150).sentence for name in PLANTED}
+    assert str(said["ordinals"]).startswith("fires on the last piece of numbers with an ordinal ending, such as ")
+    assert said["II after War"] == "fires on the word “II” after the word “War”"
+    assert re.search("the words “(Oslo|Vienna)” and “(Oslo|Vienna)”", str(said["two ways"]))
+    assert "also on the last piece of numbers of 4 digits, such as 1" in str(said["two ways"])
+    assert "where the same two tokens have stood together before" in str(said["repeated pairs"])
+    assert all(sentence and len(sentence) < 400 and "\n" not in sentence for sentence in said.values())
+
+
+@pytest.mark.parametrize("share", [0.0015, 0.005, 0.03])
+@pytest.mark.parametrize("reads", [0, 150])
+def test_nothing_is_found_in_noise(world: World, share: float, reads: int) -> None:
+    noise = np.random.default_rng(int(share * 1e4)).random(len(world.tokens)) < share
+    unit = world.plant(int(1000 + share * 1e4), noise)
+    made = induce(world.subject, world, unit, reads=reads)  # type: ignore[arg-type]
+    assert made.rule is None and made.sentence is None
+    assert made.explain_f1 is not None and (made.explain_f1 < MIN_F1 / 2 if reads else made.explain_f1 < 0.5)
+    assert made.reason.startswith("the best pattern found has F1 0.") and made.reason.endswith("it may be chance.")
+
+
+def test_the_naive_list_of_the_exemplars_words_would_look_perfect_in_noise(world: World) -> None:
+    rng = np.random.default_rng(5)
+    rare = np.flatnonzero(np.bincount(world.tokens)[world.tokens] < 60)
+    unit = world.plant(2000, np.isin(np.arange(len(world.tokens)), rng.choice(rare, 60, replace=False)))
+    shown = [e for e in world.exemplars(unit, "explain") if e.activation >= world.statistics(unit).threshold]
+    own = {int(world.tokens[world.documents[e.document].start + e.offset]) for e in shown}
+    score = side_text(world.subject, world, "score")
+    assert score_f1(world, unit, np.isin(score.text.ids, list(own))) < 0.2
+    assert induce(world.subject, world, unit, reads=0).rule is None  # type: ignore[arg-type]
+
+
+def test_labels_moved_along_the_text_are_no_pattern(world: World) -> None:
+    fires = world.y[_unit(world, "ordinals")] > 0.5
+    unit = world.plant(2001, np.roll(fires, 29))
+    made = induce(world.subject, world, unit)  # type: ignore[arg-type]
+    assert made.rule is None, made.sentence
+
+
+def test_few_documents_are_refused_with_the_reason(world: World) -> None:
+    fires = np.zeros(len(world.tokens), dtype=bool)
+    fires[[d.start + 5 for d in world.documents if d.side == "explain"][:7]] = True
+    unit = world.plant(2002, fires)
+    world.y[unit][~fires] *= 0.3
+    made = induce(world.subject, world, unit)  # type: ignore[arg-type]
+    assert made == Induced(None, None, made.reason, None, None, None, 0)
+    assert made.reason == "it fires in 7 explain documents that are no near copies; a pattern needs 8."
+
+
+def test_near_copies_count_once() -> None:
+    small = World(Words())
+    small.write(60, np.random.default_rng(3))
+    small.documents = [Document(d.side, d.cluster % 6, d.start, d.length) for d in small.documents]
+    made = induce(small.subject, small, small.plant(0, PLANTED["ordinals"]))  # type: ignore[arg-type]
+    assert made.rule is None and "explain documents that are no near copies" in made.reason
+
+
+def test_only_the_explain_side_is_asked_for_and_twice_is_equal() -> None:
+    small = World(Words())
+    small.write(80, np.random.default_rng(4))
+    unit = small.plant(0, PLANTED["ordinals"])
+    small.asked.clear()
+    first = induce(small.subject, small, unit)  # type: ignore[arg-type]
+    assert small.asked == {"explain"} and first.rule is not None
+    assert first.reads == small.windows_read <= 150
+    assert induce(small.subject, small, unit) == first  # type: ignore[arg-type]
+
+
+def test_with_everything_read_the_numbers_are_the_true_ones(world: World) -> None:
+    name = "places"
+    made, unit = _made(world, name, 10**6), _unit(world, name)
+    assert made.rule is not None
+    side, peak = side_text(world.subject, world, "explain"), world.statistics(unit).peak
+    starts = np.array([d.start for d in world.documents])
+    ratio = np.where(side.offset >= 0, world.y[unit][starts[side.document] + side.offset] / peak, 0)
+    for clause in made.rule.clauses:
+        assert clause.value == pytest.approx(ratio[clause.mask(side.text)].mean(), abs=1e-4)
+    hit = made.rule.predict_flat(side.text) > 0
+    precision, recall = (ratio[hit] >= 0.5).mean(), (hit & (ratio >= 0.5)).sum() / (ratio >= 0.5).sum()
+    assert made.explain_precision is not None and made.explain_recall is not None
+    # Less what its list owes to words seen firing in few documents.
+    assert 0.85 * precision <= made.explain_precision <= precision + 1e-9
+    assert 0.85 * recall <= made.explain_recall <= recall + 1e-9
+
+
+def test_places_read_count_by_the_chance_that_their_window_was_drawn(world: World) -> None:
+    """A rare token that always fires and a common one that seldom does: pooled as drawn, they look far too good."""
+    rng = np.random.default_rng(11)
+    oslo, the = (world.subject.known[piece] for piece in (" Oslo", " the"))
+    fires = (world.tokens == oslo) | ((world.tokens == the) & (rng.random(len(world.tokens)) < 0.02))
+    unit = world.plant(2003, fires)
+    known = _Known(world.subject, world, unit)  # type: ignore[arg-type]
+    both = np.flatnonzero(np.isin(known.text.ids, [oslo, the]))
+    groups = [np.flatnonzero(known.text.ids == token) for token in (oslo, the)]
+    known.read(world.subject, world, unit, groups, 100)  # type: ignore[arg-type]
+    hit, fired = np.isin(known.read_at, both), known.read_ratio >= 0.5
+    starts = np.array([d.start for d in world.documents])
+    y = world.y[unit][starts[known.side.document[both]] + known.side.offset[both]]
+    true = float((y >= known.peak / 2).mean())
+    clause = Clause(Matcher((oslo, the)))
+    precision, recall = known.rates([_Candidate(clause, both, known.matched(both).astype(float), 0, "")])
+    assert abs(precision - true) < 0.03
+    assert abs(recall - 1) < 0.25
+    assert float(fired[hit].mean()) > true + 0.04
+
+
+def test_reading_finds_words_that_exemplars_show_once(world: World) -> None:
+    words = [*NOUNS, *ADJECTIVES, *HISTORY]
+    unit = world.plant(2005, word_is("|".join(words)))
+    alone, read = (induce(world.subject, world, unit, reads=n) for n in (0, 150))  # type: ignore[arg-type]
+    missed = [rule_f1(world, unit, made.rule) if made.rule else 0.0 for made in (alone, read)]
+    assert missed[1] >= 0.8 and missed[1] > missed[0] + 0.1
+
+
+# What experiments add
+
+
+def example(world: World, unit: UnitId, text: str, kept: Sequence[str]) -> Evidence:
+    """What minimal_example would have returned."""
+    ids = [0, *world.subject.encode(text)]
+    pieces = world.subject.pieces(ids)
+    row = {"ids": ids, "kept": [i for i, piece in enumerate(pieces) if piece in kept], "mode": "resample"}
+    return Evidence(tool="minimal_example", unit=unit.bare, sign=unit.sign, summary="", rows=[row])
+
+
+def trials(world: World, unit: UnitId, texts: Sequence[tuple[str, str, str]]) -> Evidence:
+    """What substitute would have returned: texts, the piece at which the substitute begins, and its effect."""
+    rows = []
+    for text, word, effect in texts:
+        ids = [0, *world.subject.encode(text)]
+        at = world.subject.pieces(ids).index(word)
+        rows.append({"ids": ids, "position": at, "original": "", "substitute": word, "effect": effect})
+    return Evidence(tool="substitute", unit=unit.bare, sign=unit.sign, summary="", rows=rows)
+
+
+@pytest.fixture(scope="module")
+def narrow(world: World) -> World:
+    """A corpus that says "II" only after "War"; it shares its tokens with the wide one."""
+    narrow = World(world.subject)
+    rng = np.random.default_rng(9)
+    rows = []
+    for number in range(200):
+        kept = [s for s in (sentence(rng) for _ in range(14)) if " II" not in s or "War II" in s]
+        rows.append(world.subject.encode("".join(kept)))
+        start = sum(map(len, rows[:-1]))
+        narrow.documents.append(Document("explain" if number % 2 else "score", number, start, len(rows[-1])))
+    narrow.tokens = np.concatenate([np.array(row) for row in rows])
+    narrow.owner = np.repeat(np.arange(200), [len(row) for row in rows])
+    narrow.sides = np.array([d.side for d in narrow.documents])[narrow.owner]
+    return narrow
+
+
+def test_experiments_teach_a_context_that_the_corpus_cannot(world: World, narrow: World) -> None:
+    unit = narrow.plant(0, PLANTED["II after War"])
+    blind = induce(narrow.subject, narrow, unit)  # type: ignore[arg-type]
+    kept = [example(narrow, unit, text, [" War", " II"]) for text in (" World War II", " The World War II")]
+    others = ("Henry", "Part", "Bank", "Louis", "Edward", "Page")
+    swapped = [(f" World {word} II", f" {word}", "kills") for word in others]
+    swapped += [(f" World War {word}", f" {word}", "kills") for word in ("dog", "and", "began", "reign")]
+    told = induce(narrow.subject, narrow, unit, [*kept, trials(narrow, unit, swapped)])  # type: ignore[arg-type]
+    assert blind.rule is not None and told.rule is not None
+    wide = _unit(world, "II after War")
+    assert rule_f1(world, wide, blind.rule) < 0.9
+    assert rule_f1(world, wide, told.rule) >= 0.95
+    assert "after the word “war”" in str(told.sentence)
+
+
+def test_substitutes_that_keep_widen_a_list(world: World) -> None:
+    unit = world.plant(2004, word_is("|".join(SPELLED)))
+    swaps = [(f" was the {word}", f" {word}"[:7], "keeps") for word in SPELLED]
+    swaps += [(" was the dog", " dog", "kills"), (" was the cat", " cat", "kills")]
+    tried = trials(world, unit, [*swaps, *swaps])
+    told = induce(world.subject, world, unit, [tried], reads=0)  # type: ignore[arg-type]
+    assert told.rule is not None
+    tokens = [Tokens.of(world.subject, [0, *world.subject.encode(text)]) for text, _, _ in swaps]
+    assert [told.rule.predict(t)[-1] > 0 for t in tokens] == [effect == "keeps" for _, _, effect in swaps]
+
+
+def test_evidence_of_another_unit_is_refused(world: World) -> None:
+    unit = _unit(world, "ordinals")
+    foreign = example(world, UnitId("words", "0-mlp", 999), " World War II", [" II"])
+    with pytest.raises(Refused, match="give this unit's own"):
+        induce(world.subject, world, unit, [foreign])  # type: ignore[arg-type]
+    elsewhere = Evidence(tool="lens", unit="words/0-mlp/999", sign=1, summary="")
+    assert induce(world.subject, world, unit, [elsewhere], reads=0) == _made(world, "ordinals", 0)  # type: ignore[arg-type]
