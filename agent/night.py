@@ -68,6 +68,7 @@ class Progress(Protocol):
     """Who is told how a run goes."""
 
     def sweeping(self, what: str, done: int, total: int) -> None: ...
+    def picked(self, unit: str, why: str) -> None: ...
     def begins(self, done: int, total: int) -> None: ...
     def step(self, unit: str, what: str) -> None: ...
     def ended(self, unit: str, how: str, done: int, total: int) -> None: ...
@@ -195,7 +196,13 @@ class _Night:
         return state
 
     def _units(self, sweep: Sweep) -> list[UnitId]:
-        return parse_spec(self.request.units, self.request.model, lambda n: [p.unit for p in pick_units(sweep, n)])
+        def pick(n: int) -> list[UnitId]:
+            picks = pick_units(sweep, n)
+            for one in picks:
+                self.progress.picked(str(one.unit), one.why)
+            return [one.unit for one in picks]
+
+        return parse_spec(self.request.units, self.request.model, pick)
 
     def _unit(self, state: RunState, job: Job, toolbox: Toolbox, sweep: Sweep) -> None:
         """One attempt at one unit. The only place where any error is caught: it becomes a failure of this unit.

@@ -42,6 +42,9 @@ class Live(AbstractContextManager["Live"]):
         rate = done / max(time.monotonic() - self._began, 1e-9)
         self._show("sweep", "sweep", done, total, f"{what}: {done:,} of {total:,} tokens, {rate:,.0f} a second")
 
+    def picked(self, unit: str, why: str) -> None:
+        self._bars.console.print(Text(f"{unit}: {why}"))
+
     def begins(self, done: int, total: int) -> None:
         self._show("units", "units", done, total, f"{done} of {total} done")
 
@@ -77,6 +80,9 @@ class Lines(AbstractContextManager["Lines"]):
             return
         rate = done / max(time.monotonic() - self._began, 1e-9)
         self._now_and_then("sweep", f"sweep, {what}: {done:,} of {total:,} tokens, {rate:,.0f} a second", done == total)
+
+    def picked(self, unit: str, why: str) -> None:
+        self._say(f"{unit}: {why}")
 
     def begins(self, done: int, total: int) -> None:
         self._say(f"{total} units, {done} done before")

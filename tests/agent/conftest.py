@@ -80,12 +80,16 @@ class Told:
 
     steps: list[tuple[str, str]] = field(default_factory=list)
     swept: list[tuple[str, int, int]] = field(default_factory=list)
+    picks: list[tuple[str, str]] = field(default_factory=list)
     begun: list[tuple[int, int]] = field(default_factory=list)
     ends: list[tuple[str, str, int, int]] = field(default_factory=list)
     at_step: Any = None
 
     def sweeping(self, what: str, done: int, total: int) -> None:
         self.swept.append((what, done, total))
+
+    def picked(self, unit: str, why: str) -> None:
+        self.picks.append((unit, why))
 
     def begins(self, done: int, total: int) -> None:
         self.begun.append((done, total))

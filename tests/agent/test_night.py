@@ -385,9 +385,11 @@ def test_auto_that_finds_nothing_says_so(swept: Home, project: Any, monkeypatch:
     assert swept.work.runs() == []
 
 
-def test_auto_picks_the_planted_units(swept: Home, project: Any) -> None:
-    outcome = project.run(swept, units="auto:2", minutes=0)
-    assert names(outcome.left) == ["0-mlp/0", "0-mlp/1"]
+def test_auto_picks_the_planted_units_and_says_why(swept: Home, project: Any, told: Any) -> None:
+    outcome = project.run(swept, told, units="auto:2", minutes=0)
+    assert names(outcome.left) == ["0-mlp/0", "0-mlp/2-"]
+    assert [unit for unit, _ in told.picks] == outcome.left
+    assert all("of tune tokens in" in why and " sd; " in why for _, why in told.picks)
 
 
 # Killed
