@@ -11,7 +11,8 @@ import pytest
 
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools.collect import position_key
-from lamplighter.tools.induce import MIN_F1, Induced, _Candidate, _Known, induce
+from lamplighter.tools.estimate import Candidate, Known
+from lamplighter.tools.induce import MIN_F1, Induced, induce
 from lamplighter.tools.measures import MAX_ATOMS, MAX_CLAUSES, STRATA
 from lamplighter.tools.rules import Clause, Matcher, Rule, Tokens, side_text
 from lamplighter.tools.units import UnitId
@@ -381,16 +382,16 @@ def test_places_read_count_by_the_chance_that_their_window_was_drawn(world: Worl
     oslo, the = (world.subject.known[piece] for piece in (" Oslo", " the"))
     fires = (world.tokens == oslo) | ((world.tokens == the) & (rng.random(len(world.tokens)) < 0.02))
     unit = world.plant(2003, fires)
-    known = _Known(world.subject, world, unit)  # type: ignore[arg-type]
+    known = Known(world.subject, world, unit)  # type: ignore[arg-type]
     both = np.flatnonzero(np.isin(known.text.ids, [oslo, the]))
     groups = [np.flatnonzero(known.text.ids == token) for token in (oslo, the)]
-    known.read(world.subject, world, unit, groups, 100)  # type: ignore[arg-type]
+    known.read(groups, 100)
     hit, fired = np.isin(known.read_at, both), known.read_ratio >= 0.5
     starts = np.array([d.start for d in world.documents])
     y = world.y[unit][starts[known.side.document[both]] + known.side.offset[both]]
     true = float((y >= known.peak / 2).mean())
     clause = Clause(Matcher((oslo, the)))
-    precision, recall = known.rates([_Candidate(clause, both, known.matched(both).astype(float), 0, "")])
+    precision, recall = known.rates([Candidate(clause, both, known.matched(both).astype(float), 0, "")])
     assert abs(precision - true) < 0.03
     assert abs(recall - 1) < 0.25
     assert float(fired[hit].mean()) > true + 0.04

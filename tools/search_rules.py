@@ -1,0 +1,112 @@
+"""The search for the rule that is worth most.
+
+Clauses are proposed for what the rule so far leaves, the best is added, and so on; then a rule is put together anew
+from the better clauses seen on the way. What a rule is worth is at `Search.worth`: its F1 less what its size and the
+experiments that contradict it cost.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from . import stats
+from .estimate import Candidate, Known
+from .measures import MAX_ATOMS, MAX_CLAUSES
+from .propose import Proposals, Rest
+from .rules import Ints
+from .trials import Trials
+
+PRICE, ALTERNATIVE, DOUBT = 0.02, 0.001, 0.1
+DEPTH = 3              # conditions added to one matcher
+FRONTIER = 4           # clauses that get a further condition
+SHORTLIST = 16         # clauses that a rule is put together from
+
+
+class Search:
+    """Joins proposed clauses into rules. spell: the string of a token."""
+
+    def __init__(self, spell: Callable[[int], str], known: Known, trials: Trials) -> None:
+        self.known, self.trials = known, trials
+        self.proposals = Proposals(spell, known, trials)
+
+    def worth(self, rule: Sequence[Candidate]) -> float:
+        """F1 less the price of size and of experiments that contradict the rule; −1 if the rule is too large."""
+        atoms = sum(c.clause.atoms for c in rule)
+        if atoms > MAX_ATOMS or len(rule) > MAX_CLAUSES:
+            return -1.0
+        price = PRICE * atoms + ALTERNATIVE * sum(c.listed for c in rule)
+        return float(stats.f1(*self.known.rates(rule))) - price - DOUBT * self.trials.wrong(rule) if rule else 0.0
+
+    def cover(self) -> tuple[list[Candidate], list[Candidate]]:
+        """The best rule found clause by clause, and the better clauses seen on the way."""
+        rule: list[Candidate] = []
+        pool: list[Candidate] = []
+        while len(rule) < MAX_CLAUSES:
+            options = self._clauses(rule)
+            pool += [c for _, c in options[:SHORTLIST]]
+            if not options or options[0][0] <= self.worth(rule):
+                break
+            rule.append(options[0][1])
+        return self.assemble(self.shortlist([*rule, *pool])), [*rule, *pool]
+
+    def assemble(self, pool: Sequence[Candidate]) -> list[Candidate]:
+        """The best rule from these clauses: from each of the three best begun, the best added while it helps."""
+        best: tuple[float, list[Candidate]] = (0.0, [])
+        for first in sorted(pool, key=lambda c: -self.worth([c]))[:3]:
+            now, rule = self.worth([first]), [first]
+            while True:
+                worth, longer = max(((self.worth([*rule, c]), [*rule, c]) for c in pool), key=lambda item: item[0])
+                if worth <= now:
+                    break
+                now, rule = worth, longer
+            best = max(best, (now, rule), key=lambda item: item[0])
+        return best[1]
+
+    def shortlist(self, pool: Sequence[Candidate]) -> list[Candidate]:
+        """The clauses of most worth by themselves, each set of places once, and the rule found clause by clause."""
+        ranked = sorted(pool, key=lambda c: -self.worth([c]))
+        distinct = {c.key: c for c in reversed([*pool[:MAX_CLAUSES], *ranked])}
+        return list(reversed(distinct.values()))[:SHORTLIST]
+
+    def shared_words(self) -> list[Ints]:
+        """The places of each token seen firing, where one that always fires would not be drowned in others."""
+        known, ids = self.known, self.known.text.ids
+        groups = (np.flatnonzero(ids == token) for token in np.unique(ids[known.at]))
+        return [at for at in groups if len(at) <= 5 * known.firings]
+
+    def exact(self, c: Candidate) -> Candidate:
+        """The candidate with the places that its patterns match when they are really run."""
+        at = np.flatnonzero(c.clause.mask(self.known.text))
+        return replace(c, at=at, trust=np.where(self.known.matched(at), c.trust, 0.0))
+
+    def _clauses(self, rule: list[Candidate]) -> list[tuple[float, Candidate]]:
+        """Clauses that could be added to a rule, with what the rule would then be worth, best first."""
+        rest = Rest.of(rule, self.known)
+        found: dict[bytes, tuple[float, Candidate]] = {}
+
+        def rate(candidates: Iterable[Candidate | None]) -> list[tuple[float, Candidate]]:
+            new = []
+            for c in candidates:
+                if c is not None and c.trust.any():
+                    item = (self.worth([*rule, c]), c)
+                    if found.get(c.key, (-1.0,))[0] < item[0]:
+                        found[c.key] = item
+                        new.append(item)
+            return sorted(new, key=lambda item: -item[0])
+
+        first = rate(self.proposals.matchers(rest))
+        wide = sorted(first, key=lambda item: -float((self.known.weight * item[1].trust).sum()))
+        frontier = list(dict.fromkeys(c for _, c in (*first[:FRONTIER], *wide[:2], *_spread(wide))))
+        for _ in range(DEPTH):
+            frontier = [c for _, c in rate(n for c in frontier for n in self.proposals.narrower(c, rest))[:FRONTIER]]
+        return sorted(found.values(), key=lambda item: -item[0])
+
+
+def _spread(wide: list[tuple[float, Candidate]]) -> list[tuple[float, Candidate]]:
+    """Of candidates sorted by what they cover, the smallest that cover nine and six tenths as much as the first."""
+    if not wide:
+        return []
+    most = float(wide[0][1].trust.sum())
+    groups = ([item for item in wide if item[1].trust.sum() >= share * most] for share in (0.9, 0.6))
+    return [min(group, key=lambda item: len(item[1].at)) for group in groups]
