@@ -157,8 +157,13 @@ def run(
     model: ModelOption = SUBJECT, corpus: CorpusOption = "builtin",
     sites: Annotated[str, typer.Option("--sites", help="Sites (default: the units' own, or three depths).")] = "",
     units: Annotated[str, typer.Option("--units", help="auto:N, units, ranges a..b; comma-separated.")] = "auto:20",
-    planner: Annotated[str, typer.Option("--planner", help="playbook: no language model.")] = "playbook",
+    planner: Annotated[str, typer.Option("--planner", help="auto, llm, or playbook: no language model.")] = "auto",
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", min=0, help="Start no work after this.")] = None,
+    llm_tokens: Annotated[
+        int | None, typer.Option("--llm-tokens", min=0, help="Language-model tokens, in and out, to spend at most.")
+    ] = None,
+    usd: Annotated[float | None, typer.Option("--usd", min=0, help="Dollars to spend at most.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, though the same run is there.")] = False,
     tokens: TokensOption = None, device: DeviceOption = None, dtype: DtypeOption = None,
     home: HomeOption = None, as_json: JsonOption = False,
@@ -169,8 +174,8 @@ def run(
 
     place = Home.resolve(home)
     asked = Request(
-        model=model, corpus=corpus, sites=tuple(shown.listed(sites)), units=units, planner=planner, tokens=tokens,
-        device=device, dtype=dtype, minutes=minutes, fresh=fresh,
+        model=model, corpus=corpus, sites=tuple(shown.listed(sites)), units=units, planner=planner, endpoint=endpoint,
+        tokens=tokens, device=device, dtype=dtype, minutes=minutes, llm_tokens=llm_tokens, usd=usd, fresh=fresh,
     )  # fmt: skip
     try:
         with progress() as live:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MASKED_LM = "bert-tiny-mlm"
 EMBEDDER = "minilm"
+EMBEDDED_LLM = "qwen2.5-coder-1.5b"
 Embed = Callable[[list[str]], list[list[float]]]
 
 

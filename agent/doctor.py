@@ -10,6 +10,8 @@ from typing import Any
 from ..store.records import Refused
 from ..tools import models
 from .config import Home
+from .embedded import lack
+from .endpoint import Endpoint
 
 ROOM = 3e9      # bytes that weights, sweeps and findings of a first project take together
 LACKS = {
@@ -23,7 +25,7 @@ LACKS = {
 
 def examine(home: Home) -> list[dict[str, Any]]:
     """Rows {what, state: ok | missing | broken, found, cost}."""
-    return [_python(), _torch(), _disk(home), *_weights(), _work(home), _findings(home)]
+    return [_python(), _torch(), _disk(home), *_weights(), _endpoint(home), _work(home), _findings(home)]
 
 
 def _row(what: str, state: str, found: str, cost: str = "") -> dict[str, Any]:
@@ -55,12 +57,23 @@ def _disk(home: Home) -> dict[str, Any]:
 
 
 def _weights() -> list[dict[str, Any]]:
-    return [
-        _row(row.name, "ok", row.role)
-        if row.present
-        else _row(row.name, "missing", f"`lamplighter models pull {row.name}`", LACKS.get(row.role, ""))
-        for row in models.status()
-    ]
+    return [_weight(row) for row in models.status()]
+
+
+def _weight(row: models.Status) -> dict[str, Any]:
+    cost = LACKS.get(row.role, "")
+    if not row.present:
+        return _row(row.name, "missing", f"`lamplighter models pull {row.name}`", cost)
+    unserved = lack(row.name) if row.role == "planner" else None
+    return _row(row.name, "missing", unserved, cost) if unserved else _row(row.name, "ok", row.role)
+
+
+def _endpoint(home: Home) -> dict[str, Any]:
+    try:
+        chosen = Endpoint.configured(None, home.path)
+    except Refused as refusal:
+        return _row("endpoint", "broken", str(refusal), "no run with a language model of yours")
+    return _row("endpoint", "ok", "none configured; LAMPLIGHTER_LLM_URL names one" if chosen is None else chosen.label)
 
 
 def _work(home: Home) -> dict[str, Any]:

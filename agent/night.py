@@ -9,7 +9,7 @@ import json
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,32 +32,38 @@ from . import verdict
 from .budget import Budget
 from .config import EMBEDDER, Home, load_embedder
 from .graph import investigate
+from .llm import LLMError, Stamps
 from .nodes import Drained, Investigator
-from .playbook import Playbook
-from .state import Planner
+from .planners import Planners, choose
+from .playbook import Induce
 
+APART = ("endpoint", "minutes", "llm_tokens", "usd", "fresh")     # of a request, what does not make it another run
 LEASE = 600.0          # seconds a unit is held without a sign of life
-PLANNERS = ("playbook",)
-
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is asked to do. `minutes` and `fresh` are not part of its identity."""
+    """What a run is asked to do. What it may spend, and `fresh`, are not part of its identity.
+
+    `endpoint` is no part of it either: `planner` is replaced by a label that names model and endpoint.
+    """
 
     model: str
     corpus: str
     sites: tuple[str, ...]
     units: str
     planner: str = "playbook"
+    endpoint: str | None = None
     tokens: int | None = None
     device: str | None = None
     dtype: str | None = None
     minutes: float | None = None
+    llm_tokens: int | None = None
+    usd: float | None = None
     fresh: bool = False
 
     def asked(self) -> dict[str, Any]:
         facts = asdict(self) | {"measures": measures.VERSION}
-        return {name: facts[name] for name in facts if name not in ("minutes", "fresh")}
+        return {name: facts[name] for name in facts if name not in APART}
 
     @property
     def key(self) -> str:
@@ -90,16 +96,24 @@ class Outcome:
 def run_night(home: Home, request: Request, progress: Progress) -> Outcome:
     """Carries a request out: sweep, pick units, investigate each, conclude, embed. Raises Refused before any work
     if it cannot be carried out."""
-    if request.planner not in PLANNERS:
-        raise Refused(f"the planner {request.planner!r} is unknown; choose one of {', '.join(PLANNERS)}.")
+    budget = Budget(request.minutes, request.llm_tokens, request.usd)
+    try:
+        with closing(choose(request.planner, request.endpoint, home, budget)) as planners:
+            return _run(home, replace(request, planner=planners.label), budget, planners, progress)
+    except LLMError as error:      # before the first unit; in a unit it is that unit's failure
+        raise Refused(str(error)) from error
+
+
+def _run(home: Home, request: Request, budget: Budget, planners: Planners, progress: Progress) -> Outcome:
     state = None if request.fresh else home.work.find_run(request.key)
     if state is not None and _lost(home, state):
-        request = replace(request, fresh=True)
+        state, request = None, replace(request, fresh=True)
     elif state is not None and state.status == "done":
         drain(home.work, home.findings)
         return _outcome(home, state, "done", repeated=True)
+    planners.ready(state.id if state is not None else None)
     with _drain_on_signal() as asked_to_stop:
-        return _Night(home, request, Budget(minutes=request.minutes), progress, asked_to_stop).run()
+        return _Night(home, request, budget, planners, progress, asked_to_stop).run()
 
 
 def _lost(home: Home, state: RunState) -> bool:
@@ -111,10 +125,11 @@ def _lost(home: Home, state: RunState) -> bool:
 
 class _Night:
     def __init__(
-        self, home: Home, request: Request, budget: Budget, progress: Progress, asked_to_stop: Callable[[], bool]
-    ) -> None:
-        self.home, self.request, self.budget, self.progress = home, request, budget, progress
-        self.asked_to_stop = asked_to_stop
+        self, home: Home, request: Request, budget: Budget, planners: Planners, progress: Progress,
+        asked_to_stop: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        self.home, self.request, self.budget, self.planners = home, request, budget, planners
+        self.progress, self.asked_to_stop = progress, asked_to_stop
         self.floor_rules: dict[UnitId, Rule | None] = {}
 
     def run(self) -> Outcome:
@@ -124,6 +139,8 @@ class _Night:
         sweep = self._sweep(toolbox, named)
         toolbox = replace(toolbox, sweep=lambda unit: sweep)
         state = self._open(toolbox, sweep)
+        self.planners.begin(state.id)
+        self.budget.spent_on_llm = lambda: home.work.spent(state.id)
         try:
             self._each_unit(state, toolbox, sweep)
         except (Drained, KeyboardInterrupt):
@@ -140,7 +157,7 @@ class _Night:
     def _each_unit(self, state: RunState, toolbox: Toolbox, sweep: Sweep) -> None:
         work, total = self.home.work, len(state.units)
         self.progress.begins(total - len(self._open_units(state)), total)
-        while not self.budget.out_of_time and (job := work.claim(state.id, worker_id(), LEASE)):
+        while not self.budget.reached and (job := work.claim(state.id, worker_id(), LEASE)):
             with suppress(StaleAttempt):   # another worker has the unit by now; this attempt is not recorded
                 self._unit(state, job, toolbox, sweep)
             self._deliver()
@@ -220,10 +237,14 @@ class _Night:
             self.home.work.heartbeat(job)
             self.progress.step(job.unit, what)
 
-        planner, floor_rule = self._planner(toolbox, sweep), self._floor_rule(toolbox, sweep)
-        by = Investigator(state.id, toolbox, sweep, planner, self.budget, self._claim, floor_rule, tell)
-        began = self.budget.elapsed
+        began, investigation = self.budget.elapsed, records.uuid7()
+        stamps: Stamps = {"run": state.id, "investigation": investigation, "unit": unit.bare, "sign": unit.sign}
         try:
+            planner = self.planners.make(toolbox, self._induce(toolbox, sweep), stamps)
+            by = Investigator(
+                state.id, toolbox, sweep, planner, self.budget, self._claim, self._floor_rule(toolbox, sweep), tell,
+                job.attempt, investigation,
+            )  # fmt: skip
             found = investigate(unit, by)
         except (Drained, KeyboardInterrupt):
             self.home.work.release(job)
@@ -234,7 +255,7 @@ class _Night:
             where = traceback.extract_tb(error.__traceback__)[-1]
             failure = Failure(
                 kind=type(error).__name__, message=f"{error} ({Path(where.filename).name}:{where.lineno})",
-                step=step, attempt=job.attempt, run=state.id, investigation=by.investigation, unit=unit.bare,
+                step=step, attempt=job.attempt, run=state.id, investigation=investigation, unit=unit.bare,
                 sign=unit.sign, provenance=sweep.facts["provenance"],
             )  # fmt: skip
             self.home.work.fail(job, failure, retry=False)
@@ -243,9 +264,8 @@ class _Night:
         timed = [replace(r, seconds=seconds) if isinstance(r, records.Investigation) else r for r in found]
         self.home.work.finish(job, timed)
 
-    def _planner(self, toolbox: Toolbox, sweep: Sweep) -> Planner:
-        subject = toolbox.subject
-        return Playbook(lambda unit, evidence: induce(subject, sweep, unit, evidence), toolbox.offered())
+    def _induce(self, toolbox: Toolbox, sweep: Sweep) -> Induce:
+        return lambda unit, evidence: induce(toolbox.subject, sweep, unit, evidence)
 
     def _floor_rule(self, toolbox: Toolbox, sweep: Sweep) -> MakeRule:
         """Rules of other units, from their exemplars alone (no forward pass), each made once a run."""

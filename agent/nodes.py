@@ -12,6 +12,7 @@ from typing import Any
 from ..store.records import (
     Evidence,
     Exemplar,
+    Failure,
     Hypothesis,
     Investigation,
     Record,
@@ -21,16 +22,20 @@ from ..store.records import (
     uuid7,
 )
 from ..tools.floors import MakeRule, floor_rules
-from ..tools.score_input import score_input, tune_score
+from ..tools.score_input import score_input, unscored
 from ..tools.sweep import Sweep
 from ..tools.toolbox import Toolbox
+from ..tools.try_rule import trial
 from ..tools.units import UnitId
 from . import verdict
 from .budget import Budget
+from .llm import LLMError
 from .progress import PLANNING
 from .state import Abstain, Action, Call, Draft, Planner, State, Submit
 
 GOOD_ENOUGH = 0.8      # a draft with this F1 on the tune side is not revised
+UNTRIED: dict[str, Any] = {"f1": None, "precision": None, "recall": None, "misses": []}
+NO_RULE = "it has no rule, and a sentence alone takes a judge to score"
 RECORDED = ("top", "high", "mid", "boundary")   # bands whose exemplars go to the findings
 
 Tell = Callable[[UnitId, str], None]
@@ -56,19 +61,32 @@ class Investigator:
     claim: Callable[[str], bool]
     floor_rule: MakeRule
     tell: Tell
+    attempt: int = 1
     investigation: str = field(default_factory=uuid7)
 
     def observe(self, state: State) -> State:
         """Checks that the unit can be studied at all: it is the model's, and the sweep saw it active."""
         self.toolbox.subject.check(state["unit"])
         self.sweep.statistics(state["unit"])
-        return {"steps": 0, "revisions": 0, "misses": [], "kept": None, "scores": []}
+        return {"steps": 0, "revisions": 0, "misses": [], "kept": None, "scores": [], "failures": []}
 
     def plan(self, state: State) -> State:
-        """Asks the planner, or has it conclude once the budget is spent."""
+        """Asks the planner, or has it conclude once the budget is spent.
+
+        Where a language model fails after a first submission, that one stands and the failure is recorded beside it.
+        """
         spent = self.budget.spent(state["steps"])
         self.tell(state["unit"], PLANNING if spent is None else f"wrapping up: {spent}")
-        decided: Action = self.planner.decide(state) if spent is None else self.planner.conclude(state)
+        try:
+            decided: Action = self.planner.decide(state) if spent is None else self.planner.conclude(state)
+        except LLMError as error:
+            if not state.get("drafts"):
+                raise
+            failure = Failure(
+                kind=type(error).__name__, message=str(error), step=PLANNING, attempt=self.attempt,
+                **self._stamps, **_name(state["unit"]),
+            )  # fmt: skip
+            return {"action": Abstain(str(error)), "failures": [failure]}
         return {"action": decided}
 
     def act(self, state: State) -> State:
@@ -84,14 +102,16 @@ class Investigator:
         action, unit = state["action"], state["unit"]
         assert isinstance(action, Submit)
         self.tell(unit, "trying the rule on the tune side")
-        tune = tune_score(self.toolbox.subject, self.sweep, unit, action.rule)
+        rule, subject = action.rule, self.toolbox.subject
+        tune = UNTRIED if rule is None else trial(subject, self.sweep, unit, rule, "tune")
         hypothesis = Hypothesis(
             author=self.planner.name, sentence=action.sentence,
-            rule=action.rule.to_json(), rule_text=action.rule.text(self.toolbox.subject.piece),
+            rule=None if rule is None else rule.to_json(),
+            rule_text=None if rule is None else rule.text(subject.piece),
             kept=False, evidence=[e.id for e in state.get("evidence", []) if e.ok], tune_f1=tune["f1"],
-            **self._stamps, **_name(unit),
+            provenance=self.planner.provenance, **self._stamps, **_name(unit),
         )  # fmt: skip
-        return {"drafts": [Draft(hypothesis, action.rule, tune)]}
+        return {"drafts": [Draft(hypothesis, rule, tune)]}
 
     def revise(self, state: State) -> State:
         """Hands the tune-side misses of the last draft back to the planner, as ids up to the place that was missed."""
@@ -106,10 +126,13 @@ class Investigator:
         unit, subject = state["unit"], self.toolbox.subject
         best = max(state["drafts"], key=lambda draft: draft.tune["f1"] or 0.0)
         self.tell(unit, "scoring on text that was never shown")
-        scores = score_input(
-            subject, self.sweep, unit, best.rule, hypothesis=best.hypothesis.id, claim=self.claim,
-            floor_rules=floor_rules(subject, self.sweep, unit, self.floor_rule), evidence=state.get("evidence", []),
-        )  # fmt: skip
+        if best.rule is None:
+            scores = unscored(unit, best.hypothesis.id, NO_RULE)
+        else:
+            scores = score_input(
+                subject, self.sweep, unit, best.rule, hypothesis=best.hypothesis.id, claim=self.claim,
+                floor_rules=floor_rules(subject, self.sweep, unit, self.floor_rule), evidence=state.get("evidence", []),
+            )  # fmt: skip
         return {"kept": replace(best.hypothesis, kept=True), "scores": [replace(s, **self._stamps) for s in scores]}
 
     def judge(self, state: State) -> State:
@@ -138,7 +161,7 @@ class Investigator:
         known = [kept] if kept else []
         records: list[Record] = [
             self._unit(unit), *self._exemplars(unit), investigation, *evidence, *drafts, *known,
-            *state["scores"], state["verdict"],
+            *state["scores"], state["verdict"], *state["failures"],
         ]  # fmt: skip
         return {"records": [replace(r, provenance=self._provenance | r.provenance) for r in records]}
 

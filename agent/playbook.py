@@ -4,7 +4,8 @@ Look at the best texts; prune those that differ until nothing new appears; subst
 and patch; submit what the inducer makes of it. After a weak score on the tune side it prunes what the rule missed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from ..store.records import Evidence
@@ -26,16 +27,15 @@ class Playbook:
     name = "playbook"
 
     def __init__(self, induce: Induce, offered: Sequence[str]) -> None:
+        self.provenance: dict[str, Any] = {}
         self._induce = induce
         self._offered = offered
 
     def decide(self, state: State) -> Action:
         """The first experiment in order that has not been done, else what the inducer concludes."""
-        evidence = state.get("evidence", [])
-        for call in self._wanted(evidence, state.get("misses", [])):
-            if call.tool in self._offered and not _done(evidence, call):
-                return call
-        return self.conclude(state)
+        evidence, misses = state.get("evidence", []), state.get("misses", [])
+        wanted = chain(experiments(evidence), _on_misses(misses))
+        return next(undone(wanted, evidence, self._offered), None) or self.conclude(state)
 
     def conclude(self, state: State) -> Submit | Abstain:
         made = self._induce(state["unit"], [e for e in state.get("evidence", []) if e.ok])
@@ -43,26 +43,34 @@ class Playbook:
             return Abstain(made.reason)
         return Submit(made.sentence, made.rule, made.reason)
 
-    def _wanted(self, evidence: Sequence[Evidence], misses: Sequence[dict[str, Any]]) -> Iterator[Call]:
-        yield Call("top_examples", why="the texts on which it fires most")
-        for row in _to_prune(evidence):
-            yield Call("minimal_example", {"ids": _last(row["ids"])}, f"what of “…{row['text'][-30:]}” is needed")
-        for example in _distinct(evidence)[:SUBSTITUTED]:
-            found = {"ids": example["ids"], "kept": example["kept"]}
-            yield Call("substitute", found, f"which words can stand in “{example['kept_text']}”")
-        yield Call("lens", why="what it writes to the logits directly")
-        yield Call("ablate", why="what the model loses without it")
-        killed = next((e for e in by_tool(evidence, "substitute") if _kills(e)), None)
-        if killed is not None:
-            yield Call("patch", {"ids": killed.arguments["ids"]}, "whether it carries the difference that a word makes")
-        missed = [m for m in misses if m["kind"] == "false negative"]
-        for miss in missed[:MISSES]:
-            yield Call("minimal_example", {"ids": _last(miss["ids"])}, "what of a text that the rule missed is needed")
+
+def experiments(evidence: Sequence[Evidence]) -> Iterator[Call]:
+    """The experiments that every unit gets, in order, given what was found so far; done ones are among them."""
+    yield Call("top_examples", why="the texts on which it fires most")
+    for row in _to_prune(evidence):
+        yield Call("minimal_example", {"ids": _last(row["ids"])}, f"what of “…{row['text'][-30:]}” is needed")
+    for example in _distinct(evidence)[:SUBSTITUTED]:
+        found = {"ids": example["ids"], "kept": example["kept"]}
+        yield Call("substitute", found, f"which words can stand in “{example['kept_text']}”")
+    yield Call("lens", why="what it writes to the logits directly")
+    yield Call("ablate", why="what the model loses without it")
+    killed = next((e for e in by_tool(evidence, "substitute") if _kills(e)), None)
+    if killed is not None:
+        yield Call("patch", {"ids": killed.arguments["ids"]}, "whether it carries the difference that a word makes")
 
 
-def _done(evidence: Sequence[Evidence], call: Call) -> bool:
-    """Whether a tool was already called with these options (the ones not named are its defaults)."""
-    return any(call.arguments.items() <= e.arguments.items() for e in by_tool(evidence, call.tool))
+def _on_misses(misses: Sequence[dict[str, Any]]) -> Iterator[Call]:
+    missed = [m for m in misses if m["kind"] == "false negative"]
+    for miss in missed[:MISSES]:
+        yield Call("minimal_example", {"ids": _last(miss["ids"])}, "what of a text that the rule missed is needed")
+
+
+def undone(calls: Iterable[Call], evidence: Sequence[Evidence], offered: Sequence[str]) -> Iterator[Call]:
+    """Those of the calls that can be made and were not made with these options (the ones not named are defaults)."""
+    for call in calls:
+        made = (call.arguments.items() <= e.arguments.items() for e in by_tool(evidence, call.tool))
+        if call.tool in offered and not any(made):
+            yield call
 
 
 def _last(ids: Sequence[int]) -> list[int]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol, TypedDict
 
-from ..store.records import Evidence, Hypothesis, Record, Score, Verdict
+from ..store.records import Evidence, Failure, Hypothesis, Record, Score, Verdict
 from ..tools.rules import Rule
 from ..tools.units import UnitId
 
@@ -21,10 +21,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Submit:
-    """Put an explanation forward: a sentence, and a rule that predicts where the unit fires."""
+    """Put an explanation forward: a sentence, and where there is one a rule that predicts where the unit fires."""
 
     sentence: str
-    rule: Rule
+    rule: Rule | None
     why: str = ""
 
 
@@ -43,7 +43,7 @@ class Draft:
     """A submitted hypothesis with its rule and its score on the tune side (F1, precision, recall, misses)."""
 
     hypothesis: Hypothesis
-    rule: Rule
+    rule: Rule | None
     tune: dict[str, Any]
 
 
@@ -59,14 +59,19 @@ class State(TypedDict, total=False):
     misses: list[dict[str, Any]]
     kept: Hypothesis | None
     scores: list[Score]
+    failures: list[Failure]
     verdict: Verdict
     records: list[Record]
 
 
 class Planner(Protocol):
-    """Decides the next step of an investigation from what is known so far."""
+    """Decides the next step of an investigation from what is known so far.
+
+    provenance: what its words rest on besides the evidence, for the record of each hypothesis.
+    """
 
     name: str
+    provenance: dict[str, Any]
 
     def decide(self, state: State) -> Action: ...
 

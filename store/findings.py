@@ -24,9 +24,9 @@ from uuid import uuid4
 import duckdb
 
 from .records import Record, Refused, utc_now
-from .work import Busy, Work, line_of, worker_id
+from .work import Busy, Work, ddl_after, line_of, worker_id
 
-VERSION = 1                # of findings.sql; kept in the table schema_version
+VERSION = 2                # of findings.sql; kept in the table schema_version
 STORAGE = "v1.5.0"         # the file format of new files: read by DuckDB 1.5 and 2.x
 WAIT_SECONDS = 2.0
 RETRY_SECONDS = 0.05
@@ -50,7 +50,8 @@ class Findings:
     """The file `findings.duckdb` of a home; it is made by the first append.
 
     Every method raises Refused if the file is damaged, made by a newer version, or cannot be read or written,
-    and Busy if somebody else held it for WAIT_SECONDS; reading also if nothing has been recorded yet.
+    and Busy if somebody else held it for WAIT_SECONDS; reading also if nothing has been recorded yet. A file
+    of an older version is read as it is, and brought up to date by the next append.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,6 +84,8 @@ class Findings:
         columns = ", ".join(f'"{name}"' for name in names)
         with self._open(write=False) as con:
             types = _columns(con, kind.TABLE)
+            if not types:            # a file from before there was this kind of record
+                return []
             sql = f"SELECT {columns} FROM {kind.TABLE} WHERE {where} ORDER BY created_at, id"
             rows = con.execute(sql, list(equals.values())).fetchall()
         return [
@@ -139,7 +142,9 @@ class Findings:
             raise Busy(f"{self.path} is in use by another thread of this process; try again when it is done.")
         try:
             with self._connected(write, deadline) as con:
-                self._check_version(con)
+                version = self._version(con)
+                if write and version < VERSION:
+                    _bring_up_to_date(con, version)
                 yield con
         except duckdb.Error as error:
             refusal = self._refusal(error)
@@ -165,7 +170,8 @@ class Findings:
             con.execute("SET lock_configuration = true")
             return con
 
-    def _check_version(self, con: Connection) -> None:
+    def _version(self, con: Connection) -> int:
+        """The schema of an open file; raises Refused for one that is newer than this code or not ours."""
         try:
             found = con.execute("SELECT max(version) FROM schema_version").fetchall()[0][0]
         except (duckdb.CatalogException, duckdb.BinderException):
@@ -174,6 +180,7 @@ class Findings:
             raise Refused(f"{self.path} is a database that lamplighter did not make; choose another --home.")
         if found > VERSION:
             raise Refused(self._newer(f"schema is {found}, this one knows {VERSION}"))
+        return int(found)
 
     def _newer(self, what: str) -> str:
         return (
@@ -231,11 +238,16 @@ def _create(path: Path) -> None:
     with duckdb.connect(":memory:", config=dict(_OFFLINE)) as con:
         con.execute(f"ATTACH '{_quoted(path)}' AS made (STORAGE_VERSION '{STORAGE}')")
         con.execute("USE made")
-        con.execute("BEGIN")
-        con.execute(_DDL.read_text("utf-8"))
-        con.execute("INSERT INTO schema_version VALUES (?, ?)", [VERSION, utc_now()])
-        con.execute("COMMIT")
+        _bring_up_to_date(con, 0)
         con.execute("CHECKPOINT")  # nothing may be left in a journal beside it
+
+
+def _bring_up_to_date(con: Connection, version: int) -> None:
+    """Runs what findings.sql holds beyond `version`, in one transaction; no other process has the file meanwhile."""
+    con.execute("BEGIN")
+    con.execute(ddl_after(_DDL, version))
+    con.execute("INSERT INTO schema_version VALUES (?, ?)", [VERSION, utc_now()])
+    con.execute("COMMIT")
 
 
 def _insert(con: Connection, table: str, lines: list[str]) -> int:

@@ -1,5 +1,8 @@
 -- Final facts, append-only: one table a record, one column a field, in the order of the dataclass.
 -- No keys and no indexes: a record's id is made by us, and appending skips ids that are already here.
+-- A new file gets every part below, an older one the parts that came after its version; a part is never changed.
+
+-- version 1
 
 CREATE TABLE schema_version (version BIGINT, created_at TIMESTAMP);
 
@@ -149,3 +152,13 @@ WITH measured AS (
 SELECT cards.*, coalesce(spent.evidence, 0) AS evidence,
        spent.forward_rows, spent.forward_tokens, spent.backward, spent.seconds
 FROM cards LEFT JOIN spent ON spent.unit = cards.unit AND spent.sign IS NOT DISTINCT FROM cards.sign;
+
+-- version 2
+
+-- A copy of the ledger in work.sqlite, which is the truth.
+CREATE TABLE llm_calls (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    purpose VARCHAR, model VARCHAR, endpoint VARCHAR, outcome VARCHAR, tokens_in BIGINT, tokens_cached BIGINT,
+    tokens_out BIGINT, estimated BOOLEAN, usd DOUBLE, request VARCHAR, seconds DOUBLE
+);

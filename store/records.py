@@ -268,10 +268,35 @@ class Failure(Record):
     attempt: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class LLMCall(Record):
+    """One HTTP request to a language model's endpoint, answered or not: what the ledger holds.
+
+    `endpoint` is `scheme://host:port/path`, or `embedded`. `outcome` is `ok`, or what went wrong: `http 429`,
+    `timeout`, `connection`, `interrupted`, `unreadable`, `empty`, `cut off`. Tokens are the server's count, null where
+    no reply came; `estimated`: it gave none, and they are a quarter of the UTF-8 bytes of request and reply.
+    `tokens_cached` are among `tokens_in`. `usd` is null where the cost is not known: the model has no price, or the
+    reply did not arrive. `request` is the digest of what was asked, the same for each try.
+    """
+
+    TABLE = "llm_calls"
+    purpose: str
+    model: str
+    endpoint: str
+    outcome: str
+    tokens_in: int | None = None
+    tokens_cached: int | None = None
+    tokens_out: int | None = None
+    estimated: bool = False
+    usd: float | None = None
+    request: str
+    seconds: float
+
+
 TABLES: dict[str, type[Record]] = {
     kind.TABLE: kind
     for kind in (
         Model, Sweep, Unit, Exemplar, Run, Investigation,
-        Evidence, Hypothesis, Score, Verdict, Embedding, Failure,
+        Evidence, Hypothesis, Score, Verdict, Embedding, Failure, LLMCall,
     )
 }

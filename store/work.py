@@ -1,4 +1,4 @@
-"""Work in progress, in SQLite: runs, the queue of units, results bound for the findings, cached evidence.
+"""Work in progress, in SQLite: runs, the queue of units, results bound for the findings, the ledger, cached evidence.
 
 A unit is claimed for a time (a lease) and with a token that every claim raises. Whoever finishes must show
 the newest token, so a worker that was thought dead and comes back cannot finish a unit a second time. A
@@ -9,21 +9,22 @@ with every record in the outbox, or waiting to be claimed again.
 import json
 import os
 import platform
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import blake2s
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from .records import TABLES, Failure, Record, Refused, utc_now, uuid7
+from .records import TABLES, Failure, LLMCall, Record, Refused, utc_now, uuid7
 
-VERSION = 1            # of work.sql; kept in the file as SQLite's user_version
+VERSION = 2            # of work.sql; kept in the file as SQLite's user_version
 MAX_ATTEMPTS = 3
 BUSY_SECONDS = 5.0     # how long a use waits for another process's transaction
 LOCK_SECONDS = 30.0    # lease of a named lock
@@ -87,6 +88,19 @@ class JobState:
     expires: float | None
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a run has asked of language models: requests, tokens in and out, and dollars.
+
+    `unpriced` counts the calls whose cost is not known; they add nothing to `usd`.
+    """
+
+    calls: int
+    tokens: int
+    usd: float
+    unpriced: int
+
+
 def _proc(path: str) -> str:
     """A file or link under /proc as text; empty where there is none: another system, or an ended process."""
     place = Path("/proc", path)
@@ -143,6 +157,22 @@ def line_of(record: Record) -> str:
     except (TypeError, ValueError) as error:
         raise Refused(f"A record for {record.TABLE} cannot be stored as it is: {error}.") from error
     return line
+
+
+def ddl_after(path: Path, version: int) -> str:
+    """The SQL that brings a store of `version` (0: an empty one) up to date: the later parts of its .sql file."""
+    _, *parts = re.split(r"^-- version (\d+)$", path.read_text("utf-8"), flags=re.MULTILINE)
+    return "".join(sql for number, sql in zip(parts[::2], parts[1::2], strict=True) if int(number) > version)
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script one by one; sqlite3's own `executescript` would end the transaction first."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 class Work:
@@ -323,6 +353,23 @@ class Work:
         with self._use() as con:
             return int(con.execute("SELECT count(*) FROM outbox").fetchone()[0])
 
+    # Ledger
+
+    def charge(self, call: LLMCall) -> None:
+        """Writes a request into the ledger and, in the same transaction, puts its copy on the way to the findings."""
+        row = asdict(call) | {"provenance": json.dumps(call.provenance)}
+        sql = f"INSERT INTO llm_calls ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})"
+        with self._change() as con:
+            con.execute(sql, row)
+            self._post(con, [call])
+
+    def spent(self, run: str) -> Spent:
+        """The sums of the ledger over a run, every process that worked on it included."""
+        sql = """SELECT count(*), coalesce(sum(coalesce(tokens_in, 0) + coalesce(tokens_out, 0)), 0), total(usd),
+                        count(*) - count(usd) FROM llm_calls WHERE run = ?"""
+        with self._use() as con:
+            return Spent(*con.execute(sql, (run,)).fetchone())
+
     # Evidence cache
 
     def recall(self, key: str) -> str | None:
@@ -416,7 +463,10 @@ class Work:
         self._mine.held = None, None
 
     def _prepare(self, con: sqlite3.Connection) -> None:
-        """Makes the tables in a new file; raises Refused for one that is newer than this code or not ours."""
+        """Makes the tables in a new file and those that an older one lacks.
+
+        Raises Refused for a file that is newer than this code or not ours.
+        """
         # One statement reads both from one moment, while another process may be making the tables.
         state = "SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM sqlite_master)"
         version, tables = con.execute(state).fetchone()
@@ -427,11 +477,15 @@ class Work:
                 f"{self.path} was made by a newer version of lamplighter (its schema is {version}, this one "
                 f"knows {VERSION}); update lamplighter or choose another --home."
             )
-        if tables:
+        if tables and not version:
             raise Refused(f"{self.path} is a database that lamplighter did not make; choose another --home.")
         con.execute("PRAGMA journal_mode = WAL")
-        ddl = _DDL.read_text("utf-8")
-        con.executescript(f"BEGIN IMMEDIATE; {ddl} PRAGMA user_version = {VERSION}; COMMIT;")
+        with con:
+            con.execute("BEGIN IMMEDIATE")
+            version = con.execute("PRAGMA user_version").fetchone()[0]   # another process may have been first
+            for statement in _statements(ddl_after(_DDL, version)):
+                con.execute(statement)
+            con.execute(f"PRAGMA user_version = {max(version, VERSION)}")
 
     def _refusal(self, error: sqlite3.DatabaseError) -> Refused | None:
         """What to tell of a use that the state of the file made fail, else None."""

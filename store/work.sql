@@ -1,15 +1,18 @@
 -- Work in progress: everything hot and mutable. Times are seconds since 1970 by the clock of the store.
+-- A new file gets every part below, an older one the parts that came after its version; a part is never changed.
 
-CREATE TABLE IF NOT EXISTS runs (
+-- version 1
+
+CREATE TABLE runs (
     id     TEXT PRIMARY KEY,
     key    TEXT NOT NULL,            -- digest of what was asked: the same question finds its own unfinished run
     status TEXT NOT NULL CHECK (status IN ('running', 'done', 'budget', 'drained')),
     asked  TEXT NOT NULL,            -- JSON object
     units  TEXT NOT NULL             -- JSON list, in the order they were chosen
 );
-CREATE INDEX IF NOT EXISTS runs_by_key ON runs (key);
+CREATE INDEX runs_by_key ON runs (key);
 
-CREATE TABLE IF NOT EXISTS jobs (
+CREATE TABLE jobs (
     run      TEXT NOT NULL REFERENCES runs (id),
     unit     TEXT NOT NULL,          -- with its sign, as the command line writes it
     position INTEGER NOT NULL,       -- order of arrival: settles equal priorities
@@ -22,23 +25,48 @@ CREATE TABLE IF NOT EXISTS jobs (
     expires  REAL,
     PRIMARY KEY (run, unit)
 );
-CREATE INDEX IF NOT EXISTS jobs_open ON jobs (run, status);
+CREATE INDEX jobs_open ON jobs (run, status);
 
 -- Records on their way to the findings; AUTOINCREMENT, so that a seq is never used twice.
-CREATE TABLE IF NOT EXISTS outbox (
+CREATE TABLE outbox (
     seq   INTEGER PRIMARY KEY AUTOINCREMENT,
     id    TEXT NOT NULL UNIQUE,
     kind  TEXT NOT NULL,             -- table of the findings
     body  TEXT NOT NULL              -- the record as JSON
 );
 
-CREATE TABLE IF NOT EXISTS cache (
+CREATE TABLE cache (
     key  TEXT PRIMARY KEY,
     text TEXT NOT NULL
 );
 
-CREATE TABLE IF NOT EXISTS locks (
+CREATE TABLE locks (
     name    TEXT PRIMARY KEY,
     holder  TEXT NOT NULL,
     expires REAL NOT NULL
 );
+
+-- version 2
+
+-- The ledger: one row for each HTTP request to a language model, and never one less. Kept for ever.
+CREATE TABLE llm_calls (
+    id            TEXT PRIMARY KEY,
+    created_at    TEXT NOT NULL,
+    run           TEXT,
+    investigation TEXT,
+    unit          TEXT,
+    sign          INTEGER,
+    provenance    TEXT NOT NULL,     -- JSON object
+    purpose       TEXT NOT NULL,
+    model         TEXT NOT NULL,
+    endpoint      TEXT NOT NULL,
+    outcome       TEXT NOT NULL,
+    tokens_in     INTEGER,
+    tokens_cached INTEGER,
+    tokens_out    INTEGER,
+    estimated     INTEGER NOT NULL,
+    usd           REAL,              -- NULL where the cost is not known
+    request       TEXT NOT NULL,
+    seconds       REAL NOT NULL
+);
+CREATE INDEX llm_calls_by_run ON llm_calls (run);

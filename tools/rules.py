@@ -54,6 +54,45 @@ CLASSES: dict[str, str] = {
 _LETTER = r"(?:[^\W_]|[\u0300-\u036f\ufffd])"
 _WORDS = RegexpTokenizer(rf"\d+(?:[.,]\d+)+{_LETTER}*|{_LETTER}+(?:['’]{_LETTER}+)*|\n|_|[^\w\s]")
 
+# What `Rule.from_json` reads, for whoever writes rules without seeing token numbers ("ids" has no place in it).
+_MATCHER = {
+    "anyOf": [
+        {"type": "object", "properties": {key: schema}, "required": [key], "additionalProperties": False}
+        for key, schema in (
+            ("word", {"type": "string", "maxLength": 120, "description": "RE2 pattern of the whole word"}),
+            ("class", {"enum": [name for name in CLASSES if name not in ("any", "blank")]}),
+        )
+    ]
+}
+_RANGE = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
+_NEAR = {
+    "type": "object",
+    "properties": {
+        "match": _MATCHER,
+        "within": {**_RANGE, "description": "distance before the token, from 1 (default [1, 1])"},
+        "unit": {"enum": ["tokens", "words"]},
+    },
+    "required": ["match", "within", "unit"],
+    "additionalProperties": False,
+}
+_CLAUSE = {
+    "type": "object",
+    "properties": {
+        "at": {**_MATCHER, "description": "the word that the token belongs to"},
+        "piece": {"enum": list(PIECES), "description": "which token of the word (default last)"},
+        "need": {"type": "array", "items": _NEAR, "maxItems": 3, "description": "all of these stand before it"},
+        "not": {"type": "array", "items": _NEAR, "maxItems": 3, "description": "none of these stands before it"},
+    },
+    "required": ["at"],
+    "additionalProperties": False,
+}
+RULE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"clauses": {"type": "array", "items": _CLAUSE, "minItems": 1, "maxItems": MAX_CLAUSES}},
+    "required": ["clauses"],
+    "additionalProperties": False,
+}
+
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]

@@ -11,7 +11,7 @@ and every floor move together, and F1 − highest floor (the highest within each
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,15 +20,14 @@ import numpy as np
 from ..store.records import Evidence, Refused, Score
 from . import measures, stats
 from .floors import Floors, always_on, hit_f1, references, shift_floor
-from .labels import Judged, ScoreSide, Truth, hash_sample, kept_exemplars, per_stratum, read_places, stratified
-from .rules import Rule, SideText, Tokens
+from .labels import Judged, ScoreSide, Truth, kept_exemplars, per_stratum, stratified
+from .rules import Rule, Tokens
 from .stats import Floats
 from .subject import Subject
 from .sweep import Sweep
 from .units import UnitId
 
 METRICS = ("f1", "f1_at_prevalence", "auprc", "pearson", "coverage", "boundary_rejection", "hm")
-SHOWN_MISSES = 5
 
 Claim = Callable[[str], bool]
 Columns = Mapping[str, Floats]
@@ -92,8 +91,8 @@ def score_input(
         truth = Truth.of(subject, sweep, unit, side)
         details: dict[str, Any] = {"dropped_windows": side.dropped_windows, "dropped_tokens": len(side.dropped)}
         if truth.shortage:
-            shared: dict[str, Any] = {"value": None, "n": len(truth.rows), "reason": truth.shortage, "details": details}
-            scores = [record(metric=metric, **shared) for metric in METRICS]
+            none = unscored(unit, hypothesis, truth.shortage)
+            scores = [replace(score, n=len(truth.rows), details=details, provenance=keys) for score in none]
         else:
             prediction = rule.predict_flat(side.text.text)
             judged = Judged.of(subject, sweep, unit, side, truth, prediction)
@@ -103,6 +102,12 @@ def score_input(
             scores += _coverage(case, subject, rule, near_misses)
     details["cost"] = cost
     return scores
+
+
+def unscored(unit: UnitId, hypothesis: str, reason: str) -> list[Score]:
+    """Every metric of the score side, undefined for one reason."""
+    told: dict[str, Any] = {"hypothesis": hypothesis, "side": "score", "value": None, "reason": reason}
+    return [Score(unit=unit.bare, sign=unit.sign, metric=metric, **told) for metric in METRICS]
 
 
 # F1, its interval and its floors
@@ -257,58 +262,10 @@ def _coverage(case: _Case, subject: Subject, rule: Rule, near_misses: Sequence[N
     return out
 
 
-# References, and the tune side
+# References
 
 
 def _references(subject: Subject, case: _Case) -> dict[str, float | None]:
     explain, tune = (kept_exemplars(subject, case.sweep, case.unit, side) for side in ("explain", "tune"))
     firings = case.sweep.statistics(case.unit).firings["tune"]
     return references(explain, tune, case.side, case.truth, firings)
-
-
-def tune_score(subject: Subject, sweep: Sweep, unit: UnitId, rule: Rule) -> dict[str, Any]:
-    """The same F1 on the tune side, with the misses, for revising a rule; it may be called as often as one likes.
-
-    Recall: the kept exemplars ≥ .8 and .5–.8, weighing N_h / n_h; precision: up to 300 predicted places, read. Keys:
-    f1, precision, recall (None where undefined), firings, firings_sampled, predicted, predicted_sampled, `misses`: up
-    to five false positives (lowest y/P first) and five false negatives (highest first), each {kind, document, offset,
-    text up to the token, token, activation = y/P}.
-    """
-    known = sweep.statistics(unit)
-    sample = kept_exemplars(subject, sweep, unit, "tune")
-    predicted = rule.predict_flat(sample.text.text) > 0
-    judged = hash_sample(sweep, sample.text, predicted)
-    exact = dict(zip(sample.rows.tolist(), sample.values.tolist(), strict=True))
-    values = read_places(subject, sweep, unit, sample.text, judged, exact, known.peak)
-    fires = sample.values >= measures.FIRES
-    rows, weights = sample.rows[fires], sample.weights[fires]
-    recall = stats.ratio(weights[predicted[rows]].sum(), weights.sum())
-    precision = stats.ratio((values >= measures.FIRES).sum(), len(judged))
-    false = sorted((v, row) for v, row in zip(values.tolist(), judged.tolist(), strict=True) if v < measures.FIRES)
-    missed = sorted(
-        ((v, row) for v, row in zip(sample.values[fires].tolist(), rows.tolist(), strict=True) if not predicted[row]),
-        reverse=True,
-    )
-    return {
-        "f1": stats.number(stats.f1(np.nan_to_num(precision), recall)),
-        "precision": stats.number(precision),
-        "recall": stats.number(recall),
-        "firings": known.firings["tune"],
-        "firings_sampled": len(rows),
-        "predicted": int(predicted.sum()),
-        "predicted_sampled": len(judged),
-        "misses": [
-            _miss(subject, sweep, sample.text, kind, row, v)
-            for kind, found in (("false positive", false), ("false negative", missed))
-            for v, row in found[:SHOWN_MISSES]
-        ],
-    }
-
-
-def _miss(subject: Subject, sweep: Sweep, text: SideText, kind: str, row: int, value: float) -> dict[str, Any]:
-    place = int(text.document[row]), int(text.offset[row])
-    ids, position = sweep.window(place)
-    return {
-        "kind": kind, "document": place[0], "offset": place[1], "text": subject.text(ids[: position + 1]),
-        "token": subject.piece(ids[position]), "activation": value,
-    }  # fmt: skip

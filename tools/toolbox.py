@@ -28,6 +28,7 @@ from .prune import minimal_example
 from .subject import Subject
 from .substitute import MaskedLM, substitute
 from .sweep import Sweep
+from .try_rule import try_rule
 from .units import UnitId
 
 # Each tool with the identities its numbers rest on (a key of subject.NEEDS).
@@ -39,6 +40,7 @@ REGISTRY: dict[str, tuple[Callable[..., Evidence], str]] = {
     "ablate": (ablate, "edit"),
     "patch": (patch, "edit"),
     "lens": (lens, "project"),
+    "try_rule": (try_rule, "read"),
 }
 TOOL_NAMES = tuple(REGISTRY)
 
@@ -67,13 +69,14 @@ def describe(name: str) -> Tool:
 
 @cache
 def _described(name: str, function: Callable[..., Evidence]) -> Tool:
-    hints, doc = get_type_hints(function), inspect.getdoc(function) or ""
+    hints, doc = get_type_hints(function, include_extras=True), inspect.getdoc(function) or ""
     told = dict(re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", doc.partition("Args:")[2], flags=re.M))
     fields: dict[str, Any] = {}
     for option in inspect.signature(function).parameters.values():
         if option.kind is inspect.Parameter.KEYWORD_ONLY:
             text = re.sub(r"\s+", " ", told.get(option.name, ""))
-            fields[option.name] = (hints[option.name], Field(default=option.default, description=text))
+            default = ... if option.default is inspect.Parameter.empty else option.default
+            fields[option.name] = (hints[option.name], Field(default=default, description=text))
     options = create_model(f"{name}_options", __config__=ConfigDict(extra="forbid"), **fields)
     needs = {n: t for n, t in hints.items() if t in (Subject, Sweep, MaskedLM)}
     return Tool(name, re.sub(r"\s+", " ", doc.split("\n\n")[0]), options, function, needs)

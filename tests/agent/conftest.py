@@ -124,7 +124,7 @@ class Project:
     @property
     def arguments(self) -> list[str]:
         """The command line of the same request."""
-        return ["run", "--model", self.model, "--corpus", self.corpus, "--units", UNITS]
+        return ["run", "--planner", "playbook", "--model", self.model, "--corpus", self.corpus, "--units", UNITS]
 
 
 @pytest.fixture(scope="session")

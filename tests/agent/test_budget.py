@@ -16,20 +16,20 @@ class Clock:
 def test_minutes_are_counted_from_the_start_of_the_run() -> None:
     clock = Clock()
     budget = Budget(minutes=2, clock=clock)
-    assert budget.elapsed == 0 and not budget.out_of_time
+    assert budget.elapsed == 0 and budget.reached is None
     clock.now += 119.9
-    assert budget.elapsed == pytest.approx(119.9) and not budget.out_of_time and budget.spent(0) is None
+    assert budget.elapsed == pytest.approx(119.9) and budget.spent(0) is None
     clock.now += 0.1
-    assert budget.out_of_time
+    assert budget.reached
     assert budget.spent(0) == "the run's 2 minutes are spent"
 
 
 def test_no_minutes_are_spent_at_once_and_none_given_never() -> None:
     clock = Clock()
     nothing, no_limit = Budget(minutes=0, clock=clock), Budget(clock=clock)
-    assert nothing.out_of_time
+    assert nothing.reached
     clock.now += 1e9
-    assert not no_limit.out_of_time and no_limit.spent(0) is None
+    assert no_limit.reached is None and no_limit.spent(0) is None
 
 
 def test_steps_are_spent_at_their_number() -> None:

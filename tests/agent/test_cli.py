@@ -146,7 +146,7 @@ def test_a_corpus_that_cannot_be_read_is_named(cli: Cli, project: Any, tmp_path:
 
 
 def test_a_run_that_cannot_begin_leaves_no_run(cli: Cli, project: Any, tmp_path: Path) -> None:
-    asked = ["run", "--corpus", project.corpus, "--home", tmp_path / "home"]
+    asked = ["run", "--planner", "playbook", "--corpus", project.corpus, "--home", tmp_path / "home"]
     model = ["--model", project.model]
     refused(cli(*asked), "lamplighter models pull smollm2-135m")
     refused(cli(*asked, *model, "--planner", "oracle"), "'oracle' is unknown", "playbook")
@@ -190,7 +190,7 @@ def test_errors_as_json_are_an_object_and_a_line(cli: Cli, project: Any, finishe
     assert len(said.err.splitlines()) == 1
     said = cli("sql", "DROP TABLE scores", "--json", "--home", finished.home.path)
     assert "is DROP" in said.json["error"] and said.json["hint"] == "write one SELECT."
-    said = cli("run", "--corpus", project.corpus, "--json", "--home", finished.home.path)
+    said = cli("run", "--planner", "playbook", "--corpus", project.corpus, "--json", "--home", finished.home.path)
     assert said.json["error"] == "smollm2-135m is not in the cache"
     assert said.json["hint"].startswith("fetch it with `lamplighter models pull smollm2-135m`")
 
@@ -474,7 +474,8 @@ def test_a_unit_that_failed_is_told_and_shown(cli: Cli, copied: Any, project: An
         raise ZeroDivisionError("planted [red]\x1b")
 
     monkeypatch.setattr(night, "investigate", broken)
-    asked = ["run", "--model", project.model, "--corpus", project.corpus, "--units", "0-mlp/8", "--home", copied.path]
+    named = ["--model", project.model, "--corpus", project.corpus, "--units", "0-mlp/8"]
+    asked = ["run", "--planner", "playbook", *named, "--home", copied.path]
     said = cli(*asked)
     assert said.code == 4 and "planted [red]" in said.out and "\x1b" not in said.out
     target = unit(project, "0-mlp/8")
@@ -483,7 +484,8 @@ def test_a_unit_that_failed_is_told_and_shown(cli: Cli, copied: Any, project: An
 
 
 def test_no_minutes_are_a_budget_that_is_reached(cli: Cli, copied: Any, project: Any) -> None:
-    asked = ["run", "--model", project.model, "--corpus", project.corpus, "--units", "0-mlp/4", "--home", copied.path]
+    named = ["--model", project.model, "--corpus", project.corpus, "--units", "0-mlp/4"]
+    asked = ["run", "--planner", "playbook", *named, "--home", copied.path]
     said = cli(*asked, "--minutes", "0", "--json")
     assert said.code == 3 and said.json["left"] == [unit(project, "0-mlp/4")] and said.json["explanations"] == []
     said = cli(*asked, "--json")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -41,6 +41,7 @@ class Scripted:
     """A planner that follows a list, and keeps what it was shown."""
 
     name = "scripted"
+    provenance: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, *actions: Action, conclusion: Submit | Abstain | None = None) -> None:
         self.actions, self.conclusion = list(actions), conclusion
@@ -370,6 +371,7 @@ class Listening:
     """Another planner, with what it is shown kept as text, and each decision noted in the sweep's log."""
 
     name = "playbook"
+    provenance: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, planner: Any, subject: Subject, log: list[str]) -> None:
         self.planner, self.subject, self.log = planner, subject, log

@@ -205,7 +205,7 @@ def test_minutes_that_end_in_a_unit_leave_the_others(
     now = [0.0]
     told.at_step = lambda unit, what: now.__setitem__(0, now[0] + 40)
     real = night.Budget
-    monkeypatch.setattr(night, "Budget", lambda minutes: real(minutes=minutes, clock=lambda: now[0]))
+    monkeypatch.setattr(night, "Budget", lambda minutes, *_: real(minutes=minutes, clock=lambda: now[0]))
     outcome = project.run(swept, told, units=QUICK, minutes=1)
     assert outcome.status == "budget" and names(outcome.left) == ["0-mlp/4"]
     assert any(what == "wrapping up: the run's 1 minutes are spent" for _, what in told.steps)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import fields, replace
+from hashlib import sha256
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -25,12 +26,13 @@ from lamplighter.store.records import (
     Failure,
     Hypothesis,
     Investigation,
+    LLMCall,
     Refused,
     Score,
     Unit,
     Verdict,
 )
-from lamplighter.store.work import Busy, Work, worker_id
+from lamplighter.store.work import Busy, Work, ddl_after, worker_id
 
 COLUMNS = """unit sign explanation rule output_explanation input_f1 input_f1_low input_f1_high input_auprc
     input_pearson output_score output_low output_high floor_f1 verdict planner run investigation created_at"""
@@ -436,6 +438,57 @@ def test_new_files_have_the_older_format_that_both_versions_read(tmp_path, findi
     with duckdb.connect(str(tmp_path / "plain.duckdb")) as con:
         con.execute("CREATE TABLE t (i INT)")
     assert duckdb.__version__ < "2" or file_format(tmp_path / "plain.duckdb") > 68, "the default is newer"
+
+
+@pytest.fixture
+def version_1(unmade, monkeypatch):
+    """A file as the first version made it, with three records in it."""
+    both, later = ddl_after(module._DDL, 0), ddl_after(module._DDL, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "ddl_after", lambda *_: both.removesuffix(later))
+        patch.setattr(module, "VERSION", 1)
+        unmade.append(facts(3))
+    return unmade
+
+
+A_CALL = LLMCall(purpose="plan", model="m", endpoint="embedded", outcome="ok", request="d", seconds=1.5)
+
+
+def versions(findings):
+    return [row["version"] for row in findings.sql("SELECT version FROM schema_version ORDER BY version")]
+
+
+def test_what_a_version_had_is_never_changed():
+    first = ddl_after(module._DDL, 0).removesuffix(ddl_after(module._DDL, 1))
+    assert sha256(first.strip().encode()).hexdigest()[:16] == "3ab1d10ea56f4df8"
+
+
+def test_a_file_of_version_1_is_read_as_it_is(version_1):
+    before = version_1.path.read_bytes()
+    assert len(version_1.read(Exemplar)) == 3 and version_1.read(LLMCall) == []
+    assert version_1.sql("SELECT count(*) AS n FROM exemplars") == [{"n": 3}]
+    assert version_1.sql("SELECT * FROM unit_cards") == []
+    assert versions(version_1) == [1]
+    assert version_1.path.read_bytes() == before
+
+
+def test_the_next_append_brings_a_file_of_version_1_up_to_date(work, version_1):
+    work.charge(A_CALL)
+    assert drain(work, version_1) == 1
+    assert version_1.read(LLMCall) == [A_CALL] and len(version_1.read(Exemplar)) == 3
+    version_1.append(facts(1, start=3))
+    assert versions(version_1) == [1, module.VERSION]
+
+
+def test_an_upgrade_that_fails_leaves_the_file_as_it_was(version_1, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "ddl_after", lambda *_: "CREATE TABLE half (x INT); CREATE TABLE runs (x INT);")
+        with pytest.raises(duckdb.CatalogException, match="already exists"):
+            version_1.append(facts(1))
+    assert versions(version_1) == [1]
+    assert version_1.sql("SELECT count(*) AS n FROM duckdb_tables() WHERE table_name = 'half'") == [{"n": 0}]
+    version_1.append([A_CALL])
+    assert version_1.read(LLMCall) == [A_CALL]
 
 
 def test_a_newer_schema_is_refused_with_both_versions(findings):

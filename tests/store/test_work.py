@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import signal
@@ -8,12 +9,13 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 
 from lamplighter.store import work as module
-from lamplighter.store.records import Evidence, Failure, Refused
-from lamplighter.store.work import Busy, StaleAttempt, Work, is_gone, worker_id
+from lamplighter.store.records import Evidence, Failure, LLMCall, Refused
+from lamplighter.store.work import Busy, Spent, StaleAttempt, Work, ddl_after, is_gone, worker_id
 
 
 class Clock:
@@ -429,6 +431,72 @@ def test_the_outbox_keeps_order_and_takes_an_id_once(work):
     assert work.outbox(1)[0][0] > first[-1][0], "numbers of delivered records are never used again"
 
 
+# Ledger
+
+
+def call(run="r", **changed):
+    base = LLMCall(
+        purpose="plan", model="m", endpoint="embedded", outcome="ok", tokens_in=100, tokens_out=10, usd=0.25,
+        request="d", seconds=1.5, run=run,
+    )  # fmt: skip
+    return replace(base, **changed)
+
+
+def test_a_call_is_in_the_ledger_and_on_its_way_to_the_findings(work):
+    made = call(unit="m/5-mlp/1", sign=-1, provenance={"ü": 1}, tokens_cached=7, estimated=True)
+    work.charge(made)
+    assert [record for _, record in work.outbox(10)] == [made]
+    with sqlite3.connect(work.path) as con:
+        con.row_factory = sqlite3.Row
+        (row,) = con.execute("SELECT * FROM llm_calls").fetchall()
+    con.close()
+    kept = dict(row) | {"provenance": json.loads(row["provenance"]), "estimated": bool(row["estimated"])}
+    assert LLMCall(**kept) == made
+    work.delivered([1])
+    assert (work.pending(), work.spent("r").calls) == (0, 1), "the ledger is kept for ever"
+
+
+def test_a_run_has_spent_what_its_calls_add_up_to(work):
+    assert work.spent("r") == Spent(calls=0, tokens=0, usd=0.0, unpriced=0)
+    lost = call(outcome="timeout", tokens_in=None, tokens_out=None, usd=None)
+    for made in (call(), call(), lost, call(run="other")):
+        work.charge(made)
+    assert work.spent("r") == Work(work.path).spent("r") == Spent(calls=3, tokens=220, usd=0.5, unpriced=1)
+
+
+def test_a_call_that_cannot_be_stored_is_in_neither_place(work):
+    with pytest.raises(Refused, match="llm_calls cannot be stored"):
+        work.charge(call(usd=float("nan")))
+    assert (work.pending(), work.spent("r").calls) == (0, 0)
+
+
+CHARGE_THEN_DIE = """
+import os, signal, sys
+from pathlib import Path
+from lamplighter.store.records import LLMCall
+from lamplighter.store.work import Work
+work, post = Work(Path(sys.argv[1])), Work._post
+made = dict(purpose="plan", model="m", endpoint="e", outcome="ok", request="d", seconds=1.0, run="r")
+work.charge(LLMCall(**made))
+def post_then_die(self, con, records):
+    post(self, con, records)
+    os.kill(os.getpid(), signal.SIGKILL)
+Work._post = post_then_die
+work.charge(LLMCall(**made))
+"""
+
+
+def test_killed_while_it_charges_a_call_is_in_both_places_or_in_neither(tmp_path):
+    process = child(CHARGE_THEN_DIE, tmp_path / "work.sqlite")
+    assert process.wait(60) == -signal.SIGKILL
+    process.stdout.close()
+    work = Work(tmp_path / "work.sqlite")
+    assert work.spent("r").calls == work.pending() == 1
+
+
+# Caches and locks
+
+
 def test_the_cache_remembers_the_first_text(work):
     assert work.recall("k") is None
     for text in ("né\0\n", "other"):
@@ -469,6 +537,92 @@ def test_the_lock_of_an_ended_process_is_free(tmp_path):
 
 
 # The file
+
+
+def version_1(path):
+    """A file as the first version made it, with a run, a unit and a record in it."""
+    both, later = ddl_after(module._DDL, 0), ddl_after(module._DDL, 1)
+    con = sqlite3.connect(path)
+    con.execute("PRAGMA journal_mode = WAL")
+    con.executescript(f"{both.removesuffix(later)} PRAGMA user_version = 1;")
+    con.execute("INSERT INTO runs VALUES ('r', 'key', 'running', '{}', '[\"u\"]')")
+    con.execute("INSERT INTO jobs (run, unit, position, priority) VALUES ('r', 'u', 0, 0)")
+    con.execute("INSERT INTO outbox (id, kind, body) VALUES (?, ?, ?)", (A_FAILURE.id, "failures", A_FAILURE.to_json()))
+    con.commit()
+    con.close()
+
+
+A_FAILURE = failed("m/5-mlp/1")
+
+
+def schema(path):
+    """(version, tables) of a file."""
+    con = sqlite3.connect(path)
+    tables = {name for (name,) in con.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    found = con.execute("PRAGMA user_version").fetchone()[0], tables - {"sqlite_sequence"}
+    con.close()
+    return found
+
+
+def test_what_a_version_had_is_never_changed():
+    first = ddl_after(module._DDL, 0).removesuffix(ddl_after(module._DDL, 1))
+    assert sha256(first.strip().encode()).hexdigest()[:16] == "fcc41109af364d1b"
+
+
+def test_a_file_of_version_1_is_brought_up_to_date_and_keeps_what_is_in_it(tmp_path):
+    path = tmp_path / "work.sqlite"
+    version_1(path)
+    version, tables = schema(path)
+    assert version == 1 and "llm_calls" not in tables
+    work = Work(path)
+    work.charge(call())
+    assert work.spent("r").calls == 1
+    assert [record for _, record in work.outbox(1)] == [A_FAILURE]
+    assert work.claim("r", worker_id()).unit == "u"
+    Work(tmp_path / "new.sqlite")
+    assert schema(path) == schema(tmp_path / "new.sqlite") == (module.VERSION, tables | {"llm_calls"})
+
+
+def test_many_processes_may_bring_a_file_up_to_date_at_once(tmp_path):
+    path = tmp_path / "work.sqlite"
+    version_1(path)
+    script = "import sys; from pathlib import Path; from lamplighter.store.work import Work; Work(Path(sys.argv[1]))"
+    made = [child(script, path) for _ in range(4)]
+    assert [process.wait(60) for process in made] == [0] * 4
+    for process in made:
+        process.stdout.close()
+    assert schema(path)[0] == module.VERSION
+
+
+def test_whoever_waited_for_another_to_bring_a_file_up_to_date_leaves_it_so(tmp_path, monkeypatch):
+    """While this process waits for its turn, a newer one may have gone further."""
+    path = tmp_path / "work.sqlite"
+    version_1(path)
+    real = module.ddl_after
+
+    class Late(sqlite3.Connection):
+        def execute(self, sql, *arguments):
+            if sql == "BEGIN IMMEDIATE":
+                other = sqlite3.connect(path)
+                other.executescript(f"{real(module._DDL, 1)} PRAGMA user_version = 77;")
+                other.close()
+            return super().execute(sql, *arguments)
+
+    connect = sqlite3.connect
+    with monkeypatch.context() as patch:
+        patch.setattr(module.sqlite3, "connect", lambda *a, **k: connect(*a, factory=Late, **k) if k else connect(*a))
+        Work(path).close()
+    assert schema(path)[0] == 77
+
+
+def test_an_upgrade_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "work.sqlite"
+    version_1(path)
+    before = schema(path)
+    monkeypatch.setattr(module, "ddl_after", lambda *_: "CREATE TABLE half (x INT);\nCREATE TABLE runs (x INT);\n")
+    with pytest.raises(sqlite3.OperationalError, match="already exists"):
+        Work(path)
+    assert schema(path) == before
 
 
 def test_a_newer_file_is_refused_with_both_versions(tmp_path):

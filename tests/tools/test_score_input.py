@@ -14,6 +14,7 @@ from lamplighter.tools import collect, labels, measures, score_input
 from lamplighter.tools.floors import Floors
 from lamplighter.tools.rules import Rule, side_text
 from lamplighter.tools.sweep import STEP, Exemplar, Statistics, SweptDocument
+from lamplighter.tools.try_rule import trial
 from lamplighter.tools.units import UnitId
 
 UNIT = UnitId("made-up", "0-mlp", 3)
@@ -449,7 +450,7 @@ def test_a_token_unit_is_as_well_looked_up_as_explained_and_a_context_unit_is_no
 
 def test_tune_scores_show_the_misses_and_leave_the_score_side_alone(sweep: Any) -> None:
     subject = SUBJECT
-    good, broad, narrow = (score_input.tune_score(subject, sweep, UNIT, tried) for tried in (TRUE, BROAD, NARROW))
+    good, broad, narrow = (trial(subject, sweep, UNIT, tried, "tune") for tried in (TRUE, BROAD, NARROW))
     for tried, found in ((TRUE, good), (BROAD, broad)):
         prediction, y, _ = counted(sweep, tried, "tune")
         assert found["precision"] == pytest.approx((y >= 0.5)[prediction > 0].mean(), abs=0.03)
@@ -461,5 +462,5 @@ def test_tune_scores_show_the_misses_and_leave_the_score_side_alone(sweep: Any) 
     assert missed and all(m["activation"] >= 0.5 and m["text"].endswith(m["token"]) for m in missed)
     tune = set(sweep.side("tune"))
     assert {m["document"] for found in (good, broad, narrow) for m in found["misses"]} <= tune
-    nothing = score_input.tune_score(subject, sweep, UNIT, NOWHERE)
+    nothing = trial(subject, sweep, UNIT, NOWHERE, "tune")
     assert nothing["f1"] == 0 and nothing["precision"] is None and nothing["predicted"] == 0

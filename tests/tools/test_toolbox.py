@@ -37,10 +37,15 @@ def test_a_schema_is_the_tools_signature(name: str) -> None:
     assert json.loads(json.dumps(schema)) == schema
     assert schema["additionalProperties"] is False
     assert schema["properties"].keys() == options.keys() != set()
-    for option, default in options.items():
-        assert schema["properties"][option]["default"] == default
-        assert len(schema["properties"][option]["description"]) > 10
-    assert tool.options().model_dump() == options
+    needed = {option for option, default in options.items() if default is inspect.Parameter.empty}
+    assert set(schema.get("required", [])) == needed
+    for option in options.keys() - needed:
+        assert schema["properties"][option]["default"] == options[option]
+    assert all(len(told["description"]) > 10 for told in schema["properties"].values())
+    filled = tool.options(**dict.fromkeys(needed, {})).model_dump()
+    assert {option: filled[option] for option in options.keys() - needed} == {
+        option: default for option, default in options.items() if option not in needed
+    }
 
 
 @pytest.mark.parametrize("name", TOOL_NAMES)

@@ -1,0 +1,123 @@
+"""Which planner a run gets, and one of them for each unit."""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Protocol
+
+from ..store.records import Refused
+from ..store.work import Work
+from ..tools import models
+from .budget import Budget
+from .config import EMBEDDED_LLM, Home
+from .embedded import EmbeddedServer, lack
+from .endpoint import Endpoint
+from .llm import Capabilities, Client, Stamps, probe
+from .planner import LLMPlanner, OutOfBudget
+from .playbook import Induce, Playbook
+from .state import Planner
+
+if TYPE_CHECKING:
+    from ..tools.toolbox import Toolbox
+
+PLANNERS = ("auto", "llm", "playbook")
+
+
+class Planners(Protocol):
+    """Makes the planner of each unit of one run. `label` says which kind, as the run's record tells it."""
+
+    label: str
+
+    def ready(self, run: str | None) -> None:
+        """Sees that planners can be made, before anything takes long; `run` is the one that is continued."""
+
+    def begin(self, run: str) -> None:
+        """The run is open."""
+
+    def make(self, toolbox: "Toolbox", induce: Induce, stamps: Stamps) -> Planner: ...
+
+    def close(self) -> None: ...
+
+
+def choose(planner: str, endpoint: str | None, home: Home, budget: Budget) -> Planners:
+    """`playbook`; `llm`: the configured endpoint, else the embedded model; `auto`: that if there is one, else playbook.
+
+    Raises Refused if there is none for `llm`, or the embedded one is here but cannot be served.
+    """
+    if planner not in PLANNERS:
+        raise Refused(f"the planner {planner!r} is unknown; choose one of {', '.join(PLANNERS)}.")
+    if planner == "playbook":
+        return ByPlaybook()
+    chosen = Endpoint.configured(endpoint, home.path)
+    if chosen is not None:
+        return ByLLM(chosen, home.work, budget)
+    if models.installed(EMBEDDED_LLM):
+        missing = lack(EMBEDDED_LLM)
+        if missing is not None:
+            raise Refused(f"{missing} Or choose --planner playbook.")
+        server = EmbeddedServer(EMBEDDED_LLM)
+        return ByLLM(Endpoint.embedded(EMBEDDED_LLM, server.connect), home.work, budget, server)
+    if planner == "auto":
+        return ByPlaybook()
+    raise Refused(
+        f"no language model is at hand; name one with --endpoint URL, run `lamplighter models pull {EMBEDDED_LLM}`, "
+        "or choose --planner playbook."
+    )
+
+
+class ByPlaybook:
+    """Planners without a language model."""
+
+    label = "playbook"
+
+    def ready(self, run: str | None) -> None: ...
+    def begin(self, run: str) -> None: ...
+    def close(self) -> None: ...
+
+    def make(self, toolbox: "Toolbox", induce: Induce, stamps: Stamps) -> Planner:
+        return Playbook(induce, toolbox.offered())
+
+
+class ByLLM:
+    """Planners on one endpoint. Its capabilities are probed once a run and kept with it.
+
+    The embedded server is the same program and the same weights each time: what it can do is kept for good.
+    """
+
+    def __init__(self, endpoint: Endpoint, work: Work, budget: Budget, server: EmbeddedServer | None = None) -> None:
+        self._work, self._budget, self._server = work, budget, server
+        self._client = Client(endpoint, work, self._check, lambda: budget.seconds_left)
+        self._can: Capabilities | None = None
+        self.label = f"llm:{self._client.model}@{endpoint.label}"
+
+    def ready(self, run: str | None) -> None:
+        if self._budget.usd is not None and not self._client.priced:
+            raise Refused(
+                f"no price is known for {self._client.model}, so --usd cannot be kept; set usd_per_million_in and "
+                "usd_per_million_out in config.toml of the home, or give --llm-tokens instead."
+            )
+        known = self._work.recall(self._key(run)) if self._server or run else None
+        self._can = Capabilities.from_json(known) if known else probe(self._client)
+        if self._server:
+            self.begin("")
+
+    def begin(self, run: str) -> None:
+        assert self._can is not None
+        self._work.remember(self._key(run), self._can.to_json())
+
+    def make(self, toolbox: "Toolbox", induce: Induce, stamps: Stamps) -> Planner:
+        assert self._can is not None
+        return LLMPlanner(self._client, self._can, induce, toolbox.offered(), toolbox.subject.piece, stamps)
+
+    def close(self) -> None:
+        self._client.close()
+        if self._server is not None:
+            self._server.close()
+
+    def _key(self, run: str | None) -> str:
+        if self._server is not None:
+            return f"llm-probe:{self.label}:{version('xllamacpp')}"
+        return f"llm-probe:{run}"
+
+    def _check(self) -> None:
+        reached = self._budget.asked_enough
+        if reached is not None:
+            raise OutOfBudget("budget", reached)

@@ -1,0 +1,118 @@
+"""A rule tried on explain or tune text: how often it is right there, and where it is wrong.
+
+This is how a planner learns what its guess got wrong, before anything is submitted. The score side is never touched.
+"""
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import WithJsonSchema
+
+from ..store.records import Evidence, Refused
+from . import measures, stats
+from .labels import hash_sample, kept_exemplars, read_places
+from .rules import RULE_SCHEMA, Rule, SideText
+from .subject import Subject
+from .sweep import Sweep
+from .units import UnitId
+
+MISSES = 5     # of each kind, shown
+LEAST = 0.01   # a clause's value where its places read at or below 0: it still predicts, and never 0
+
+
+def try_rule(
+    subject: Subject, sweep: Sweep, unit: UnitId, *, rule: Annotated[dict[str, Any], WithJsonSchema(RULE_SCHEMA)],
+    sentence: str = "", side: str = "explain", reads: int = 60,
+) -> Evidence:  # fmt: skip
+    """Runs a rule on known text and shows what it gets wrong: tokens it should not predict, and firings it misses.
+
+    Rows: `{kind, document, offset, text, token, ids, activation}`, kind false positive (weakest first) or false
+    negative (strongest first), activation in units of P, `text` and `ids` up to the token. checks: `f1, precision,
+    recall, firings, firings_sampled, predicted, predicted_sampled` (see `trial`) and `rule`: the same rule, each
+    clause's value now its mean y/P over the places read. Raises Refused for a malformed rule, and for the score side.
+
+    Args:
+        rule: the rule; patterns are RE2 and match a whole word.
+        sentence: what the rule says, in words.
+        side: explain or tune; the score side is never shown.
+        reads: predicted places that are read at most.
+    """
+    if side not in ("explain", "tune"):
+        raise Refused(f"side {side!r} cannot be shown; choose explain or tune.")
+    asked = Rule.from_json(rule)
+    with subject.metered() as cost:
+        found = trial(subject, sweep, unit, asked, side, max(reads, 1))
+    values = found.pop("values")
+    fitted = [replace(c, value=max(v or c.value, LEAST)) for c, v in zip(asked.clauses, values, strict=True)]
+    idle = [str(number) for number, value in enumerate(values, 1) if value is None]
+    rows = found.pop("misses")
+    return Evidence(
+        tool="try_rule", unit=unit.bare, sign=unit.sign, summary=_summary(asked.text(subject.piece), side, found),
+        rows=rows, checks=found | {"rule": Rule(tuple(fitted)).to_json()}, cost=cost,
+        warnings=[f"clause {', '.join(idle)} matches nothing that was read on the {side} side."] if idle else [],
+    )  # fmt: skip
+
+
+def _summary(rule: str, side: str, found: dict[str, Any]) -> str:
+    told = ", ".join(f"{name} {_number(found[name])}" for name in ("f1", "precision", "recall"))
+    return f"{rule}: {told} on the {side} side, where it predicts {found['predicted']} tokens."
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def trial(
+    subject: Subject, sweep: Sweep, unit: UnitId, rule: Rule, side: str, reads: int = measures.SAMPLE
+) -> dict[str, Any]:
+    """F1 of a rule on the explain or tune side, with its misses; it may be asked as often as one likes.
+
+    Recall: the kept exemplars ≥ .8 and .5–.8, weighing N_h / n_h; precision: up to `reads` predicted places, read.
+    Keys: f1, precision, recall (None where undefined), firings, firings_sampled, predicted, predicted_sampled,
+    `values`: each clause's mean y/P over the places read that it matches (None if none), `misses`: up to five false
+    positives (lowest y/P first) and five false negatives (highest first), each {kind, document, offset, text up to
+    the token, token, ids, activation = y/P}.
+    """
+    known = sweep.statistics(unit)
+    sample = kept_exemplars(subject, sweep, unit, side)
+    text = sample.text.text
+    masks = [clause.mask(text) for clause in rule.clauses]
+    predicted = np.any(masks, axis=0)
+    judged = hash_sample(sweep, sample.text, predicted)[:reads]
+    exact = dict(zip(sample.rows.tolist(), sample.values.tolist(), strict=True))
+    values = read_places(subject, sweep, unit, sample.text, judged, exact, known.peak)
+    fires = sample.values >= measures.FIRES
+    rows, weights = sample.rows[fires], sample.weights[fires]
+    recall = stats.ratio(weights[predicted[rows]].sum(), weights.sum())
+    precision = stats.ratio((values >= measures.FIRES).sum(), len(judged))
+    false = sorted((v, row) for v, row in zip(values.tolist(), judged.tolist(), strict=True) if v < measures.FIRES)
+    missed = sorted(
+        ((v, row) for v, row in zip(sample.values[fires].tolist(), rows.tolist(), strict=True) if not predicted[row]),
+        reverse=True,
+    )
+    return {
+        "f1": stats.number(stats.f1(np.nan_to_num(precision), recall)),
+        "precision": stats.number(precision),
+        "recall": stats.number(recall),
+        "firings": known.firings[side],
+        "firings_sampled": len(rows),
+        "predicted": int(predicted.sum()),
+        "predicted_sampled": len(judged),
+        "values": [float(values[mask[judged]].mean()) if mask[judged].any() else None for mask in masks],
+        "misses": [
+            _miss(subject, sweep, sample.text, kind, row, v)
+            for kind, found in (("false positive", false), ("false negative", missed))
+            for v, row in found[:MISSES]
+        ],
+    }
+
+
+def _miss(subject: Subject, sweep: Sweep, text: SideText, kind: str, row: int, value: float) -> dict[str, Any]:
+    place = int(text.document[row]), int(text.offset[row])
+    window, position = sweep.window(place)
+    ids = window[: position + 1]
+    return {
+        "kind": kind, "document": place[0], "offset": place[1], "text": subject.text(ids),
+        "token": subject.piece(ids[-1]), "ids": ids, "activation": value,
+    }  # fmt: skip
