@@ -252,9 +252,8 @@ class _Night:
         except StaleAttempt:
             raise
         except Exception as error:  # noqa: BLE001
-            where = traceback.extract_tb(error.__traceback__)[-1]
             failure = Failure(
-                kind=type(error).__name__, message=f"{error} ({Path(where.filename).name}:{where.lineno})",
+                kind=type(error).__name__, message=_told(error),
                 step=step, attempt=job.attempt, run=state.id, investigation=investigation, unit=unit.bare,
                 sign=unit.sign, provenance=sweep.facts["provenance"],
             )  # fmt: skip
@@ -310,6 +309,14 @@ class _Night:
             run=state.id, key=state.key, asked=self.request.asked(), status=status, units=state.units,
             seconds=round(seconds, 2), provenance={"code": __version__, "measures": measures.VERSION},
         )  # fmt: skip
+
+
+def _told(error: Exception) -> str:
+    """What a failure says; where it happened too, unless it is one that says by itself what to do."""
+    if isinstance(error, Refused | LLMError):
+        return str(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{error} ({Path(where.filename).name}:{where.lineno})"
 
 
 def _outcome(home: Home, state: RunState, status: str, repeated: bool = False) -> Outcome:

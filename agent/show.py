@@ -1,7 +1,10 @@
 """What commands print for people, and the facts behind it. Corpus text is shown as text, never as markup."""
 
 import json
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -20,7 +23,7 @@ WIDTH = 160      # columns of a table where the output is no terminal
 
 NEXT = (
     "lamplighter show {unit}          everything behind one explanation",
-    'lamplighter query "numbers with an ordinal ending"          search explanations by meaning',
+    "lamplighter query {like}          search explanations by meaning",
     'lamplighter try {unit} "any text of yours"          read the unit on it, token by token',
 )
 
@@ -123,6 +126,7 @@ def run_facts(home: Home, outcome: "Outcome") -> dict[str, Any]:
     return {
         "run": outcome.run, "status": outcome.status, "repeated": outcome.repeated, "explanations": rows,
         "failures": failures, "failed": outcome.failed, "left": outcome.left,
+        "llm": asdict(home.work.spent(outcome.run)),
     }  # fmt: skip
 
 
@@ -144,11 +148,25 @@ def run_table(facts: dict[str, Any]) -> None:
         say(f"failed: {name(failure)} {_failure(failure)}")
     if facts["left"]:
         say(f"left out, the budget was reached: {', '.join(facts['left'])}")
+    say(_total(facts))
     if facts["repeated"]:
         say("this run was finished before; --fresh (FRESH=1 with make) starts it anew.")
     if rows:
+        found = next((clean(r["explanation"]) for r in rows if r["explanation"]), "numbers")
+        like = shlex.quote(found.removeprefix("fires on ")[:60])     # for the shell: a model may have written it
         for line in NEXT:
-            say(line.format(unit=name(rows[0])))
+            say(line.format(unit=name(rows[0]), like=like))
+
+
+def _total(facts: Mapping[str, Any]) -> str:
+    """How the units ended, and what the language model was asked in this run."""
+    ended = Counter(row["verdict"] for row in facts["explanations"])
+    ended["failed"] += len(facts["failed"])
+    told = ", ".join(f"{count} {how}" for how, count in ended.most_common() if count)
+    llm = facts["llm"]
+    cost = "" if llm["unpriced"] else f", {llm['usd']:.2f} dollars"
+    asked = f"; {llm['calls']} requests to the language model, {llm['tokens']:,} tokens{cost}" if llm["calls"] else ""
+    return f"{sum(ended.values())} units: {told or 'none ended'}{asked}."
 
 
 def _failure(row: Mapping[str, Any]) -> str:
@@ -157,6 +175,8 @@ def _failure(row: Mapping[str, Any]) -> str:
 
 def status_facts(home: Home) -> list[dict[str, Any]]:
     """Each run of this home with its units counted by status."""
+    if not home.path.exists():     # asking leaves no folder behind
+        return []
     return [
         {"run": run.id, "status": run.status, "units": len(run.units), **home.work.counts(run.id)}
         for run in home.work.runs()

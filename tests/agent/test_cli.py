@@ -322,7 +322,8 @@ def test_work_held_by_another_process(cli: Cli, copied: Any, project: Any, monke
 def test_a_home_that_is_no_folder(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(cli("status", "--home", tmp_path / "file"), "is a file", "--home")
-    refused(cli("status", "--home", tmp_path / "file" / "below"), "cannot be made")
+    below = cli("run", "--planner", "llm", "--endpoint", "http://127.0.0.1:1", "--home", tmp_path / "file" / "below")
+    refused(below, "cannot be made")
 
 
 # What it prints
@@ -332,7 +333,7 @@ def test_the_home_is_the_option_else_the_variable_else_here(
     cli: Cli, finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli("status", "--json").json == [] and (tmp_path / "lamplighter-home").is_dir()
+    assert cli("status", "--json").json == [] and not (tmp_path / "lamplighter-home").exists()
     monkeypatch.setenv("LAMPLIGHTER_HOME", str(finished.home.path))
     assert len(cli("status", "--json").json) == 1
     assert cli("status", "--json", "--home", tmp_path / "other").json == []
@@ -443,7 +444,7 @@ def test_query_finds_by_meaning(cli: Cli, copied: Any, minilm: Path, monkeypatch
 def test_a_finished_run_is_shown_with_what_to_try_next(cli: Cli, finished: Any, project: Any) -> None:
     said = cli(*project.arguments, "--json", "--home", finished.home.path)
     assert said.code == 0 and said.json.keys() == {
-        "run", "status", "repeated", "explanations", "failures", "failed", "left",
+        "run", "status", "repeated", "explanations", "failures", "failed", "left", "llm",
     }  # fmt: skip
     assert said.json["repeated"] is True and len(said.json["explanations"]) == 5
     shown = cli(*project.arguments, "--home", finished.home.path).out
