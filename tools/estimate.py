@@ -40,7 +40,8 @@ class Explained(Protocol):
 class Candidate:
     """A clause, the places `at` it matches (flat, ascending), and trust[P]: what each firing place counts (0 = missed).
 
-    listed: words in its lists beyond the first; words, before: how to say its matcher and its conditions.
+    listed: words in its lists beyond the first; words, before: how to say its matcher and its conditions. names: of a
+    clause that is nothing but a list, its tokens' ids, or its words as `lexicon.matching` takes them, the best first.
     """
 
     clause: Clause
@@ -49,6 +50,7 @@ class Candidate:
     listed: int
     words: str
     before: tuple[str, ...] = ()
+    names: tuple[int | str, ...] = ()
 
     @cached_property
     def key(self) -> bytes:

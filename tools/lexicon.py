@@ -17,6 +17,8 @@ from nltk.stem import PorterStemmer
 from .rules import CLASSES, MAX_PATTERN, Ints, Matcher, Text
 
 LONGEST = 40           # characters of a word that a list may hold
+FOLD = "(?i)"          # marks a word of a list that matches in capitals or not
+BLANK = "a blank"
 
 # Shapes and closed classes that people have a name for.
 KNOWN: tuple[tuple[str, str], ...] = (
@@ -65,12 +67,13 @@ class Family:
 
     values: the group of each kind of word, by name. write, call: the matcher of a list of names, and what to call it.
     most: how long a list may be. loose: the pattern goes beyond the words seen, so it must be shown by different words,
-    not by one word many times.
+    not by one word many times. words: the words, as `matching` takes them, that a list of names stands for; none where
+    its matcher is no list of words.
     """
 
     def __init__(
         self, values: Sequence[str | None], write: Callable[[list[str]], Matcher], call: Callable[[list[str]], str],
-        most: int, loose: bool = True,
+        most: int, loose: bool = True, words: Callable[[list[str]], list[str]] = lambda _: [],
     ) -> None:  # fmt: skip
         known: dict[str, int] = {}
         usable = (value if value and len(value) <= LONGEST else None for value in values)
@@ -78,6 +81,7 @@ class Family:
         self.codes: Ints = np.array(codes, dtype=np.int64)
         self.names = list(known)
         self.write, self.call, self.most, self.loose = write, call, most, loose
+        self.words = words
 
 
 class Lexicon:
@@ -90,10 +94,10 @@ class Lexicon:
     def __init__(self, text: Text) -> None:
         folded = [word.lower() for word in text.vocabulary]
         plain = [word if word.replace("'", "").replace("’", "").isalpha() else None for word in folded]
-        self.folded = Family(folded, listing, called, 24, loose=False)
+        self.folded = Family(folded, listing, called, 24, loose=False, words=folding)
         classes = [_class(word) for word in text.vocabulary]
         self.kinds = Family(classes, lambda n: Matcher(cls=n[0]), lambda n: CALLED[n[0]][1], 1)
-        exact = Family(text.vocabulary, lambda n: Matcher(word=_options(n)), called, 24, loose=False)
+        exact = Family(text.vocabulary, matching, called, 24, loose=False, words=list)
         numbers = Family([_digits(w) for w in text.vocabulary], _digit_matcher, _digit_call, 6)
         shapes = Family([_shape(w) for w in text.vocabulary], lambda n: Matcher(word="|".join(n)), _shape_call, 4)
         self.all = [exact, self.folded, _forms(folded, plain), numbers, shapes]
@@ -123,14 +127,43 @@ def lexicon(text: Text) -> Lexicon:
 
 def listing(names: Sequence[str]) -> Matcher:
     """Matches these words, in capitals or not."""
-    return Matcher(word="(?i)" + _options(names))
+    return matching(folding(names))
+
+
+def folding(names: Sequence[str]) -> list[str]:
+    """Words of a list, marked to match in capitals or not."""
+    return [FOLD + name for name in names]
+
+
+def unmarked(words: Sequence[str]) -> list[str]:
+    """Words of a list without their marks."""
+    return [word.removeprefix(FOLD) for word in words]
+
+
+def fitting(words: Sequence[str]) -> list[str]:
+    """The first words of a list, as many as fit into one pattern."""
+    lengths = accumulate(len(_escape(word)) + 1 for word in unmarked(words))
+    return [word for word, length in zip(words, lengths, strict=True) if length < MAX_PATTERN - LONGEST]
+
+
+def matching(words: Sequence[str]) -> Matcher:
+    """Matches these words, as many as fit: those marked FOLD in capitals or not, the others only as they are."""
+    chosen = fitting(words)
+    exact = _options([word for word in chosen if not word.startswith(FOLD)])
+    folded = _options(unmarked([word for word in chosen if word.startswith(FOLD)]))
+    return Matcher(word=f"{exact}|(?i:{folded})" if exact and folded else exact or FOLD + folded)
+
+
+def merged(words: Sequence[int | str], more: Sequence[int | str]) -> list[int | str]:
+    """Both lists as one, each word once; one marked FOLD takes the place of the same word without."""
+    known = {*words, *more}
+    folds = (word if isinstance(word, int) else FOLD + word.lower() for word in (*words, *more))
+    both = zip((*words, *more), folds, strict=True)
+    return list(dict.fromkeys(fold if fold in known else word for word, fold in both))
 
 
 def _options(names: Sequence[str]) -> str:
-    """Alternatives of a pattern, as many as fit into one."""
-    written = [_escape(name) for name in names]
-    lengths = accumulate(len(name) + 1 for name in written)
-    return "|".join(name for name, length in zip(written, lengths, strict=True) if length < MAX_PATTERN - LONGEST)
+    return "|".join(map(_escape, names))
 
 
 def _escape(word: str) -> str:
@@ -153,11 +186,16 @@ def _forms(folded: Sequence[str], plain: Sequence[str | None]) -> Family:
         if root:
             members.setdefault(root, {})[word] = None
     short = {root: min(words, key=len) for root, words in members.items()}
+
+    def forms(roots: list[str]) -> list[str]:
+        return folding([word for root in roots for word in list(members[root])[:8]])
+
     return Family(
         stems,
-        lambda n: listing([word for root in n for word in list(members[root])[:8]]),
+        lambda n: matching(forms(n)),
         lambda n: f"forms of {quoted([short[root] for root in n[:6]], 'and')}",
         8,
+        words=forms,
     )
 
 
@@ -227,6 +265,9 @@ def _beginning(names: list[str]) -> str:
 
 def called(names: Sequence[str]) -> str:
     """The words themselves, quoted; of more than six, the first six."""
+    if BLANK in names:
+        others = [name for name in names if name != BLANK]
+        return f"{called(others)} and {BLANK}" if others else BLANK
     if list(names) == ["\n"]:
         return "a line break"
     what = "word" if any(c.isalnum() for name in names for c in name) else "mark"
@@ -236,8 +277,8 @@ def called(names: Sequence[str]) -> str:
 
 
 def quoted(names: Sequence[str], last: str) -> str:
-    """The names in quotes, with `last` before the last one."""
-    return joined([f"“{name}”".replace("\n", "⏎") for name in names], last)
+    """The names in quotes, but for a blank's, with `last` before the last one."""
+    return joined([name if name == BLANK else f"“{name}”".replace("\n", "⏎") for name in names], last)
 
 
 def joined(items: Sequence[str], last: str) -> str:
@@ -258,4 +299,4 @@ def within(what: str, distance: int) -> str:
 
 def spelled(piece: Callable[[int], str], ids: Sequence[int]) -> list[str]:
     """Tokens as people read them, each spelling once."""
-    return list(dict.fromkeys(piece(i).strip(" ") or "a blank" for i in ids))
+    return list(dict.fromkeys(piece(i).strip(" ") or BLANK for i in ids))

@@ -16,7 +16,7 @@ from scipy.special import bdtrc
 
 from .collect import position_key
 from .estimate import Candidate, Known, Values
-from .lexicon import Family, after, called, lexicon, listing, named, spelled
+from .lexicon import Family, after, called, fitting, folding, lexicon, matching, merged, named, spelled, unmarked
 from .measures import WINDOW
 from .rules import MAX_IDS, Clause, Flags, Floats, Ints, Matcher, Near
 from .trials import Condition, Trials
@@ -74,7 +74,8 @@ class Proposals:
             for matcher, words in named():
                 yield self._plain(Clause(matcher, piece), words, rest)
         if self.tracked:
-            yield self._plain(Clause(listing(self.tracked)), called(self.tracked), rest, len(self.tracked) - 1)
+            names = tuple(folding(self.tracked))
+            yield self._plain(Clause(matching(names)), called(self.tracked), rest, names)
 
     def _pieces(self, fresh: Flags) -> list[str]:
         """The pieces of a word that most firing places are, and "any" where they are no one piece."""
@@ -86,11 +87,11 @@ class Proposals:
         chosen = [p for p in shares if shares[p] >= 0.5 and not (p == "first" and whole >= 0.9)]
         return chosen if max(shares.values()) >= 0.9 else [*chosen, "any"]
 
-    def _plain(self, clause: Clause, words: str, rest: Rest, listed: int = 0) -> Candidate:
+    def _plain(self, clause: Clause, words: str, rest: Rest, names: tuple[str, ...] = ()) -> Candidate:
         at = np.flatnonzero(clause.mask(self.text))
         covered = self.known.matched(at)
         trust = np.where(covered, self.known.shrink(covered & rest.fresh, len(at)), 0.0)
-        return Candidate(clause, at, trust, listed, words)
+        return Candidate(clause, at, trust, max(len(names) - 1, 0), words, names=names)
 
     def _valued(self, codes: Ints, rest: Rest, family: Family | None, piece: str) -> Iterator[Candidate]:
         """Clauses on the values that firing places share: the best list, and the best value alone."""
@@ -99,7 +100,28 @@ class Proposals:
         for pick in self._choose(seen, self.known.weight, family, rest):
             matcher, words = self._written(pick.values, family)
             at = np.flatnonzero(_among(codes, pick.values) & (self.text.position > 0))
-            yield Candidate(Clause(matcher, piece), at, pick.trust, len(pick.values) - 1, words)
+            names = family.words([family.names[v] for v in pick.values]) if family else pick.values.tolist()
+            clause = Clause(matcher, piece)
+            yield Candidate(clause, at, pick.trust, len(pick.values) - 1, words, names=tuple(names))
+
+    # Bare lists
+
+    def union(self, a: Candidate, b: Candidate) -> Candidate | None:
+        """Two bare lists, of words or of tokens, on the same piece as one; None if they are no such pair."""
+        kinds = {(c.clause.piece, bool(c.clause.at.ids)) for c in (a, b)}
+        if not (a.names and b.names) or len(kinds) > 1:
+            return None
+        return self.listed(a.clause.piece, merged(a.names, b.names), np.maximum(a.trust, b.trust))
+
+    def listed(self, piece: str, names: Sequence[int | str], trust: Floats) -> Candidate:
+        """The clause that is nothing but a list of these names, as many as fit; trust [P] counts where it matches."""
+        ids = tuple(name for name in names if isinstance(name, int))[:MAX_IDS]
+        words = tuple(fitting([name for name in names if isinstance(name, str)]))
+        said = called(spelled(self.spell, ids) if ids else unmarked(words))
+        clause = Clause(Matcher(ids) if ids else matching(words), piece)
+        at = np.flatnonzero(clause.mask(self.text))
+        trust = np.where(self.known.matched(at), trust, 0.0)
+        return Candidate(clause, at, trust, len(ids or words) - 1, said, names=ids or words)
 
     # What stands before it
 

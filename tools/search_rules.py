@@ -51,17 +51,37 @@ class Search:
         return self.assemble(self.shortlist([*rule, *pool])), [*rule, *pool]
 
     def assemble(self, pool: Sequence[Candidate]) -> list[Candidate]:
-        """The best rule from these clauses: from each of the three best begun, the best added while it helps."""
+        """The best rule from these clauses: from each of the three best begun, the best added while it helps.
+
+        Clauses that are bare lists on the same piece become one, which loses the words that it does as well without.
+        """
         best: tuple[float, list[Candidate]] = (0.0, [])
         for first in sorted(pool, key=lambda c: -self.worth([c]))[:3]:
             now, rule = self.worth([first]), [first]
             while True:
-                worth, longer = max(((self.worth([*rule, c]), [*rule, c]) for c in pool), key=lambda item: item[0])
-                if worth <= now:
+                longer = max((self._with(rule, c) for c in pool), key=self.worth)
+                if self.worth(longer) <= now:
                     break
-                now, rule = worth, longer
+                now, rule = self.worth(longer), longer
             best = max(best, (now, rule), key=lambda item: item[0])
-        return best[1]
+        return self._trimmed(best[1], pool)
+
+    def _with(self, rule: list[Candidate], c: Candidate) -> list[Candidate]:
+        """The rule and a clause more, or where both are bare lists on the same piece, the union in place of its own."""
+        unions = [self.proposals.union(own, c) for own in rule]
+        longer = [both or own for own, both in zip(rule, unions, strict=True)]
+        return longer if any(unions) else [*rule, c]
+
+    def _trimmed(self, rule: list[Candidate], pool: Sequence[Candidate]) -> list[Candidate]:
+        """The rule without the words, tried from the last on, that a union is worth as much without."""
+        for k, c in enumerate(rule):
+            for name in reversed(c.names if c not in pool else ()):
+                own = rule[k]
+                if len(own.names) > 1:
+                    left = [other for other in own.names if other != name]
+                    less = [*rule[:k], self.proposals.listed(own.clause.piece, left, own.trust), *rule[k + 1 :]]
+                    rule = less if self.worth(less) >= self.worth(rule) else rule
+        return rule
 
     def shortlist(self, pool: Sequence[Candidate]) -> list[Candidate]:
         """The clauses of most worth by themselves, each set of places once, and the rule found clause by clause."""

@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools.collect import position_key
 from lamplighter.tools.estimate import Candidate, Known
 from lamplighter.tools.induce import MIN_F1, Induced, induce
+from lamplighter.tools.lexicon import FOLD, KNOWN, called, fitting, matching, merged, spelled
 from lamplighter.tools.measures import MAX_ATOMS, MAX_CLAUSES, STRATA
-from lamplighter.tools.rules import Clause, Matcher, Rule, Tokens, side_text
+from lamplighter.tools.rules import MAX_IDS, MAX_PATTERN, Clause, Matcher, Rule, Tokens, side_text
+from lamplighter.tools.search_rules import ALTERNATIVE, PRICE, Search
+from lamplighter.tools.trials import Trials
 from lamplighter.tools.units import UnitId
 
 NOUNS = [
@@ -403,6 +408,106 @@ def test_reading_finds_words_that_exemplars_show_once(world: World) -> None:
     alone, read = (induce(world.subject, world, unit, reads=n) for n in (0, 150))  # type: ignore[arg-type]
     missed = [rule_f1(world, unit, made.rule) if made.rule else 0.0 for made in (alone, read)]
     assert missed[1] >= 0.8 and missed[1] > missed[0] + 0.1
+
+
+# Bare lists
+
+
+def bare(clause: Clause) -> tuple[str, str] | None:
+    """What a clause that is nothing but a list lists, and on which piece; None for any other."""
+    if clause.atoms > 1 + (clause.piece != "last" and not clause.at.ids):
+        return None
+    if clause.at.ids:
+        return "tokens", clause.piece
+    words = re.sub(r"\(\?i[:)]|\)", "", clause.at.word or "")
+    named = clause.at.word in {pattern for _, pattern in KNOWN}
+    return ("words", clause.piece) if re.fullmatch(r"\w+(\|\w+)*", words) and not named else None
+
+
+@pytest.mark.parametrize("name", sorted(PLANTED))
+def test_no_two_clauses_are_bare_lists_on_the_same_piece(world: World, name: str) -> None:
+    for reads in (0, 150):
+        made = _made(world, name, reads)
+        lists = [kind for c in (made.rule.clauses if made.rule else ()) if (kind := bare(c))]
+        assert len(lists) == len(set(lists)), str(made.rule)
+
+
+def test_words_found_in_two_rounds_are_one_list(world: World) -> None:
+    """Words as they stand come first and forms of them next: walked, …, and walking, walked, … in capitals or not."""
+    made = _made(world, "forms", 150)
+    assert made.rule is not None and len(made.rule.clauses) == made.rule.atoms == 1
+    words = str(made.rule.clauses[0].at.word).removeprefix(FOLD).split("|")
+    assert sorted(words) == sorted(f"{stem}{end}" for stem in STEMS[:3] for end in ("s", "ed", "ing"))
+    said = re.findall("“([^”]+)”", str(made.sentence))
+    assert len(said) == len(set(said)) == 6 and "also on" not in str(made.sentence)
+
+
+@pytest.fixture(scope="module")
+def search(world: World) -> Search:
+    unit = world.plant(2006, word_is("Rome|Prague|house|garden"))
+    return Search(world.subject.piece, Known(world.subject, world, unit), Trials(world.subject, []))  # type: ignore[arg-type]
+
+
+def listed(search: Search, names: Sequence[int | str], piece: str = "last") -> Candidate:
+    return search.proposals.listed(piece, names, np.full(len(search.known.at), 0.9))
+
+
+LISTED = ["the", "The", "They", *NOUNS, *PLACES, *SPELLED]
+SOME_WORDS = st.lists(st.sampled_from([*LISTED, *(FOLD + w.lower() for w in LISTED)]), min_size=1, max_size=16)
+SOME_TOKENS = st.lists(st.integers(1, 40), min_size=1, max_size=16)
+
+
+@given(st.tuples(SOME_WORDS, SOME_WORDS) | st.tuples(SOME_TOKENS, SOME_TOKENS))
+def test_a_union_matches_what_both_lists_do_and_never_lowers_worth(search: Search, two: Any) -> None:
+    a, b = (listed(search, list(dict.fromkeys(names)), "any") for names in two)
+    both = search.proposals.union(a, b)
+    assert both is not None and both.clause.atoms == a.clause.atoms
+    if len(fitting([n for n in merged(*two) if isinstance(n, str)])) in (0, len(merged(*two))):
+        assert np.array_equal(both.at, np.union1d(a.at, b.at))
+        saved = PRICE * a.clause.atoms + ALTERNATIVE * (a.listed + b.listed - both.listed)
+        assert search.worth([both]) == pytest.approx(search.worth([a, b]) + saved)
+        assert saved > 0 and both.listed == len(both.names) - 1 == len(set(both.names)) - 1
+
+
+def test_a_union_stays_within_the_length_limits_and_keeps_the_first(search: Search) -> None:
+    long = [f"{word}{number:030d}" for word in "ab" for number in range(8)]
+    both = search.proposals.union(listed(search, long[:8]), listed(search, long[8:]))
+    assert both is not None and both.names == tuple(long[: len(both.names)]) and 8 < len(both.names) < 16
+    assert len(str(both.clause.at.word)) <= MAX_PATTERN and both.words.endswith(f"“{long[5]}”")
+    tokens = search.proposals.union(listed(search, range(40, 60)), listed(search, range(1, 30)))
+    assert tokens is not None and tokens.names == (*range(40, 60), *range(1, MAX_IDS - 19))
+    assert tokens.listed == MAX_IDS - 1
+
+
+def test_only_bare_lists_of_one_kind_and_piece_have_a_union(search: Search) -> None:
+    a = listed(search, ["Oslo"])
+    others = [listed(search, ["Rome"], "first"), listed(search, [5], "last")]
+    others += [Candidate(Clause(a.clause.at, repeat=True), a.at, a.trust, 0, "")]
+    assert [search.proposals.union(a, c) for c in others] == [None] * 3
+
+
+def test_a_union_loses_the_words_that_it_does_as_well_without(search: Search) -> None:
+    pool = [listed(search, ["Rome", "house", "judge"]), listed(search, ["garden", "Rome", "Prague", "later"])]
+    assert search.worth(pool) > max(search.worth([c]) for c in pool) > 0
+    (both,) = search.assemble(pool)
+    assert set(both.names) == {"Rome", "house", "garden", "Prague"} and both.listed == 3
+    assert both.words == called([str(name) for name in both.names])
+    assert search.assemble(pool[:1]) == pool[:1]   # a list that was proposed stays as it was
+
+
+def test_words_in_capitals_or_not_and_words_as_they_are_share_a_pattern() -> None:
+    assert merged(["The", "dog", 7], ["(?i)dog", "the", "The", 7]) == ["The", "(?i)dog", 7, "the"]
+    assert matching(["The", "(?i)dog", "(?i)cat"]) == Matcher(word="The|(?i:dog|cat)")
+    assert matching(["(?i)dog", "(?i)cat"]) == Matcher(word="(?i)dog|cat")
+    assert matching(["Dog", "."]) == Matcher(word=r"Dog|\.")
+
+
+def test_a_blank_is_no_word() -> None:
+    names = spelled(lambda i: [" the", " ", ",", "  "][i], range(4))
+    assert names == ["the", "a blank", ","]
+    assert called(names) == "the words “the” and “,” and a blank"
+    assert (called(names[1:2]), called(names[:2])) == ("a blank", "the word “the” and a blank")
+    assert called(names[1:]) == "the mark “,” and a blank"
 
 
 # What experiments add
