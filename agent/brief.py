@@ -19,17 +19,20 @@ _PLAIN = str.maketrans({"“": '"', "”": '"', "«": "<", "»": ">", "\n": "⏎
 def brief(evidence: Evidence) -> str:
     """What a tool call found, in a few lines; a refusal with its reason."""
     if not evidence.ok:
-        return f"{evidence.tool} was refused: {evidence.summary}"
+        return f"{evidence.tool} was refused: {_said(evidence)}"
     return _BRIEFS.get(evidence.tool, _summary)(evidence)
 
 
 def quoted(text: str, read: str = "") -> str:
     """The end of `text` in quotation marks; `read` is the token at its end, which is marked."""
     head = text.removesuffix(read)
-    head = ("…" if len(head) > TAIL else "") + head[-TAIL:]
-    shown = "".join(c if c.isprintable() else "�" for c in head.translate(_PLAIN))
-    mark = "".join(c if c.isprintable() else "�" for c in read.translate(_PLAIN))
-    return f"“{shown}«{mark}»”" if read else f"“{shown}”"
+    shown = ("…" if len(head) > TAIL else "") + plain(head[-TAIL:])
+    return f"“{shown}«{plain(read[-TAIL:])}»”" if read else f"“{shown}”"
+
+
+def plain(text: str) -> str:
+    """Corpus text on one line and without the marks of a quotation."""
+    return "".join(c if c.isprintable() else "�" for c in text.translate(_PLAIN))
 
 
 def number(value: float | None) -> str:
@@ -38,7 +41,13 @@ def number(value: float | None) -> str:
 
 
 def _summary(evidence: Evidence) -> str:
-    return f"{evidence.tool}: {evidence.summary}"
+    return f"{evidence.tool}: {_said(evidence)}"
+
+
+def _said(evidence: Evidence) -> str:
+    """The summary on one line; a unit's name begins with its model's, which may be a folder of this machine."""
+    name = f"{evidence.unit}{'-' if evidence.sign == -1 else ''}"
+    return " ".join(evidence.summary.replace(name, "the neuron").split())
 
 
 def _top_examples(evidence: Evidence) -> str:

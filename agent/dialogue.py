@@ -13,7 +13,7 @@ from typing import Any
 from .. import prompts
 from ..store.records import Refused
 from ..tools.toolbox import describe
-from .llm import Capabilities, Client, LLMError, Reply, Stamps
+from .llm import Capabilities, Client, LLMError, Reply, Stamps, json_object
 
 MAX_TOKENS = 400
 WHY = 120        # characters of a reason
@@ -44,7 +44,6 @@ class Act:
     tool: str
     arguments: dict[str, Any]
     why: str
-    id: str = ""
 
 
 @dataclass
@@ -62,10 +61,10 @@ class Dialogue:
         listed = "\n".join(f"- {line}" for line in map(_line, (*self.tools, *ENDS)))
         reply = prompts.render("reply_call") if self.can.tools else prompts.render("reply_json", tools=listed)
         self.messages.append({"role": "system", "content": prompts.render("plan", reply=reply)})
-        for number, shot in enumerate(prompts.shots()):
+        for shot in prompts.shots():
             did = shot["assistant"]
             self.tell(shot["user"])
-            self._acted(Act(did["tool"], did["args"], did["why"], f"example{number}"))
+            self._acted(Act(did["tool"], did["args"], did["why"]))
             if did["tool"] in ENDS and self._pending:     # the next example is of another unit
                 self.tell("recorded")
 
@@ -89,9 +88,13 @@ class Dialogue:
             self.messages.append({"role": "assistant", "content": _compact(said)})
             return
         function = {"name": act.tool, "arguments": _compact({"why": act.why, **act.arguments})}
-        calls = [{"id": act.id, "type": "function", "function": function}]
+        self._pending = self._number()
+        calls = [{"id": self._pending, "type": "function", "function": function}]
         self.messages.append({"role": "assistant", "content": None, "tool_calls": calls})
-        self._pending = act.id
+
+    def _number(self) -> str:
+        """A call's id: the server's own is drawn anew each time. Some chat templates want nine letters and digits."""
+        return f"call{len(self.messages):05}"
 
     def ask(self, purpose: str, names: Sequence[str]) -> Act:
         """The model's next action among the tools `names`. Raises Refused, fit to be shown to it, for anything else.
@@ -119,9 +122,9 @@ class Dialogue:
 
     def _note(self, reply: Reply) -> None:
         """Keeps what was no usable action among the messages, so that the model sees what it did."""
-        first = replace(reply, calls=reply.calls[:1])     # each call in a message must be answered
-        self.messages.append(first.message)
-        self._pending = first.calls[0].id if first.calls else ""
+        kept = reply.calls[:1] if self.can.tools else []     # each call in a message must be answered
+        self._pending = self._number() if kept else ""
+        self.messages.append(replace(reply, calls=[replace(call, id=self._pending) for call in kept]).message)
 
     def _read(self, reply: Reply, names: Sequence[str]) -> Act:
         if self.can.tools:
@@ -131,17 +134,14 @@ class Dialogue:
             if call.arguments is None:
                 raise Refused(f"the arguments of {call.name} are no JSON object.")
             arguments = dict(call.arguments)
-            return _valid(call.name, arguments, str(arguments.pop("why", "")), names, call.id)
-        try:
-            said = json.loads(reply.text)
-        except json.JSONDecodeError:
-            raise Refused("the reply is no JSON object.") from None
-        if not isinstance(said, dict) or not isinstance(said.get("args", {}), dict):
+            return _valid(call.name, arguments, str(arguments.pop("why", "")), names)
+        said = json_object(reply.text)
+        if said is None or not isinstance(said.get("args", {}), dict):
             raise Refused("the reply is no JSON object with an object args.")
         return _valid(str(said.get("tool", "")), said.get("args", {}), str(said.get("why", "")), names)
 
 
-def _valid(name: str, arguments: Mapping[str, Any], why: str, names: Sequence[str], number: str = "") -> Act:
+def _valid(name: str, arguments: Mapping[str, Any], why: str, names: Sequence[str]) -> Act:
     """The action, if it names a tool that is offered and gives it what it takes; the tool itself checks the rest."""
     if name not in names:
         raise Refused(f"{name[:40]!r} is not offered now.")
@@ -151,7 +151,7 @@ def _valid(name: str, arguments: Mapping[str, Any], why: str, names: Sequence[st
     if unknown or missing:
         wrong = f"lacks {missing[0]!r}" if missing else f"does not take {unknown[0][:40]!r}"
         raise Refused(f"{name} {wrong}; its arguments are {', '.join(schema['properties']) or 'none'}.")
-    return Act(name, dict(arguments), why[:WHY], number)
+    return Act(name, dict(arguments), why[:WHY])
 
 
 def _described(name: str) -> tuple[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -53,9 +54,12 @@ class EmbeddedServer:
 
     def close(self) -> None:
         """Ends the child, if there is one."""
-        if self._child is not None and self._child.stdin is not None:
-            self._child.stdin.close()
+        if self._child is not None:
+            assert self._child.stdin is not None and self._child.stdout is not None
+            with suppress(BrokenPipeError):      # it has ended before it read its key
+                self._child.stdin.close()
             self._child.wait()
+            self._child.stdout.close()
         if self._log is not None:
             self._log.close()
         self._child = self._log = None
@@ -72,10 +76,13 @@ class EmbeddedServer:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
         )  # fmt: skip
         assert self._child.stdin is not None and self._child.stdout is not None
-        self._child.stdin.write(self._key + "\n")
-        self._child.stdin.flush()
+        with suppress(BrokenPipeError):          # it has ended by now; what it said is read below
+            self._child.stdin.write(self._key + "\n")
+            self._child.stdin.flush()
         line = self._child.stdout.readline()
         if not line:
+            self._child.kill()                   # it may still be about to end, and is not to be taken for alive
+            self._child.wait()
             raise Refused(f"the embedded language model {self.name} did not start: {self._last_words()}")
         self._url = str(json.loads(line)["url"])
 

@@ -382,7 +382,7 @@ def _exchange(api: "OpenAI", request: dict[str, Any] | None, timeout: float) -> 
     except APIStatusError as error:
         wait = _retry_after(error.response.headers.get("retry-after"))
         return _Answer(f"http {error.status_code}", said=error.response.text, wait=wait)
-    body = _json_object(raw.content)
+    body = json_object(raw.content)
     if body is None:
         return _Answer("unreadable", said=raw.text[:200])
     fault = None if request is None else _fault(body, request)
@@ -405,12 +405,12 @@ def _retry_after(value: str | None) -> float | None:
 
 def _words(said: str) -> str:
     """The message in what a server said, on one line; all of it where it is not of the usual form."""
-    error = (_json_object(said) or {}).get("error")
+    error = (json_object(said) or {}).get("error")
     message = error.get("message") if isinstance(error, dict) else error
     return " ".join((message if isinstance(message, str) else said).split())
 
 
-def _json_object(text: str | bytes) -> dict[str, Any] | None:
+def json_object(text: str | bytes) -> dict[str, Any] | None:
     """The JSON object that `text` is, or None: also where no other program could read it (NaN, half a character)."""
     try:
         value = json.loads(text)
@@ -432,7 +432,7 @@ def _fault(body: dict[str, Any], request: dict[str, Any]) -> str | None:
     calls, text = _calls(message), message.get("content") or ""
     whole = all(call.arguments is not None for call in calls)
     if not calls:
-        whole = _json_object(text) is not None if "response_format" in request else text != ""
+        whole = json_object(text) is not None if "response_format" in request else text != ""
     return None if whole or choice.get("finish_reason") != "length" else "cut off"
 
 
@@ -459,7 +459,7 @@ def _calls(message: dict[str, Any]) -> list[Call]:
     for number, call in enumerate(message.get("tool_calls") or []):
         arguments = call["function"].get("arguments")
         raw = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        calls.append(Call(str(call.get("id") or f"call_{number}"), call["function"]["name"], _json_object(raw), raw))
+        calls.append(Call(str(call.get("id") or f"call_{number}"), call["function"]["name"], json_object(raw), raw))
     return calls
 
 
@@ -514,7 +514,7 @@ def probe(client: Client, **stamps: Unpack[Stamps]) -> Capabilities:
     weighed = told(_question(client, f"Say {WORD}.") | {"logprobs": True})
     return Capabilities(
         tools=called is not None and ("probe", {"word": WORD}) in [(c.name, c.arguments) for c in _reply(called).calls],
-        schema=shaped is not None and _json_object(_reply(shaped).text) == {"word": WORD},
+        schema=shaped is not None and json_object(_reply(shaped).text) == {"word": WORD},
         logprobs=weighed is not None and _has_logprobs(weighed),
         usage=_usage(plain) is not None,
     )

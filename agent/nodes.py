@@ -80,6 +80,8 @@ class Investigator:
         try:
             decided: Action = self.planner.decide(state) if spent is None else self.planner.conclude(state)
         except LLMError as error:
+            if self.budget.reached:     # as where no more time was left for an answer
+                return {"action": self.planner.conclude(state)}
             if not state.get("drafts"):
                 raise
             failure = Failure(

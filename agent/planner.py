@@ -15,7 +15,7 @@ from .. import prompts
 from ..store.records import Evidence, Refused
 from ..tools.induce import Induced
 from ..tools.rules import Rule
-from .brief import brief, errors, number, quoted, texts
+from .brief import brief, errors, number, plain, quoted, texts
 from .dialogue import ENDS, SHOWN, Act, Dialogue
 from .llm import Capabilities, Client, LLMError, Stamps
 from .playbook import Induce, experiments, undone
@@ -60,6 +60,8 @@ class LLMPlanner:
         first = next(undone(self._first(state), evidence, self._offered), None)
         if first is not None:
             return first
+        if not any(e.ok for e in by_tool(evidence, "top_examples")):
+            return Abstain("no text could be shown on which it fires")
         self._tell(state)
         try:
             return self._turn(state)
@@ -119,7 +121,7 @@ class LLMPlanner:
     def _shown(self, rule: Rule) -> str:
         """A rule as a planner would write it; one on token numbers, which a planner does not see, in words."""
         if any(clause.at.ids or any(n.match.ids for n in (*clause.need, *clause.avoid)) for clause in rule.clauses):
-            return rule.text(self._piece)
+            return rule.text(lambda token: plain(self._piece(token)))
         clauses = [
             {key: value for key, value in clause.items() if key != "value" and _USUAL.get(key, "") != value}
             for clause in rule.to_json()["clauses"]
@@ -176,7 +178,11 @@ def _tried(evidence: Sequence[Evidence]) -> list[tuple[Evidence, Candidate]]:
 
 def _of(letter: str, tried: Evidence) -> Candidate:
     rule = Rule.from_json(tried.checks["rule"])
-    return Candidate(letter, str(tried.arguments["sentence"]), rule, tried.checks["f1"] or 0.0)
+    return Candidate(letter, _one_line(tried.arguments["sentence"]), rule, tried.checks["f1"] or 0.0)
+
+
+def _one_line(sentence: Any) -> str:
+    return " ".join(str(sentence).split())
 
 
 def _result(evidence: Sequence[Evidence]) -> str:
@@ -195,7 +201,7 @@ def _weakness(state: State) -> str:
 
 
 def _submission(act: Act, found: Sequence[Candidate]) -> Submit:
-    letter, sentence = str(act.arguments["candidate"]).strip(), str(act.arguments["sentence"]).strip()
+    letter, sentence = str(act.arguments["candidate"]).strip(), _one_line(act.arguments["sentence"])
     if letter.lower() == "none":
         return Submit(sentence, None, act.why)
     chosen = next((c for c in found if c.letter == letter.upper()), None)

@@ -44,7 +44,7 @@ def try_rule(
     with subject.metered() as cost:
         found = trial(subject, sweep, unit, asked, side, max(reads, 1))
     values = found.pop("values")
-    fitted = [replace(c, value=max(v or c.value, LEAST)) for c, v in zip(asked.clauses, values, strict=True)]
+    fitted = [c if v is None else replace(c, value=max(v, LEAST)) for c, v in zip(asked.clauses, values, strict=True)]
     idle = [str(number) for number, value in enumerate(values, 1) if value is None]
     rows = found.pop("misses")
     return Evidence(
