@@ -77,14 +77,14 @@ def in_order(messages: list[dict[str, Any]]) -> None:
     roles = ["user" if m["role"] == "tool" else m["role"] for m in messages]
     assert roles[0] == "system" and roles[1] == "user" and "system" not in roles[1:]
     native = any(m["role"] == "tool" for m in messages)
-    for now, then in pairwise(messages[1:]):
-        called = [call["id"] for call in now.get("tool_calls", [])]
+    for said, then in pairwise(messages[1:]):
+        called = [call["id"] for call in said.get("tool_calls", [])]
         answered = [then["tool_call_id"]] if then["role"] == "tool" else []
         assert called == answered and len(called) <= 1
         if native and then["role"] == "user":     # the next unit of the examples comes after an answered call
-            assert now["role"] == "tool" or not called
+            assert said["role"] == "tool" or not called
         else:
-            assert (now["role"] == "assistant") != (then["role"] == "assistant")
+            assert (said["role"] == "assistant") != (then["role"] == "assistant")
 
 
 @FORMS
