@@ -13,7 +13,7 @@ from ..store.records import Refused
 from ..store.work import Work
 
 if TYPE_CHECKING:
-    from ..tools.substitute import MaskedLM
+    from ..tools.masked import MaskedLM
     from ..tools.sweep import Sweep
     from ..tools.toolbox import Toolbox
     from ..tools.units import UnitId
@@ -64,7 +64,7 @@ class Home:
 
     def masked(self, subject_digest: str) -> "MaskedLM":
         """The masked LM, with the mode (masked or unmasked) that was measured for this subject, if it was."""
-        from ..tools.substitute import MaskedLM
+        from ..tools.masked import MaskedLM
 
         return MaskedLM.load(MASKED_LM, mode=self.work.recall(_mode_key(subject_digest)))
 

@@ -22,6 +22,7 @@ from ..store.records import (
     uuid7,
 )
 from ..tools.floors import MakeRule, floor_rules
+from ..tools.near_misses import near_misses
 from ..tools.score_input import score_input, unscored
 from ..tools.sweep import Sweep
 from ..tools.toolbox import Toolbox
@@ -134,6 +135,7 @@ class Investigator:
             scores = score_input(
                 subject, self.sweep, unit, best.rule, hypothesis=best.hypothesis.id, claim=self.claim,
                 floor_rules=floor_rules(subject, self.sweep, unit, self.floor_rule), evidence=state.get("evidence", []),
+                near_misses=lambda: near_misses(subject, self.sweep, self.toolbox.masked(), unit),
             )  # fmt: skip
         return {"kept": replace(best.hypothesis, kept=True), "scores": [replace(s, **self._stamps) for s in scores]}
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 PLANNING = "planning"  # the step that chooses the next experiment
 LINE_EVERY = 10.0      # seconds between plain lines of the sweep
+ATLAS = "atlas"        # the part of a sweep that reads the vocabulary, after the text
 
 
 class Live(AbstractContextManager["Live"]):
@@ -39,8 +40,11 @@ class Live(AbstractContextManager["Live"]):
             self._show(what, "reading the corpus", done, total, f"{done} of {total} documents")
             self._began = time.monotonic()
             return
+        if what == ATLAS and not done:
+            self._began = time.monotonic()
         rate = done / max(time.monotonic() - self._began, 1e-9)
-        self._show("sweep", "sweep", done, total, f"{what}: {done:,} of {total:,} tokens, {rate:,.0f} a second")
+        key = ATLAS if what == ATLAS else "sweep"
+        self._show(key, key, done, total, f"{what}: {done:,} of {total:,} tokens, {rate:,.0f} a second")
 
     def picked(self, unit: str, why: str) -> None:
         self._bars.console.print(Text(f"{unit}: {why}"))
@@ -75,7 +79,7 @@ class Lines(AbstractContextManager["Lines"]):
         self._now_and_then(f"{name} {what}", f"{name}: {what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
     def sweeping(self, what: str, done: int, total: int) -> None:
-        if what == "tokenise":
+        if what == "tokenise" or (what == ATLAS and not done):
             self._began = time.monotonic()
             return
         rate = done / max(time.monotonic() - self._began, 1e-9)

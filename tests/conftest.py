@@ -98,7 +98,7 @@ def smollm2() -> Any:
 @pytest.fixture(scope="session")
 def bert_tiny() -> Any:
     _pulled("bert-tiny-mlm")
-    from lamplighter.tools.substitute import MaskedLM
+    from lamplighter.tools.masked import MaskedLM
 
     return MaskedLM.load("bert-tiny-mlm")
 

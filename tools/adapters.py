@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..store.records import Refused
+from .tries import Trie
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def identities(adapter: Adapter, ids: Tensor) -> dict[str, float | None]:
     stream: x_0 + Σ attention writes + Σ MLP writes = x_L.  heads: z W_O + b = the attention's output.
     neurons: a W_down + b = the MLP's output.  unembed: softcap(head(norm(x_L))) = logits.  restore: another text
     with the stream after the first block put back gives the first text's logits.  groups: changing one key/value
-    head moves exactly its query heads (None where the attention has no separate value projection).
+    head moves exactly its query heads (None where the attention has no separate value projection).  share: rows that
+    begin alike, read as one trie, give the last neurons that each gives alone.
     """
     model, layers = adapter.model, range(len(adapter.blocks))
     seen: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
@@ -175,6 +177,7 @@ def identities(adapter: Adapter, ids: Tensor) -> dict[str, float | None]:
             "unembed": gap(unembed(model, seen[-1, "norm"][1]), logits),
             "restore": _restore_gap(adapter, ids, seen[0, "block"][1], logits),
             "groups": _group_errors(adapter, ids, seen[0, "heads"][0]),
+            "share": _share_gap(adapter, ids, seen[len(layers) - 1, "neurons"][0]),
         }
 
 
@@ -201,6 +204,27 @@ def _restore_gap(adapter: Adapter, ids: Tensor, clean: Tensor, logits: Tensor) -
         return gap(adapter.model(input_ids=other, use_cache=False).logits, logits)
     finally:
         handle.remove()
+
+
+def _share_gap(adapter: Adapter, ids: Tensor, neurons: Tensor) -> float:
+    """Error of the deepest neurons [B, T, m] read through a trie: first of rows that part from `ids` half-way.
+
+    MISS where the model takes no such mask or cache.
+    """
+    model, half = adapter.model, ids.shape[1] // 2
+    trie = Trie(4 * ids.numel())
+    found: list[Tensor] = []
+    module = adapter.module(len(adapter.blocks) - 1, "neurons")
+    handle = module.register_forward_hook(lambda _, inputs, __: found.append(inputs[0][0]))
+    try:
+        for rows in (torch.cat([ids[:, :half], ids[:, half:].flip(0)], dim=1), ids):
+            ends = [trie.add(row) for row in rows.tolist()]
+            model.base_model(**trie.inputs(ids.device, next(model.parameters()).dtype))  # type: ignore[operator]
+    except (TypeError, ValueError, RuntimeError):
+        return MISS
+    finally:
+        handle.remove()
+    return gap(torch.cat(found)[ends], neurons[:, -1])
 
 
 def _group_errors(adapter: Adapter, ids: Tensor, z: Tensor) -> float | None:

@@ -3,7 +3,7 @@
 Raise VERSION when a constant or a definition changes: scores of different versions are never compared.
 """
 
-VERSION = 1
+VERSION = 2
 
 # Documents, near copies and sides
 SALT = "lamplighter-1"
@@ -44,6 +44,9 @@ CONFIDENCE = 0.95
 SHIFTS = 20            # circular shifts of the labels within documents
 FLOOR_UNITS = 5        # nearest units, and as many random ones, whose rules are tried on this unit
 LEAK_RUN = 13          # a score window sharing this many tokens in a row with the evidence is dropped
+NEAR_TEXTS = 20        # firing texts, of as many clusters, from which near misses are made
+NEAR_WORDS = 6         # words, the firing one the last, that are changed in them one at a time
+NEAR_SWAPS = 3         # words put in the place of each
 ACCEPT = 0.5
 FALSE_DISCOVERY = 0.05
 

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..store.records import Evidence, Refused
+from .masked import MaskedLM
 from .measures import CONTROL_UNITS, KEEP, KILLS, PATCH_NOISE
 from .prune import filler_pool, track
+from .reader import Reader
 from .subject import Edit, Subject
-from .substitute import MaskedLM, substitute
+from .substitute import substitute
 from .sweep import Sweep
 from .units import UnitId
 
@@ -68,7 +70,7 @@ def patch(
     with subject.metered() as cost:
         chosen = text is None and ids is None
         given = _exemplar(subject, sweep, unit) if chosen else subject.take(text, ids)
-        clean, _ = track(subject, unit, given)
+        clean, _ = track(Reader(subject, [unit.site]), unit, given)
         pair = find_pair(subject, masked, unit, given, clean, seed)
         rows, checks = patch_pair(
             subject, unit, clean, pair["ids"], len(clean) - 1, kept=pair["kept"], pairs=pairs, seed=seed

@@ -12,7 +12,7 @@ search follows delta debugging (Zeller and Hildebrandt, 2002).
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
@@ -24,16 +24,18 @@ from numpy.typing import NDArray
 
 from ..store.records import Evidence, Refused
 from . import corpus
-from .activate import read_tokens
 from .measures import DRAWS, KEEP, RAISES, SALT, SHARE_SETS
+from .reader import Reader
 from .subject import Subject
 from .units import UnitId
 
 MODES = ("resample", "delete", "mask")
 WHOLE = 16  # tokens up to which random orders start from the whole text; in longer ones from the suffix that was found
+DISJOINT = 3  # minimal sets reported that share no token but the tracked one
 
 Kept = frozenset[int]
-Search = Generator[list[Kept], list[bool], Kept]
+Search = Generator[list[Kept], list[bool], Kept]              # yields sets, is sent which of them pass
+Pruning = Generator[list[Kept], list[float], "Minimal"]       # yields sets, is sent their readings
 _pools: WeakKeyDictionary[Subject, NDArray[np.int64]] = WeakKeyDictionary()
 
 
@@ -65,9 +67,11 @@ def minimal_example(
     threshold × peak in a last batch. n_sets: distinct minimal sets found. shares: for each of ids, the share of the
     16 random-order sets that hold it, None at the sink (and None as a whole in the two other rows).
 
-    checks["inhibitors"] lists the positions whose single removal from the whole text raises the reading to 1.25 × peak
-    (None for texts of more than 16 tokens). Raises Refused where the unit is silent (peak ≤ 0), and for a threshold
-    outside (0, 1], an unknown mode, an empty or over-long text, or fillers without one plain token.
+    checks["inhibitors"] lists positions whose single removal from the whole text raises the reading to 1.25 × peak
+    (in texts of more than 16 tokens found by halving). checks["disjoint"] has up to two more 1-minimal sets {kept,
+    kept_text, retention} that share no token but the tracked one: of a unit with an OR, its other ways to fire.
+    Raises Refused where the unit is silent (peak ≤ 0), and for a threshold outside (0, 1], an unknown mode, an empty
+    or over-long text, or fillers without one plain token.
 
     Args:
         text: the text; the sink token is put in front of it.
@@ -83,38 +87,50 @@ def minimal_example(
         raise Refused(f"threshold {threshold} is outside (0, 1]; give the share of the reading to keep, as in 0.5.")
     given = subject.take(text, ids)
     pool = filler_pool(subject, fillers)
+    reader = Reader(subject, [unit.site])
     with subject.metered() as cost:
-        row, peak = track(subject, unit, given)
-        found = [
-            prune(subject, unit, make_frame(row, m, pool, seed), peak, threshold, seed, SHARE_SETS if m == mode else 0)
-            for m in (mode, *(other for other in MODES if other != mode))
-        ]
-        inhibitors = _inhibitors(found[0]) if len(row) - 1 <= WHOLE else None
+        row, peak = track(reader, unit, given)
+        modes = (mode, *(other for other in MODES if other != mode))
+        frames = [make_frame(row, m, pool, seed) for m in modes]
+        searches = [prune(f, peak, threshold, seed, SHARE_SETS if f.mode == mode else 0) for f in frames]
+        found = run_prunings(reader, [(unit, f, s) for f, s in zip(frames, searches, strict=True)])
+    arguments = {
+        "text": text, "ids": None if ids is None else given, "threshold": threshold, "mode": mode, "seed": seed,
+        "fillers": None if fillers is None else [int(i) for i in fillers],
+    }  # fmt: skip
+    return _evidence(subject, unit, arguments, found, pool, cost)
+
+
+def _evidence(
+    subject: Subject, unit: UnitId, arguments: dict[str, Any], found: list["Minimal"], pool: NDArray[np.int64],
+    cost: dict[str, float],
+) -> Evidence:  # fmt: skip
     best = found[0]
-    pieces = subject.pieces(row)
+    pieces = subject.pieces(best.frame.ids)
     checks = {
         "fired": int(cost["forward_rows"]),
-        "tracked": len(row) - 1,
-        "sets_read": len(best.read.known),
+        "tracked": len(pieces) - 1,
+        "sets_read": len(best.known),
         "window": len(best.window),
         "largest_further": best.further,
-        "inhibitors": inhibitors,
+        "inhibitors": list(best.inhibitors),
+        "disjoint": [
+            {"kept": sorted(s), "kept_text": kept_text(pieces, s), "retention": best.known[s] / best.peak}
+            for s in best.disjoint
+        ],
         "fillers": hashlib.sha256(pool.tobytes()).hexdigest()[:16],
     }
     return Evidence(
         tool="minimal_example",
         unit=unit.bare,
         sign=unit.sign,
-        arguments={
-            "text": text, "ids": None if ids is None else given, "threshold": threshold, "mode": mode, "seed": seed,
-            "fillers": None if fillers is None else [int(i) for i in fillers],
-        },
+        arguments=arguments,
         summary=_summary(unit, pieces, best),
         rows=[_row(subject, pieces, m) for m in found],
         checks=checks,
-        warnings=_warnings(pieces, best, inhibitors),
+        warnings=_warnings(pieces, best),
         cost=cost,
-    )  # fmt: skip
+    )
 
 
 # How tokens are removed
@@ -193,48 +209,78 @@ def _random(*parts: object) -> np.random.Generator:
 # Reading sets
 
 
-def track(subject: Subject, unit: UnitId, ids: Sequence[int]) -> tuple[list[int], float]:
+def track(reader: Reader, unit: UnitId, ids: Sequence[int]) -> tuple[list[int], float]:
     """Cuts `ids` after the tracked position; returns the cut ids and the reading there. Raises Refused if it is ≤ 0."""
-    values = read_tokens(subject, unit, ids)
+    values = reader.along(ids, unit)
     at = max(range(1, len(ids)), key=values.__getitem__)
     if values[at] <= 0:
         raise Refused(
-            f"{unit} is silent on this text: its highest reading is {values[at]:.3g}, at {subject.piece(ids[at])!r}; "
-            "give a text on which it is positive."
+            f"{unit} is silent on this text: its highest reading is {values[at]:.3g}, at "
+            f"{reader.subject.piece(ids[at])!r}; give a text on which it is positive."
         )
     return list(ids[: at + 1]), values[at]
 
 
-class Readings:
-    """Readings of sets in one frame; each set is read once, and the whole text's is its peak."""
-
-    def __init__(self, subject: Subject, unit: UnitId, frame: Frame, peak: float) -> None:
-        self.subject, self.unit, self.frame = subject, unit, frame
-        self.known: dict[Kept, float] = {frame.whole: peak}
-
-    def __call__(self, sets: Iterable[Kept]) -> list[float]:
-        asked = list(sets)
-        new = [s for s in dict.fromkeys(asked) if s not in self.known]
-        if new:
-            self.known.update(zip(new, read_means(self.subject, self.unit, map(self.frame.rows, new)), strict=True))
-        return [self.known[s] for s in asked]
+def read_means(reader: Reader, unit: UnitId, groups: Iterable[list[list[int]]]) -> list[float]:
+    """Mean reading at the last position over the rows of each group."""
+    return read_groups(reader, [(unit, rows) for rows in groups])
 
 
-def read_means(subject: Subject, unit: UnitId, groups: Iterable[list[list[int]]]) -> list[float]:
-    """Mean reading at the last position over the rows of each group; all groups share their batches."""
-    listed = list(groups)
-    values = subject.readings([row for rows in listed for row in rows], unit)
-    return [float(part.mean()) for part in torch.split(values, [len(rows) for rows in listed])]
+def read_groups(reader: Reader, groups: Sequence[tuple[UnitId, list[list[int]]]]) -> list[float]:
+    """Mean reading at the last position over the rows of each group, each group of a unit of its own."""
+    values = reader([row for _, rows in groups for row in rows], [unit for unit, rows in groups for _ in rows])
+    return [float(part.mean()) for part in torch.split(values, [len(rows) for _, rows in groups])]
 
 
-# Searching: a search yields the sets it wants read, is sent which of them pass, and returns the set it found
+def run_prunings(reader: Reader, cases: Sequence[tuple[UnitId, Frame, Pruning]]) -> list["Minimal"]:
+    """Runs prunings side by side, of whatever units and texts: what they want next is read in one go."""
+
+    def answer(wanted: list[tuple[int, list[Kept]]]) -> list[float]:
+        return read_groups(reader, [(cases[k][0], cases[k][1].rows(s)) for k, sets in wanted for s in sets])
+
+    steps = _in_step([pruning for _, _, pruning in cases])
+    values: list[float] | None = None
+    while True:
+        try:
+            wanted = steps.send(values)
+        except StopIteration as end:
+            return list(end.value)
+        values = answer(wanted)
+
+
+def _in_step(searches: Sequence[Generator[list[Kept], Any, Any]]) -> Generator[list[tuple[int, list[Kept]]], Any, Any]:
+    """Runs searches side by side: yields (number, sets wanted) of each that goes on, is sent all answers in a row.
+
+    Returns what each returned.
+    """
+    done: dict[int, Any] = {}
+    answers: dict[int, Any] = dict.fromkeys(range(len(searches)))
+    while answers:
+        wanted: list[tuple[int, list[Kept]]] = []
+        for k, answer in answers.items():
+            try:
+                wanted.append((k, searches[k].send(answer)))
+            except StopIteration as end:
+                done[k] = end.value
+        replies = iter((yield wanted)) if wanted else iter(())
+        answers = {k: [next(replies) for _ in sets] for k, sets in wanted}
+    return [done[k] for k in range(len(searches))]
+
+
+# Searching
 
 
 @dataclass(frozen=True)
 class Minimal:
-    """What one mode gave: the smallest set found, its readings, and the sets of the random orders."""
+    """What one frame gave: the smallest set found, all readings, and the sets of the random orders.
 
-    read: Readings
+    further: the largest retention among its single further removals (None where only the tracked token is kept).
+    disjoint: further 1-minimal sets that share no token but the tracked one with it or each other. inhibitors:
+    positions whose removal from the whole text raises its reading to RAISES × peak.
+    """
+
+    frame: Frame
+    known: dict[Kept, float]
     kept: Kept
     peak: float
     further: float | None
@@ -242,51 +288,97 @@ class Minimal:
     window: Kept
     found: tuple[Kept, ...]
     random: tuple[Kept, ...]
+    disjoint: tuple[Kept, ...]
+    inhibitors: tuple[int, ...]
 
     @property
     def retained(self) -> float:
-        return self.read.known[self.kept]
+        return self.known[self.kept]
 
 
-def prune(
-    subject: Subject, unit: UnitId, frame: Frame, peak: float, threshold: float, seed: int, orders: int
-) -> Minimal:
+def prune(frame: Frame, peak: float, threshold: float, seed: int, orders: int) -> Pruning:
     """The smallest of 1 + `orders` 1-minimal sets in one frame, certified by single further removals.
 
-    `further` is the largest retention among those (None where only the tracked token is kept).
+    Yields the sets that it wants read, each once, and is sent their readings. Disjoint sets and inhibitors are looked
+    for where random orders are.
     """
-    read = Readings(subject, unit, frame, peak)
+    sets = _Sets(frame, peak, threshold)
     last = len(frame.ids) - 1
-
-    def passes(sets: list[Kept]) -> list[bool]:
-        return [value >= threshold * peak for value in read(sets)]
-
-    (suffix,) = _in_step([_grow(frame.whole)], passes)
+    (suffix,) = yield from sets.follow([_grow(frame.whole)])
     window = frame.whole if last <= WHOLE else suffix
     rng = _random("orders", seed, frame.ids)
     free = sorted(window - {last})
     shuffled = [_shrink(window, rng.permutation(free).tolist()) for _ in range(orders)]
-    found = _in_step([_shrink(suffix, sorted(suffix - {last})), *shuffled], passes)
-    best = min(found, key=lambda s: (len(s), -read.known[s], sorted(s)))
-    singles = [best - {i} for i in best - {last}]
-    further = max((value / peak for value in read(singles)), default=None)
-    return Minimal(read, best, peak, further, not any(passes(singles)), window, tuple(found), tuple(found[1:]))
+    found = yield from sets.follow([_shrink(suffix, sorted(suffix - {last})), *shuffled])
+    best = min(found, key=lambda s: (len(s), -sets.known[s], sorted(s)))
+    singles = yield from sets.read(best - {i} for i in best - {last})
+    further = max((value / peak for value in singles), default=None)
+    disjoint = (yield from sets.disjoint(best)) if orders else ()
+    inhibitors = (yield from sets.inhibitors(best)) if orders else ()
+    certified = further is None or further < threshold
+    return Minimal(
+        frame, sets.known, best, peak, further, certified, window, tuple(found), tuple(found[1:]), disjoint, inhibitors
+    )
 
 
-def _in_step(searches: Sequence[Search], passes: Callable[[list[Kept]], list[bool]]) -> list[Kept]:
-    """Runs searches side by side: what they want next is read in one go."""
-    done: dict[int, Kept] = {}
-    answers: dict[int, list[bool] | None] = dict.fromkeys(range(len(searches)))
-    while answers:
-        wanted: dict[int, list[Kept]] = {}
-        for k, answer in answers.items():
+class _Sets:
+    """Sets of one frame; each is read once, and the whole text's reading is its peak."""
+
+    def __init__(self, frame: Frame, peak: float, threshold: float) -> None:
+        self.frame, self.peak, self.threshold = frame, peak, threshold
+        self.known: dict[Kept, float] = {frame.whole: peak}
+
+    def read(self, sets: Iterable[Kept]) -> Generator[list[Kept], list[float], list[float]]:
+        asked = list(sets)
+        new = [s for s in dict.fromkeys(asked) if s not in self.known]
+        if new:
+            self.known.update(zip(new, (yield new), strict=True))
+        return [self.known[s] for s in asked]
+
+    def follow(self, searches: Sequence[Search]) -> Generator[list[Kept], list[float], list[Kept]]:
+        """What searches find that want to know which sets pass: those that keep threshold × peak."""
+        steps = _in_step(searches)
+        passing: list[bool] | None = None
+        while True:
             try:
-                wanted[k] = next(searches[k]) if answer is None else searches[k].send(answer)
+                wanted = steps.send(passing)
             except StopIteration as end:
-                done[k] = end.value
-        flags = iter(passes([s for sets in wanted.values() for s in sets]))
-        answers = {k: [next(flags) for _ in sets] for k, sets in wanted.items()}
-    return [done[k] for k in range(len(searches))]
+                return list(end.value)
+            values = yield from self.read(s for _, sets in wanted for s in sets)
+            passing = [value >= self.threshold * self.peak for value in values]
+
+    def disjoint(self, best: Kept) -> Generator[list[Kept], list[float], tuple[Kept, ...]]:
+        """Up to two more 1-minimal sets: of what is left of the text without the sets found so far."""
+        last = {len(self.frame.ids) - 1}
+        found: list[Kept] = []
+        left = self.frame.whole - best | last
+        while best != last and len(found) < DISJOINT - 1:
+            (value,) = yield from self.read([left])
+            if value < self.threshold * self.peak:
+                break
+            (suffix,) = yield from self.follow([_grow(left)])
+            found += yield from self.follow([_shrink(suffix, sorted(suffix - last))])
+            left = left - found[-1] | last
+        return tuple(found)
+
+    def inhibitors(self, best: Kept) -> Generator[list[Kept], list[float], tuple[int, ...]]:
+        """Positions whose single removal raises the whole text's reading to RAISES × peak, each tried.
+
+        In texts of more than WHOLE tokens they are found by halving what `best` leaves out: one that only raises the
+        reading beside others that lower it as much may be missed there.
+        """
+        whole, last = self.frame.whole, len(self.frame.ids) - 1
+        found: list[int] = []
+        blocks = [Kept({i}) for i in range(1, last)] if last <= WHOLE else [whole - best]
+        while blocks:
+            values = yield from self.read(whole - block for block in blocks)
+            raising = [sorted(b) for b, value in zip(blocks, values, strict=True) if value >= RAISES * self.peak]
+            found += [b[0] for b in raising if len(b) == 1]
+            blocks = [Kept(h) for b in raising if len(b) > 1 for h in (b[: len(b) // 2], b[len(b) // 2 :])]
+        return tuple(sorted(found))
+
+
+# Searches: they yield the sets that they want tried, are sent which of them pass, and return the set they found
 
 
 def _grow(whole: Kept) -> Search:
@@ -326,14 +418,6 @@ def _shrink(start: Kept, order: Sequence[int]) -> Search:
         kept = singles[flags.index(True)]
 
 
-def _inhibitors(found: Minimal) -> list[int]:
-    """Positions whose single removal from the whole text raises its reading to RAISES × peak."""
-    whole = found.read.frame.whole
-    free = sorted(whole)[:-1]
-    values = found.read([whole - {i} for i in free])
-    return [i for i, value in zip(free, values, strict=True) if value >= RAISES * found.peak]
-
-
 # Showing
 
 
@@ -349,7 +433,7 @@ def kept_text(pieces: Sequence[str], kept: Iterable[int]) -> str:
 
 
 def _row(subject: Subject, pieces: list[str], found: Minimal) -> dict[str, Any]:
-    ids, kept = found.read.frame.ids, sorted(found.kept)
+    ids, kept = found.frame.ids, sorted(found.kept)
     n = len(found.random)
     shares = [None, *(sum(i in s for s in found.random) / n for i in range(1, len(ids)))] if n else None
     return {
@@ -361,7 +445,7 @@ def _row(subject: Subject, pieces: list[str], found: Minimal) -> dict[str, Any]:
         "peak": found.peak,
         "retained": found.retained,
         "retention": found.retained / found.peak,
-        "mode": found.read.frame.mode,
+        "mode": found.frame.mode,
         "one_minimal": found.one_minimal,
         "n_sets": len(set(found.found)),
         "shares": shares,
@@ -373,20 +457,23 @@ def _summary(unit: UnitId, pieces: list[str], found: Minimal) -> str:
     sets = len(set(found.found))
     return (
         f"{unit} keeps {found.retained / found.peak:.0%} of its peak {found.peak:.3g} on {kept!r} "
-        f"({len(found.kept)} of {len(pieces) - 1} tokens, {found.read.frame.mode}), "
+        f"({len(found.kept)} of {len(pieces) - 1} tokens, {found.frame.mode}), "
         f"{'and no single token more can go' if found.one_minimal else 'NOT certified'}; "
         f"{sets} minimal set{'s' * (sets > 1)} found."
     )
 
 
-def _warnings(pieces: list[str], found: Minimal, inhibitors: list[int] | None) -> list[str]:
+def _warnings(pieces: list[str], found: Minimal) -> list[str]:
     said = []
-    if found.read.frame.mode == "delete":
+    if found.frame.mode == "delete":
         said.append("deleting moves tokens towards the sink: such sets may be artefacts of position")
-    if len(pieces) > 2 and found.kept == found.read.frame.whole:
+    if len(pieces) > 2 and found.kept == found.frame.whole:
         said.append("no token of this text can go")
-    if inhibitors:
-        said.append("held down by " + ", ".join(repr(pieces[i]) for i in inhibitors))
+    if found.disjoint:
+        others = ", ".join(repr(kept_text(pieces, s)) for s in found.disjoint)
+        said.append(f"other words do as well without those: {others}")
+    if found.inhibitors:
+        said.append("held down by " + ", ".join(repr(pieces[i]) for i in found.inhibitors))
     elif found.retained >= RAISES * found.peak:
         said.append("the kept tokens read higher than the whole text: what was removed holds the unit down")
     return said

@@ -21,6 +21,7 @@ from ..store.records import Evidence, Refused, Score
 from . import measures, stats
 from .floors import Floors, always_on, hit_f1, references, shift_floor
 from .labels import Judged, ScoreSide, Truth, kept_exemplars, per_stratum, stratified
+from .near_misses import NearMiss
 from .rules import Rule, Tokens
 from .stats import Floats
 from .subject import Subject
@@ -30,19 +31,8 @@ from .units import UnitId
 METRICS = ("f1", "f1_at_prevalence", "auprc", "pearson", "coverage", "boundary_rejection", "hm")
 
 Claim = Callable[[str], bool]
+NearMisses = Callable[[], Sequence[NearMiss]]
 Columns = Mapping[str, Floats]
-
-
-@dataclass(frozen=True)
-class NearMiss:
-    """A text one substitution away from a score-side firing text: ids with the sink first, read at the last one.
-
-    document: the firing text's; activation: y there, a near miss only below 0.25 P.
-    """
-
-    document: int
-    ids: tuple[int, ...]
-    activation: float
 
 
 @dataclass(frozen=True)
@@ -64,14 +54,14 @@ class _Case:
 
 def score_input(
     subject: Subject, sweep: Sweep, unit: UnitId, rule: Rule, *, hypothesis: str, claim: Claim, floor_rules: Floors,
-    evidence: Sequence[Evidence] = (), near_misses: Sequence[NearMiss] = (), seed: int = 0,
+    evidence: Sequence[Evidence] = (), near_misses: NearMisses | None = None, seed: int = 0,
 ) -> list[Score]:  # fmt: skip
     """Scores a submitted rule on the score side: one record for each of METRICS, in that order.
 
     hypothesis: the explanation's id; claim(hypothesis) says, and remembers beyond this call, whether this is the first
     read of the sweep's score side for it; floor_rules: see `floors.floor_rules`; evidence: the unit's own, whose rows'
-    `ids` must not be scored on: a window sharing 13 tokens in a row with one is dropped; near_misses: where they are
-    not given, boundary rejection and HM are undefined.
+    `ids` must not be scored on: a window sharing 13 tokens in a row with one is dropped; near_misses: makes them, after
+    the claim; where it makes none or refuses, boundary rejection and HM are undefined, with the reason.
 
     `f1` carries floors, references and, in details, precision, recall, counts, what was dropped, the cost, `margin` =
     F1 − highest floor with its interval, and `p`: of "F1 > .5 and F1 > every floor", the larger of the two one-sided
@@ -230,12 +220,15 @@ def _graded(case: _Case) -> list[Score]:
 # Coverage and near misses
 
 
-def _coverage(case: _Case, subject: Subject, rule: Rule, near_misses: Sequence[NearMiss]) -> list[Score]:
+def _coverage(
+    case: _Case, subject: Subject, rule: Rule, near_misses: NearMisses | None
+) -> list[Score]:
     """Coverage c = P(ŷ > 0 | fires), boundary rejection b = P(ŷ = 0 | near miss), HM = 2cb / (c + b)."""
     side, truth = case.side, case.truth
+    made, why = _made(near_misses)
     kept = side.keep
     clusters = dict(zip(side.text.document[kept].tolist(), side.cluster[kept].tolist(), strict=True))
-    near = [m for m in near_misses if m.activation < measures.STRATA[2] * truth.peak and m.document in clusters]
+    near = [m for m in made if m.activation < measures.STRATA[2] * truth.peak and m.document in clusters]
     where = np.array([clusters[m.document] for m in near], dtype=np.int64)
     quiet = np.array([rule.predict(Tokens.of(subject, m.ids))[-1] <= 0 for m in near], dtype=np.float64)
     hit = truth.rows[case.judged.predicted[truth.rows]]
@@ -257,9 +250,19 @@ def _coverage(case: _Case, subject: Subject, rule: Rule, near_misses: Sequence[N
     out = []
     for name, n, held in counts:
         low, high = stats.interval(spread[name], held)
-        value, reason = stats.number(point[name]), None if n else "no near misses were given"
+        value, reason = stats.number(point[name]), None if n else why
         out.append(case.record(metric=name, value=value, low=low, high=high, n=n, reason=reason))
     return out
+
+
+def _made(near_misses: NearMisses | None) -> tuple[Sequence[NearMiss], str]:
+    """Near misses, and the reason if there are none."""
+    if near_misses is None:
+        return (), "no near misses were given"
+    try:
+        return near_misses(), "no changed text silences the unit"
+    except Refused as refusal:
+        return (), str(refusal)
 
 
 # References

@@ -150,8 +150,16 @@ class Subject:
 
     def holds(self, need: str) -> bool:
         """Whether the identities behind `need` (a key of NEEDS) hold on these weights within the dtype's tolerance."""
-        errors = [self.checks[name] for name in NEEDS[need]]
-        return all(e is not None and e <= TOLERANCE[self.dtype] for e in errors)
+        return all(map(self._proved, NEEDS[need]))
+
+    @property
+    def shares(self) -> bool:
+        """Whether rows that begin alike may be read through a trie: a way to save passes that no tool needs."""
+        return self._proved("share")
+
+    def _proved(self, identity: str) -> bool:
+        error = self.checks[identity]
+        return error is not None and error <= TOLERANCE[self.dtype]
 
     # Text
 
@@ -248,20 +256,27 @@ class Subject:
         ids, mask = self._pad(rows)
         ragged = not bool(mask.all())
         positions = torch.arange(ids.shape[1], device=self.device).expand_as(ids)
+        inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask.long() if ragged else None,
+                  "use_cache": False}  # fmt: skip
+        self.forward_rows += ids.shape[0]
+        return self._forward(inputs, mask, read, edits, logits, normed)
+
+    def _forward(
+        self, inputs: dict[str, Any], mask: Tensor, read: Sequence[str], edits: Sequence[Edit], logits: bool,
+        normed: bool,
+    ) -> Pass:  # fmt: skip
         readings: dict[str, Tensor] = {}
         fired = [0] * len(edits)
         order = {site: self._depth(site) for site in (*read, *(edit.site for edit in edits))}
         deepest = None if logits or normed or not read else max(read, key=order.__getitem__)
-        self.forward_rows += ids.shape[0]
-        self.forward_tokens += ids.numel()
-        inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask.long() if ragged else None}
+        self.forward_tokens += mask.numel()
         with torch.inference_mode(), ExitStack() as stack:
             for site in order:
                 mine = [(i, edit) for i, edit in enumerate(edits) if edit.site == site]
                 self._hook(stack, site, mine, mask, readings if site in read else None, fired, site == deepest)
             try:
                 whole = self.model if logits else self.model.base_model
-                output = whole(**inputs, use_cache=False)
+                output = whole(**inputs)
             except _Deepest:
                 output = None
         last = output.last_hidden_state if normed and not logits else None
@@ -273,8 +288,8 @@ class Subject:
         With `run(…, normed=True)` they are had at the positions that are needed: for a whole batch they are B × T × V
         numbers, and the head takes as long as several blocks. Raises Refused where the identity `unembed` fails.
         """
-        error = self.checks["unembed"]
-        if error is None or error > TOLERANCE[self.dtype]:
+        if not self._proved("unembed"):
+            error = self.checks["unembed"]
             raise Refused(f"final norm and output embeddings of {self.name} do not give its logits (error {error}).")
         with torch.inference_mode():
             return unembed(self.model, normed).to(torch.promote_types(self.dtype, torch.float32))
@@ -347,10 +362,15 @@ class Subject:
         return value, int(where.sum())
 
     def batches(self, rows: Rows, tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
-        """Indices of rows in batches of at most `tokens` padded tokens, shortest rows first."""
+        """Indices of rows in batches of at most `tokens` padded tokens, shortest rows first.
+
+        Rows longer than a sliding window are not padded: padding that sees nothing but padding is NaN, and spreads.
+        """
         batch: list[int] = []
         for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-            if batch and (len(batch) + 1) * len(rows[i]) > tokens:
+            size = len(rows[i])
+            ragged = bool(batch) and size != len(rows[batch[0]])
+            if batch and ((len(batch) + 1) * size > tokens or (ragged and size > self.sees)):
                 yield batch
                 batch = []
             batch.append(i)
@@ -368,7 +388,7 @@ class Subject:
         if not all(rows):
             raise Refused("there is nothing to read; give rows of ids, each with the sink first.")
         for unit in units:
-            self._readable(unit)
+            self.check_readable(unit)
         sites = list(dict.fromkeys(unit.site for unit in units))
         kind = torch.promote_types(self.dtype, torch.float32)
         result = torch.full((len(rows), max(map(len, rows)), len(units)), torch.nan, dtype=kind)
@@ -379,19 +399,30 @@ class Subject:
             result[batch, : picked.shape[1]] = picked.cpu()
         return result
 
-    def readings(self, rows: Sequence[Ids], unit: UnitId, positions: Sequence[int] | None = None) -> Tensor:
-        """sign × activation of one unit at one position of each row [N] (default: the last)."""
-        self._readable(unit)
-        at = [len(row) - 1 for row in rows] if positions is None else list(positions)
+    def readings(self, rows: Sequence[Ids], unit: UnitId) -> Tensor:
+        """sign × activation of one unit at the last token of each row [N]; `Reader` is for rows that begin alike."""
+        self.check_readable(unit)
         result = torch.empty(len(rows), dtype=torch.promote_types(self.dtype, torch.float32))
         for batch in self.batches(rows):
             done = self.run([rows[i] for i in batch], read=[unit.site])
-            columns = torch.tensor([at[i] for i in batch], device=self.device)
+            last = torch.tensor([len(rows[i]) - 1 for i in batch], device=self.device)
             line = torch.arange(len(batch), device=self.device)
-            result[batch] = done.readings[unit.site][line, columns, unit.index].to(result.dtype).cpu()
+            result[batch] = done.readings[unit.site][line, last, unit.index].to(result.dtype).cpu()
         return unit.sign * result
 
-    def _readable(self, unit: UnitId) -> None:
+    def run_nodes(self, inputs: dict[str, Any], read: Sequence[str]) -> dict[str, Tensor]:
+        """Readings [N, width] of sites at the next nodes of a trie, whose `inputs` these are."""
+        real = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+        done = self._forward(inputs, real, read, edits=(), logits=False, normed=False)
+        return {site: values[0] for site, values in done.readings.items()}
+
+    @cached_property
+    def sees(self) -> int:
+        """Tokens that every layer sees at once: the context, or a window of attention that slides over it."""
+        return min(self.context, getattr(self.config, "sliding_window", None) or self.context)
+
+    def check_readable(self, unit: UnitId) -> None:
+        """Raises Refused unless the unit is one of this model's and has one activation a token."""
         self.check(unit)
         if unit.kind == "attn":
             raise Refused(f"{unit} is a head, which has no single activation; name an mlp or resid unit.")

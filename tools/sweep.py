@@ -2,7 +2,8 @@
 
 Documents are cut into disjoint windows of the sink and 63 tokens. The explain side goes first and freezes each unit's
 peak P and threshold τ = 0.5 P; only then are tune and score read. What is kept of a site: `collect.py`. A sweep is a
-folder `sweeps/<digest>/`: `sweep.json`, `documents.parquet` (with the token ids) and one safetensors file a site.
+folder `sweeps/<digest>/`: `sweep.json`, `documents.parquet` (with the token ids) and two safetensors files a site,
+one of them its token atlas (`atlas.py`), which is read last.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from ..store.records import Refused
 from . import measures
+from .atlas import Atlas, load_atlas, make_atlas, unit_atlas, write_atlas
 from .collect import BINS, KEPT, LOWEST, PER_OCTAVE, SAMPLED, SIGNS, Site, position_key
 from .corpus import Corpus
 from .subject import BATCH_TOKENS, Subject
@@ -34,7 +36,7 @@ from .units import UnitId, parse_site
 STEP = measures.WINDOW - 1       # tokens of text in a window
 RANDOM = 64                      # random positions a side, read for every unit
 PER_BAND = 12                    # exemplars a band that are handed out
-FORMAT = 2
+FORMAT = 3
 
 Place = tuple[int, int]
 Progress = Callable[[str, int, int], None]
@@ -107,6 +109,7 @@ class Sweep:
         self.tokens = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in table["ids"]])
         self._starts = np.asarray(starts[:-1])
         self._sites: dict[str, dict[str, Tensor]] = {}
+        self._atlases: dict[str, dict[str, Tensor]] = {}
 
     @cached_property
     def sink(self) -> int:
@@ -192,6 +195,13 @@ class Sweep:
             found += self._places("random", data[f"{side}.random_place"], values)
         return sorted(found, key=lambda e: -e.activation)
 
+    def atlas(self, unit: UnitId) -> Atlas:
+        """What the unit reads on single tokens behind the sink. Raises Refused where the stored file is no good."""
+        if unit.site not in self._atlases:
+            width = len(self.mean(unit.site))
+            self._atlases[unit.site] = load_atlas(self.folder, unit.site, width, self.digest)
+        return unit_atlas(self._atlases[unit.site], unit)
+
     def firings(self, unit: UnitId) -> list[Exemplar]:
         """Up to 300 firing places of the score side, a uniform sample by position hash."""
         data, s, u = self.site(unit.site), SIGNS.index(unit.sign), unit.index
@@ -264,10 +274,11 @@ def make_sweep(
     start = time.perf_counter()
     documents = _tokenise(subject, corpus, tokens, progress)
     kept = _pass(subject, documents, sites, progress)
+    atlases = make_atlas(subject, {site: torch.stack(keeper.peak) for site, keeper in kept.items()}, progress)
     facts = _facts(subject, corpus, sites, digest, documents)
     facts["seconds"] = round(time.perf_counter() - start, 1)
     with _writing(folder.parent), tempfile.TemporaryDirectory(prefix=f".{digest}.", dir=folder.parent) as partial:
-        _store(Path(partial), documents, kept, facts)
+        _store(Path(partial), documents, kept, atlases, facts)
         if not (folder / "sweep.json").is_file():   # else another process has made it meanwhile
             os.replace(partial, folder)
     return Sweep(folder)
@@ -406,7 +417,10 @@ def _overlap(documents: list[_Read]) -> dict[str, float]:
     return {s: len(found & explain) / len(found) if (found := runs(s)) else 0.0 for s in ("tune", "score")}
 
 
-def _store(folder: Path, documents: list[_Read], kept: dict[str, Site], facts: dict[str, Any]) -> None:
+def _store(
+    folder: Path, documents: list[_Read], kept: dict[str, Site], atlases: dict[str, dict[str, Tensor]],
+    facts: dict[str, Any],
+) -> None:  # fmt: skip
     table = pa.table({
         "id": [d.document.id for d in documents], "name": [d.document.name for d in documents],
         "side": [d.side for d in documents], "cluster": [d.cluster for d in documents],
@@ -415,6 +429,7 @@ def _store(folder: Path, documents: list[_Read], kept: dict[str, Site], facts: d
     pq.write_table(table, folder / "documents.parquet", compression="zstd")
     for site, keeper in kept.items():
         (folder / f"{site}.safetensors").write_bytes(save(keeper.tensors()))   # so that a full disk is an OSError
+        write_atlas(folder, site, atlases[site], facts["digest"])
     (folder / "sweep.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
 
 

@@ -23,11 +23,13 @@ from .ablate import ablate
 from .activate import activate
 from .examples import top_examples
 from .lens import lens
+from .masked import MaskedLM
 from .patch import patch
 from .prune import minimal_example
 from .subject import Subject
-from .substitute import MaskedLM, substitute
+from .substitute import substitute
 from .sweep import Sweep
+from .token_atlas import token_atlas
 from .try_rule import try_rule
 from .units import UnitId
 
@@ -40,6 +42,7 @@ REGISTRY: dict[str, tuple[Callable[..., Evidence], str]] = {
     "ablate": (ablate, "edit"),
     "patch": (patch, "edit"),
     "lens": (lens, "project"),
+    "token_atlas": (token_atlas, "read"),
     "try_rule": (try_rule, "read"),
 }
 TOOL_NAMES = tuple(REGISTRY)

@@ -127,7 +127,7 @@ def test_the_run_the_model_and_the_sweep_are_recorded(finished: Any, project: An
 
 def test_it_tells_how_it_goes(finished: Any) -> None:
     told = finished.told
-    assert told.swept[-1][0] == "score" and told.swept[-1][1] == told.swept[-1][2]
+    assert told.swept[-1][0] == "atlas" and told.swept[-1][1] == told.swept[-1][2]
     assert told.begun == [(0, 5)]
     assert [(names([unit])[0], how, done) for unit, how, done, _ in told.ends] == [
         ("0-mlp/0", "done", 1), ("0-mlp/1", "done", 2), ("0-mlp/2-", "done", 3),

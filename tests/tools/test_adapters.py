@@ -32,10 +32,10 @@ def errors(model: Any, layout: Layout) -> dict[str, float | None]:
 
 
 def test_every_shape_holds_its_identities(tiny: Any) -> None:
-    assert set(tiny.checks) == {"stream", "heads", "neurons", "unembed", "restore", "groups"}
-    for name in ("stream", "heads", "neurons", "unembed", "restore"):
+    assert set(tiny.checks) == {"stream", "heads", "neurons", "unembed", "restore", "groups", "share"}
+    for name in ("stream", "heads", "neurons", "unembed", "restore", "share"):
         assert tiny.checks[name] < EXACT, name
-    assert all(tiny.holds(need) for need in ("read", "edit", "project"))
+    assert all(tiny.holds(need) for need in ("read", "edit", "project")) and tiny.shares
 
 
 def test_groups_are_checked_where_values_have_a_projection_of_their_own(tiny: Any) -> None:

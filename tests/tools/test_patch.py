@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools import patch as module
+from lamplighter.tools.masked import MaskedLM
 from lamplighter.tools.patch import differing, find_pair, patch, patch_pair
 from lamplighter.tools.subject import Edit, Subject
-from lamplighter.tools.substitute import MaskedLM
 from lamplighter.tools.sweep import Exemplar, Sweep
 from lamplighter.tools.units import UnitId
 

@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 from lamplighter.store.records import Evidence, Refused, Score
 from lamplighter.tools import collect, labels, measures, score_input
 from lamplighter.tools.floors import Floors
+from lamplighter.tools.near_misses import NearMiss
 from lamplighter.tools.rules import Rule, side_text
 from lamplighter.tools.sweep import STEP, Exemplar, Statistics, SweptDocument
 from lamplighter.tools.try_rule import trial
@@ -419,14 +420,34 @@ def test_near_misses_give_boundary_rejection_and_nothing_else(sweep: Any) -> Non
     for e in sweep.firings(UNIT):
         ids, position = sweep.window(e.place)
         if ids[position - 1] in CUES:
-            near.append(score_input.NearMiss(e.document, (*ids[: position - 1], 20, ids[position]), 0.1))
-            near.append(score_input.NearMiss(e.document, (*ids[:position], ids[position]), 0.6))  # it fires: no miss
-    true, broad = (scored(sweep, tried, near_misses=near) for tried in (TRUE, BROAD))
+            near.append(NearMiss(e.document, (*ids[: position - 1], 20, ids[position]), 0.1))
+            near.append(NearMiss(e.document, (*ids[:position], ids[position]), 0.6))  # it fires: no miss
+    true, broad = (scored(sweep, tried, near_misses=lambda: near) for tried in (TRUE, BROAD))
     assert true["boundary_rejection"].value == 1 and broad["boundary_rejection"].value == 0
     c = true["coverage"].value or 0.0
     assert true["hm"].value == pytest.approx(2 * c / (1 + c)) and broad["hm"].value == 0
     assert true["boundary_rejection"].n == len(near) // 2 and true["hm"].low is not None
     assert true["f1"].value == without["f1"].value
+
+
+def test_why_there_are_no_near_misses_is_recorded(sweep: Any) -> None:
+    def refuse() -> list[NearMiss]:
+        raise Refused("there is no masked LM here")
+
+    for near, reason in ((refuse, "there is no masked LM here"), (list, "no changed text silences the unit")):
+        found = scored(sweep, TRUE, near_misses=near)
+        assert {(found[m].value, found[m].reason) for m in ("boundary_rejection", "hm")} == {(None, reason)}
+        assert found["coverage"].value is not None
+
+
+def test_near_misses_are_made_only_once_the_score_side_is_claimed(sweep: Any) -> None:
+    asked: list[int] = []
+    with pytest.raises(Refused, match="was already read"):
+        score_input.score_input(
+            SUBJECT, sweep, UNIT, TRUE, hypothesis="h", claim=lambda _: False, floor_rules=FLOORS,
+            near_misses=lambda: asked.append(1) or [],  # type: ignore[func-returns-value]
+        )  # fmt: skip
+    assert asked == []
 
 
 def test_equal_seeds_give_equal_scores(sweep: Any) -> None:

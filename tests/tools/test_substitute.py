@@ -14,8 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplighter.store.records import Evidence, Refused
+from lamplighter.tools.forms import by_form
+from lamplighter.tools.masked import PROBES, MaskedLM
 from lamplighter.tools.prune import filler_pool, make_frame, minimal_example
-from lamplighter.tools.substitute import PROBES, MaskedLM, Spelled, by_form, effect, substitute
+from lamplighter.tools.spelled import Spelled
+from lamplighter.tools.substitute import effect, substitute
 from lamplighter.tools.units import UnitId
 
 UNIT = UnitId("planted", "0-mlp", 0)
@@ -73,7 +76,7 @@ def test_planted_synonyms_keep_and_other_words_kill(synonyms: Any) -> None:
     assert [row["ratio"] for row in evidence.rows] == pytest.approx([1, 0, 1, 0], abs=1e-9)
     assert all(row["original"] == "car" and row["proposer"] == "masked" for row in evidence.rows)
     assert set(evidence.rows[0]) == {
-        "position", "original", "substitute", "activation", "ratio", "effect", "ids", "proposer",
+        "position", "original", "substitute", "activation", "ratio", "effect", "ids", "proposer", "ring",
     }  # fmt: skip
     assert len(evidence.summary.split()) <= 60
     assert Evidence.from_json(evidence.to_json()) == evidence
@@ -90,7 +93,7 @@ def test_the_tracked_word_moves_with_a_longer_substitute(synonyms: Any) -> None:
         assert row["ratio"] == pytest.approx(1)  # blue is not needed, so the reading must still be the car's
         assert row["ids"][-1] == ids[-1]
         assert row["position"] == word + (row["substitute"] == "green")  # " green" begins with a blank token
-        naive = synonyms.readings([row["ids"]], UNIT, [min(len(ids), len(row["ids"])) - 2]).item()
+        naive = synonyms.readings([row["ids"][: min(len(ids), len(row["ids"])) - 1]], UNIT).item()
         assert abs(naive) < 0.01 * row["activation"]  # the old place holds another token
 
 
@@ -432,3 +435,47 @@ def test_ordinals_in_digits_keep_what_spelled_ones_lose(smollm2: Any, bert_tiny:
     assert effects["fifth"] == "kills"
     assert not {effects[word] for word in ("ninth", "third", "nineteenth", "7", "seven")} & {"keeps", "raises"}
     assert {row["proposer"] for row in evidence.rows} == {"masked", "form"}
+
+
+# Several proposers and a second ring
+
+
+def test_a_second_ring_tries_the_substitutes_of_the_strongest(synonyms: Any) -> None:
+    proposals = {"car": ["World", "stop"], "stop": ["street", "car", "the"], "World": ["in"]}
+    evidence = swap(synonyms, proposals, text=CAR, rings=2)
+    assert [(r["substitute"], r["ring"]) for r in evidence.rows] == [
+        ("World", 1), ("stop", 1), ("street", 2), ("the", 2),
+    ]  # fmt: skip
+    assert [r["effect"] for r in evidence.rows] == ["kills", "keeps", "keeps", "kills"]
+    assert evidence.checks["proposers"]["masked"] == {"n": 4, "keeps": 2}
+    assert all(r["ring"] == 1 for r in swap(synonyms, proposals, text=CAR).rows)
+
+
+def test_words_of_ones_own_come_first_and_are_all_tried(synonyms: Any) -> None:
+    words = ["stop", "the", "street", "in", "World"]
+    evidence = swap(synonyms, {"car": ["stop", "an"]}, text=CAR, words=words, n=1)
+    assert [(r["substitute"], r["proposer"]) for r in evidence.rows] == [*((w, "given") for w in words)]
+    assert evidence.checks["proposers"] == {
+        "given": {"n": 5, "keeps": 2}, "masked": {"n": 0, "keeps": 0}, "form": {"n": 0, "keeps": 0},
+    }  # fmt: skip
+    assert swap(synonyms, {}, text=CAR, words=words, proposers=[]).rows == evidence.rows
+
+
+def test_the_control_is_no_stronghold_of_the_second_ring(synonyms: Any) -> None:
+    fake: Any = Fake({})
+    evidence = substitute(synonyms, fake, UNIT, text=CAR, proposers=["random"], rings=2)
+    assert evidence.rows and all(r["ring"] == 1 and r["proposer"] == "random" for r in evidence.rows)
+    assert [asked[1] for asked in fake.asked] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"proposers": ["bert"]}, "'bert' is no proposer; there are masked, form, next, neighbours, random."),
+        ({"proposers": ["given"]}, "'given' is no proposer"),
+        ({"rings": 3}, "rings = 3 is neither 1 nor 2"),
+    ],
+)
+def test_unknown_proposers_and_rings_are_refused(synonyms: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        swap(synonyms, {}, text=CAR, **options)

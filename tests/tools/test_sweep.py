@@ -1,6 +1,7 @@
 """The sweep against brute force: every activation of a small corpus in memory, counted and sorted outright."""
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -451,11 +452,13 @@ def test_progress_goes_through_every_token(llama: Any, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     sweep = make_sweep(llama, made_corpus(60, 50), ["0-mlp"], tmp_path, progress=lambda *what: told.append(what))
     total = sum(sweep.token_counts.values())
-    read = [t for t in told if t[0] != "tokenise"]
+    read = [t for t in told if t[0] in measures.SIDES]
     assert [t[0] for t in read] == sorted((t[0] for t in read), key=measures.SIDES.index)
     assert {t[0] for t in read} == set(measures.SIDES)
     assert [t[1] for t in read] == sorted(t[1] for t in read)
     assert read[-1][1:] == (total, total)
+    atlas = told[told.index(read[-1]) + 1 :]
+    assert atlas == [("atlas", 0, 319), ("atlas", 319, 319)]
 
 
 # Folders: finished, killed, full
@@ -482,7 +485,9 @@ def test_a_finished_sweep_is_not_made_again(llama: Any, tmp_path: Path) -> None:
 def test_the_same_sweep_elsewhere_is_the_same_to_the_byte(llama: Any, tmp_path: Path) -> None:
     one, two = (make_sweep(llama, small(), SITES, tmp_path / name) for name in "ab")
     assert one.digest == two.digest
-    for name in ["documents.parquet", *(f"{site}.safetensors" for site in SITES)]:
+    files = [f"{site}{part}.safetensors" for site in SITES for part in ("", ".atlas")]
+    assert sorted(os.listdir(one.folder)) == sorted(["sweep.json", "documents.parquet", *files])
+    for name in ["documents.parquet", *files]:
         assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
     assert one.facts | {"seconds": 0} == two.facts | {"seconds": 0}
 
@@ -507,7 +512,7 @@ def test_the_same_weights_or_text_under_another_name_are_swept_under_it(llama: A
     assert make_sweep(llama, small("copy.txt"), ["0-mlp"], tmp_path).corpus == "copy.txt"
 
 
-@pytest.mark.parametrize("stop", ["tokenise", "explain", "tune", "score"])
+@pytest.mark.parametrize("stop", ["tokenise", "explain", "tune", "score", "atlas"])
 def test_a_stopped_sweep_leaves_nothing_that_counts(llama: Any, tmp_path: Path, stop: str) -> None:
     def told(what: str, done: int, total: int) -> None:
         if what == stop:
@@ -555,6 +560,19 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(llama: Any, tmp_path: Pa
     assert held(home) == []
     assert find_sweep(home, llama.digest, "0-mlp") is None
     assert make_sweep(llama, small(), SITES, home).sites == SITES
+
+
+def test_a_disk_that_is_full_at_the_atlas_leaves_nothing(
+    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched, pytest.raises(Refused, match="^the sweep could not be written"):
+        patched.setattr(module, "write_atlas", full)
+        make_sweep(llama, small(), SITES, tmp_path)
+    assert held(tmp_path) == []
+    assert make_sweep(llama, small(), SITES, tmp_path).atlas(UnitId(llama.name, "0-mlp", 0)).n == 319
 
 
 def test_a_home_that_is_a_file_is_one_sentence(llama: Any, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools import measures
 from lamplighter.tools import toolbox as module
 from lamplighter.tools.corpus import Corpus, Document
+from lamplighter.tools.masked import MaskedLM
 from lamplighter.tools.subject import NEEDS, Subject
-from lamplighter.tools.substitute import MaskedLM
 from lamplighter.tools.sweep import Sweep, make_sweep
 from lamplighter.tools.toolbox import REGISTRY, TOOL_NAMES, Toolbox, describe
 from lamplighter.tools.units import UnitId
@@ -338,7 +338,7 @@ def test_evidence_is_not_recalled_where_the_identities_fail(llama: Any) -> None:
 # Every tool, as the planner and the command line call it
 
 
-@pytest.mark.parametrize("name", ["top_examples", "minimal_example", "activate", "ablate", "lens"])
+@pytest.mark.parametrize("name", ["top_examples", "minimal_example", "activate", "ablate", "lens", "token_atlas"])
 def test_a_tool_called_by_name_gives_what_the_function_gives(llama: Any, tmp_path: Path, name: str) -> None:
     sweep = make_sweep(llama, corpus(0), ["0-mlp"], tmp_path)
     unit = next(u for i in range(40) if sweep.statistics(u := UnitId("tiny-llama", "0-mlp", i)).peak > 0.5)
