@@ -165,6 +165,9 @@ def run(
     ] = None,
     usd: Annotated[float | None, typer.Option("--usd", min=0, help="Dollars to spend at most.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, though the same run is there.")] = False,
+    second: Annotated[
+        str | None, typer.Option("--second-corpus", help="Score each explanation on this text as well.")
+    ] = None,
     tokens: TokensOption = None, device: DeviceOption = None, dtype: DtypeOption = None,
     home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -175,7 +178,8 @@ def run(
     place = Home.resolve(home)
     asked = Request(
         model=model, corpus=corpus, sites=tuple(shown.listed(sites)), units=units, planner=planner, endpoint=endpoint,
-        tokens=tokens, device=device, dtype=dtype, minutes=minutes, llm_tokens=llm_tokens, usd=usd, fresh=fresh,
+        tokens=tokens, second=second, device=device, dtype=dtype, minutes=minutes, llm_tokens=llm_tokens, usd=usd,
+        fresh=fresh,
     )  # fmt: skip
     try:
         with progress() as live:

@@ -54,6 +54,7 @@ class Request:
     planner: str = "playbook"
     endpoint: str | None = None
     tokens: int | None = None
+    second: str | None = None
     device: str | None = None
     dtype: str | None = None
     minutes: float | None = None
@@ -131,12 +132,15 @@ class _Night:
         self.home, self.request, self.budget, self.planners = home, request, budget, planners
         self.progress, self.asked_to_stop = progress, asked_to_stop
         self.floor_rules: dict[UnitId, Rule | None] = {}
+        self.second: Sweep | None = None
 
     def run(self) -> Outcome:
         request, home = self.request, self.home
         toolbox = home.toolbox(request.model, request.device, request.dtype)
         named = self._named(toolbox)
-        sweep = self._sweep(toolbox, named)
+        sweep = self._sweep(toolbox, named, request.corpus)
+        if request.second is not None:
+            self.second = self._sweep(toolbox, named, request.second)
         toolbox = replace(toolbox, sweep=lambda unit: sweep)
         state = self._open(toolbox, sweep)
         self.planners.begin(state.id)
@@ -182,13 +186,13 @@ class _Night:
             toolbox.subject.check(unit)
         return named
 
-    def _sweep(self, toolbox: Toolbox, named: Sequence[UnitId]) -> Sweep:
+    def _sweep(self, toolbox: Toolbox, named: Sequence[UnitId], text: str) -> Sweep:
         def told(what: str, done: int, total: int) -> None:
             if self.asked_to_stop():
                 raise Drained
             self.progress.sweeping(what, done, total)
 
-        corpus = load_corpus(self.request.corpus)
+        corpus = load_corpus(text)
         sites = self._sites(toolbox.subject.n_layers, named)
         return make_sweep(toolbox.subject, corpus, sites, self.home.path, self.request.tokens, told)
 
@@ -208,7 +212,8 @@ class _Night:
         state = work.open_run(request.key, request.asked(), units, request.fresh)
         work.enqueue(state.id, state.units)
         begun = self._run_record(state, "running", 0.0)
-        work.post([begun, sweep_record(sweep, state.id), model_record(toolbox, state.id)])
+        swept = [sweep_record(one, state.id) for one in (sweep, self.second) if one is not None]
+        work.post([begun, *swept, model_record(toolbox, state.id)])
         self._deliver()
         return state
 
@@ -243,7 +248,7 @@ class _Night:
             planner = self.planners.make(toolbox, self._induce(toolbox, sweep), stamps)
             by = Investigator(
                 state.id, toolbox, sweep, planner, self.budget, self._claim, self._floor_rule(toolbox, sweep), tell,
-                job.attempt, investigation,
+                job.attempt, investigation, self.second,
             )  # fmt: skip
             found = investigate(unit, by)
         except (Drained, KeyboardInterrupt):

@@ -21,8 +21,9 @@ from ..store.records import (
     Verdict,
     uuid7,
 )
-from ..tools.floors import MakeRule, floor_rules
+from ..tools.floors import Floors, MakeRule, floor_rules
 from ..tools.near_misses import near_misses
+from ..tools.rules import Rule
 from ..tools.score_input import score_input, unscored
 from ..tools.sweep import Sweep
 from ..tools.toolbox import Toolbox
@@ -51,7 +52,8 @@ class Investigator:
     """One unit's investigation: its tools, its planner, its budget, and what it writes down.
 
     `claim(hypothesis)` guards the score side; `floor_rule(unit)` makes another unit's rule, a floor for this one's;
-    `tell(unit, what)` is called before each step, and may raise Drained.
+    `tell(unit, what)` is called before each step, and may raise Drained; `second` is another corpus, swept over the
+    same sites, on which rules are scored as well.
     """
 
     run: str
@@ -64,6 +66,7 @@ class Investigator:
     tell: Tell
     attempt: int = 1
     investigation: str = field(default_factory=uuid7)
+    second: Sweep | None = None
 
     def observe(self, state: State) -> State:
         """Checks that the unit can be studied at all: it is the model's, and the sweep saw it active."""
@@ -137,7 +140,23 @@ class Investigator:
                 floor_rules=floor_rules(subject, self.sweep, unit, self.floor_rule), evidence=state.get("evidence", []),
                 near_misses=lambda: near_misses(subject, self.sweep, self.toolbox.masked(), unit),
             )  # fmt: skip
+            scores += self._elsewhere(unit, best.hypothesis.id, best.rule, state.get("evidence", []))
         return {"kept": replace(best.hypothesis, kept=True), "scores": [replace(s, **self._stamps) for s in scores]}
+
+    def _elsewhere(
+        self, unit: UnitId, hypothesis: str, rule: Rule, evidence: Sequence[Evidence]
+    ) -> list[Score]:
+        """F1 of the same rule on a second corpus, if there is one, whose own explain side says what firing is there."""
+        if self.second is None:
+            return []
+        self.tell(unit, f"scoring on {self.second.corpus}")
+        nobody = Floors((), (), (), (), {"nearest": 0, "random": 0})
+        f1, *_ = score_input(
+            self.toolbox.subject, self.second, unit, rule, hypothesis=hypothesis,
+            claim=lambda h: self.claim(f"{h}:{self.second.digest if self.second else ''}"), floor_rules=nobody,
+            evidence=evidence,
+        )  # fmt: skip
+        return [replace(f1, metric="f1_second_corpus", details=f1.details | {"corpus": self.second.corpus})]
 
     def judge(self, state: State) -> State:
         """The verdict on this unit alone; false discovery over the run is added when the run ends."""

@@ -923,8 +923,8 @@ def _breaks(clause: Clause) -> Iterator[tuple[str, int]]:
         yield from ((what, 0) for what in ("new pair", "other first", "other second"))
 
 
-PATTERNS = 1.1         # firing patterns of a unit in a thousand tokens of a corpus
-NEARLY = 1.6           # what is nearly its pattern, over all ways of failing
+PATTERNS = 1.0         # firing patterns of a unit in a thousand tokens of a corpus
+NEARLY = 1.3           # what is nearly its pattern, over all ways of failing
 ONE_WAY = 0.5          # at most, of one way
 CUT = 1.6              # times as many of long patterns, which the edges of windows cut more often
 DOCUMENT = 250         # tokens
@@ -964,8 +964,8 @@ class AnswerKey:
         """About so many tokens of English sentences in a new order, with each rule's pattern put in between words.
 
         Of a unit, PATTERNS firing patterns a thousand tokens and NEARLY that fail, in as many documents as there are.
-        A window can cut a pattern in two, which then is another way to fail. Units that fire by position alone, or at
-        the sink alone, need no pattern. Of hidden sets, only members that may be seen are used.
+        A window can cut a pattern in two, which then is another way to fail. Rules about any token, of position or
+        repeated pairs, match often in plain text and get no patterns. Of hidden sets, only what may be seen is used.
         """
         rng = random.Random(f"{self.seed} {self.shape} corpus {seed} {tokens}")
         inserts: list[list[list[int]]] = [[] for _ in range(max(1, tokens // DOCUMENT))]
@@ -978,7 +978,7 @@ class AnswerKey:
 
     def _patterns(self, unit: PlantedUnit, rng: random.Random, tokens: int) -> Iterator[list[int]]:
         """Every pattern that a corpus of this size holds for a unit."""
-        if unit.rule is None or not all(clause.at.ids or clause.repeat for clause in unit.rule.clauses):
+        if unit.rule is None or not all(clause.at.ids for clause in unit.rule.clauses):
             return
         makes = _Patterns(rng, unit.rule, language().flows[0], unit.unseen)
         more = max(map(_lost, unit.rule.clauses)) * tokens / 1000
@@ -991,12 +991,13 @@ class AnswerKey:
         """Sentences off the deck until the document is full, with the patterns put in before words."""
         known = language()
         ids: list[int] = []
+        starts: list[int] = []
         room = DOCUMENT - sum(map(len, inserts))
-        while len(ids) < max(room, DOCUMENT // 3, 3 * len(inserts)):
+        while len(ids) < room or len(starts) < 2 * len(inserts):
             if not deck:
                 deck += rng.sample(known.shown, len(known.shown))
             ids += deck.pop()
-        starts = [i for i, token in enumerate(ids) if known.begins(token)]
+            starts = [i for i, token in enumerate(ids) if known.begins(token)]
         for place, made in sorted(zip(rng.sample(starts, len(inserts)), inserts, strict=True), reverse=True):
             ids[place:place] = made
         return str(known.tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip()

@@ -149,6 +149,12 @@ def project(tmp_path_factory: pytest.TempPathFactory, llama: Any) -> Project:
     return Project(str(root / "model"), str(corpus))
 
 
+@pytest.fixture(scope="session")
+def other_texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A corpus of the same kind, in which no text of the project's stands."""
+    return str(write_corpus(tmp_path_factory.mktemp("other") / "corpus", documents(seed=1)))
+
+
 @dataclass(frozen=True)
 class Finished:
     home: Any

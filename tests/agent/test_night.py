@@ -462,3 +462,19 @@ def test_killed_stopped_and_continued_it_finds_what_an_unkilled_run_finds(
     assert [job.attempt for job in home.work.jobs(state.id)] == [1, 2, 1, 1, 1]
     ours, theirs = story(home), story(finished.home)
     assert ours.keys() == theirs.keys() and all(ours[kind] == theirs[kind] for kind in ours)
+
+
+def test_a_second_corpus_scores_the_same_rule_on_text_of_its_own(
+    project: Any, other_texts: str, tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home")
+    outcome = project.run(home, units="0-mlp/1", second=other_texts)
+    scores = {s.metric: s for s in home.findings.read(Score, run=outcome.run)}
+    second = scores["f1_second_corpus"]
+    assert second.value == scores["f1"].value == 1.0 and second.low is not None
+    assert second.details["corpus"] == other_texts and set(second.floors) == {"always_on", "shifted"}
+    assert second.provenance["sweep"] != scores["f1"].provenance["sweep"]
+    assert len(home.findings.read(records.Sweep, run=outcome.run)) == 2
+    without = project.run(home, units="0-mlp/1")
+    assert without.run != outcome.run, "it is another run"
+    assert "f1_second_corpus" not in {s.metric for s in home.findings.read(Score, run=without.run)}
