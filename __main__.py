@@ -1,6 +1,9 @@
 """The command line, put together: `lamplighter …` or `python -m lamplighter …`."""
 
-from .agent.cli import main
+from .agent.cli import app, main
+from .experiments.command import experiment
+
+app.command()(experiment)
 
 if __name__ == "__main__":
     main()

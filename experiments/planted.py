@@ -2,7 +2,7 @@
 
 A tool that explains neurons can be judged only where the truth is known. `make_key` draws rules of the grammar of
 `tools/rules.py`, compiles them into the weights of a real GPT-2 or Llama (float32, three layers), and keeps each rule
-beside its neuron: a unit fires where its rule matches and is silent everywhere else, at every token of every text.
+beside its neuron: a unit fires where its rule matches and nowhere else, at every token of every window of 64.
 
 How a rule becomes weights. Every dimension of the stream has one meaning, and the constant one is so large that the
 norms divide by nearly the same number everywhere. Then:
@@ -11,7 +11,7 @@ norms divide by nearly the same number everywhere. Then:
     MLP 0         "somewhere from i to j tokens before", and, where there are no position embeddings, positions
     attention 1   looks back by content: an earlier copy of this pair of tokens, a word anywhere in the window
     MLP 1         one neuron a clause: all that it needs, and nothing that it must not have, as a threshold
-    MLP 2         the planted units, each an OR of its clauses, among as many neurons that follow no rule
+    MLP 2         the planted units, each an OR of its clauses, among neurons that follow no rule
 
 `documents` writes a corpus in which each rule can be found: its pattern, and as often what is nearly its pattern.
 `fresh` makes texts that break one condition at a time, from sentences that the corpus never shows; `recovered` says how
@@ -122,10 +122,6 @@ class Language(_Spelled):
         """The sentences for corpora, and those for `fresh`, each as one running text."""
         shown, kept = (tuple(itertools.chain(*sentences)) for sentences in (self.shown, self.kept))
         return shown, kept
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
 
     def begins(self, token: int) -> bool:
         """Whether a word begins at this token wherever it stands, so that others can be put before it."""
@@ -823,13 +819,18 @@ class _Patterns:
         ways: list[Way] = []
         for number, clause in enumerate(self.rule.clauses):
             ways.append((number, "fires", 0))
-            if not clause.repeat:
-                ways += [(number, "forbidden too far", n) for n in range(len(clause.avoid))]
+            beyond = [n for n, near in enumerate(clause.avoid) if near.high <= REACH and not clause.repeat]
+            ways += [(number, "forbidden too far", n) for n in beyond]
         return ways
 
     def fails(self) -> list[Way]:
-        """Each condition of each clause, broken alone."""
-        return [(number, *way) for number, clause in enumerate(self.rule.clauses) for way in _breaks(clause)]
+        """Each condition of each clause, broken alone; and the token of one clause in the context of another."""
+        ways: list[Way] = []
+        for number, clause in enumerate(self.rule.clauses):
+            ways += [(number, *way) for way in _breaks(clause)]
+            for other, second in enumerate(self.rule.clauses):
+                ways += [(number, "crossed", other)] * bool(clause.need and second.need and clause.need != second.need)
+        return ways
 
     def pattern(self, way: Way) -> tuple[list[int], int]:
         """Ids, and which of them is the token in question."""
@@ -837,12 +838,13 @@ class _Patterns:
         clause = self.rule.clauses[number]
         at = self.pick(clause.at) if clause.at.ids and what != "other word" else self.other(clause.at)
         spans = []
-        for n, near in enumerate(clause.need):
+        for n, near in enumerate(self.rule.clauses[which].need if what == "crossed" else clause.need):
             if what != "lacks" or which != n:
                 spans.append((near.match, *_moved(near, what if which == n else "")))
         if what.startswith("forbidden"):
             near = clause.avoid[which]
-            spans.append((near.match, *_moved(near, what.removeprefix("forbidden "))))
+            free = (near.high + 1, near.high + 2)      # two, since a context may have to stand at one of them
+            spans.append((near.match, *(free if what == "forbidden too far" else _moved(near, ""))))
         slots = self.placed(spans)
         if clause.repeat:
             return self.repeated(slots.get(1, self.other(clause.at)), at, what)
@@ -851,10 +853,11 @@ class _Patterns:
 
     def placed(self, spans: Sequence[tuple[Matcher, int, int]]) -> dict[int, int]:
         """A word of each matcher by its distance, no two the same."""
-        while True:
+        for _ in range(1000):
             slots = {self.rng.randint(low, high): self.pick(match) for match, low, high in spans}
             if len(slots) == len(spans):
                 return slots
+        raise AssertionError(f"the contexts of {self.rule} get in each other's way")
 
     def run(self, slots: dict[int, int], far: int, near: int) -> list[int]:
         """The tokens at distances from far down to near: the words placed there, and between them gaps."""
@@ -899,9 +902,8 @@ FAR = 40               # the longest gap in a pattern
 
 
 def _moved(near: Near, change: str) -> tuple[int, int]:
-    """The distances at which a context is put: its own, or others where it must not count."""
-    nearer, farther = (max(1, near.low - 2), near.low - 1), (near.high + 1, near.high + 2)
-    others = {"too far": farther, "too near": nearer, "order": (-3, -1)}
+    """The distances at which a context is put: its own, or others, off by one, where it must not count."""
+    others = {"too far": (near.high + 1,) * 2, "too near": (near.low - 1,) * 2, "order": (-3, -1)}
     return others.get(change, (near.low, min(near.high, FAR)))
 
 
@@ -923,9 +925,9 @@ def _breaks(clause: Clause) -> Iterator[tuple[str, int]]:
         yield from ((what, 0) for what in ("new pair", "other first", "other second"))
 
 
-PATTERNS = 1.0         # firing patterns of a unit in a thousand tokens of a corpus
+PATTERNS = 1.1         # firing patterns of a unit in a thousand tokens of a corpus
 NEARLY = 1.3           # what is nearly its pattern, over all ways of failing
-ONE_WAY = 0.5          # at most, of one way
+NEVER = 0.5            # its pattern with a forbidden word, which nothing else can show; the most of any way of failing
 CUT = 1.6              # times as many of long patterns, which the edges of windows cut more often
 DOCUMENT = 250         # tokens
 
@@ -983,9 +985,10 @@ class AnswerKey:
         makes = _Patterns(rng, unit.rule, language().flows[0], unit.unseen)
         more = max(map(_lost, unit.rule.clauses)) * tokens / 1000
         holds, fails = makes.holds(), makes.fails()
-        for ways, each in ((holds, PATTERNS / len(holds)), (fails, min(ONE_WAY, NEARLY / len(fails)))):
-            for way in ways:
-                yield from (makes.pattern(way)[0] for _ in range(round(each * more)))
+        rates = {way: PATTERNS / len(holds) for way in holds}
+        rates |= {way: NEVER if way[1] == "forbidden" else min(NEVER, NEARLY / len(fails)) for way in fails}
+        for way, rate in rates.items():
+            yield from (makes.pattern(way)[0] for _ in range(round(rate * more)))
 
     def _document(self, rng: random.Random, inserts: list[list[int]], deck: list[tuple[int, ...]]) -> str:
         """Sentences off the deck until the document is full, with the patterns put in before words."""

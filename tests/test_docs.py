@@ -39,7 +39,7 @@ def commands(text: str) -> list[list[str]]:
 def cli() -> Any:
     import typer
 
-    from lamplighter.agent.cli import app
+    from lamplighter.__main__ import app
 
     return typer.main.get_command(app)
 
@@ -59,7 +59,7 @@ def found(command: Any, words: list[str]) -> tuple[Any, list[str]]:
 def test_documented_commands_and_options_exist(words: list[str]) -> None:
     from typer.testing import CliRunner
 
-    from lamplighter.agent.cli import app
+    from lamplighter.__main__ import app
 
     command, path = found(cli(), words)
     known = {option for parameter in command.params for option in parameter.opts}

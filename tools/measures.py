@@ -7,7 +7,7 @@ VERSION = 2
 
 # Documents, near copies and sides
 SALT = "lamplighter-1"
-SHINGLE = 8            # words in a shingle
+SHINGLE = 4            # words in a shingle: with 30 % of its words deleted a copy still shares a third of these
 COMMON_SHINGLE = 5     # a shingle in more documents than this (or than COMMON_SHARE of them) is boilerplate
 COMMON_SHARE = 0.005
 NEAR_SHARE = 0.2       # |G ∩ G'| / min(|G|, |G'|) from which two documents are near copies

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ..store.records import Refused
 from . import measures
 from .atlas import Atlas, load_atlas, make_atlas, unit_atlas, write_atlas
 from .collect import BINS, KEPT, LOWEST, PER_OCTAVE, SAMPLED, SIGNS, Site, position_key
+from .copies import shingles
 from .corpus import Corpus
 from .subject import BATCH_TOKENS, Subject
 from .units import UnitId, parse_site
@@ -36,7 +37,7 @@ from .units import UnitId, parse_site
 STEP = measures.WINDOW - 1       # tokens of text in a window
 RANDOM = 64                      # random positions a side, read for every unit
 PER_BAND = 12                    # exemplars a band that are handed out
-FORMAT = 3
+FORMAT = 4
 
 Place = tuple[int, int]
 Progress = Callable[[str, int, int], None]
@@ -272,10 +273,12 @@ def make_sweep(
     with _writing(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    documents = _tokenise(subject, corpus, tokens, progress)
+    everything = tokenise(subject, corpus, tokens, progress)
+    documents = apart(corpus.name, everything)
     kept = _pass(subject, documents, sites, progress)
     atlases = make_atlas(subject, {site: torch.stack(keeper.peak) for site, keeper in kept.items()}, progress)
     facts = _facts(subject, corpus, sites, digest, documents)
+    facts["overlap"] |= {f"{side}_left_out": n for side, n in _left_out(everything, documents).items()}
     facts["seconds"] = round(time.perf_counter() - start, 1)
     with _writing(folder.parent), tempfile.TemporaryDirectory(prefix=f".{digest}.", dir=folder.parent) as partial:
         _store(Path(partial), documents, kept, atlases, facts)
@@ -303,14 +306,21 @@ def _writing(place: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
+    """A document as ids, without the sink, before it is swept."""
+
     document: Any
     side: str
     cluster: int
     ids: list[int]
 
+    @property
+    def windows(self) -> list[list[int]]:
+        """Its disjoint windows of STEP tokens."""
+        return [self.ids[offset : offset + STEP] for offset in range(0, len(self.ids), STEP)]
 
-def _tokenise(subject: Subject, corpus: Corpus, tokens: int | None, progress: Progress) -> list[_Read]:
+
+def tokenise(subject: Subject, corpus: Corpus, tokens: int | None, progress: Progress) -> list[Read]:
     """Documents as ids, explain first, clusters together and numbered in reading order."""
     chosen, total = [], 0
     order = sorted(range(len(corpus.documents)), key=lambda i: corpus.documents[i].id)
@@ -324,20 +334,54 @@ def _tokenise(subject: Subject, corpus: Corpus, tokens: int | None, progress: Pr
         progress("tokenise", done + 1, len(order))
     chosen.sort(key=lambda pair: (measures.SIDES.index(corpus.sides[pair[0]]), corpus.clusters[pair[0]]))
     numbers: dict[int, int] = {}
-    read = [
-        _Read(corpus.documents[n], corpus.sides[n], numbers.setdefault(corpus.clusters[n], len(numbers)), ids)
+    return [
+        Read(corpus.documents[n], corpus.sides[n], numbers.setdefault(corpus.clusters[n], len(numbers)), ids)
         for n, ids in chosen
     ]
+
+
+def apart(name: str, documents: list[Read]) -> list[Read]:
+    """The documents without the windows that share a run of LEAK_RUN tokens with a side read before theirs.
+
+    Boilerplate stands in many documents that are no copies of each other. A window is seen by the model on its own, so
+    the others are what they were.
+    """
+    kept: list[Read] = []
+    before = _runs([])
     for side in measures.SIDES:
-        if not any(r.side == side for r in read):
+        mine = [d for d in documents if d.side == side]
+        runs = [_runs(w) for d in mine for w in d.windows]
+        shared = np.isin(np.concatenate([before[:0], *runs]), before)
+        number = np.repeat(np.arange(len(runs)), [len(own) for own in runs])
+        own = np.bincount(number[shared], minlength=len(runs)) == 0
+        free = iter(own.tolist())
+        for document in mine:
+            windows = [w for w in document.windows if next(free)]
+            if windows:
+                kept.append(replace(document, ids=[i for w in windows for i in w]))
+        before = np.concatenate([before, *(run for run, is_own in zip(runs, own, strict=True) if is_own)])
+        if not any(document.side == side for document in kept):
             raise Refused(
-                f"the corpus {corpus.name!r} has no {side} text among its {len(read)} documents; "
+                f"the corpus {name!r} has no {side} text of its own among its {len(documents)} documents; "
                 "give more documents (some dozens at least), or more tokens."
             )
-    return read
+    return kept
 
 
-def _pass(subject: Subject, documents: list[_Read], sites: Sequence[str], progress: Progress) -> dict[str, Site]:
+def _left_out(before: list[Read], after: list[Read]) -> dict[str, int]:
+    """Tokens of a side that stand in windows left out."""
+    counts = [{s: sum(len(d.ids) for d in each if d.side == s) for s in ("tune", "score")} for each in (before, after)]
+    return {side: counts[0][side] - counts[1][side] for side in counts[0]}
+
+
+def _runs(ids: Sequence[int]) -> np.ndarray:
+    """A hash of every run of LEAK_RUN tokens."""
+    if len(ids) < measures.LEAK_RUN:
+        return np.zeros(0, dtype=np.uint64)
+    return shingles(np.asarray(ids, dtype=np.uint64) + np.uint64(1), measures.LEAK_RUN)
+
+
+def _pass(subject: Subject, documents: list[Read], sites: Sequence[str], progress: Progress) -> dict[str, Site]:
     kept = {site: Site(subject.width(site), subject.device) for site in sites}
     total, done, first = sum(len(d.ids) for d in documents), 0, 0
     sink = subject.run([[subject.sink]], read=sites).readings
@@ -370,14 +414,13 @@ def _pass(subject: Subject, documents: list[_Read], sites: Sequence[str], progre
     return kept
 
 
-def _batches(documents: list[_Read], sink: int) -> Iterator[tuple[list[list[int]], np.ndarray, np.ndarray]]:
+def _batches(documents: list[Read], sink: int) -> Iterator[tuple[list[list[int]], np.ndarray, np.ndarray]]:
     """Windows in reading order with the document and cluster number of each of their tokens."""
     rows: list[list[int]] = []
     document: list[int] = []
     cluster: list[int] = []
     for number, read in enumerate(documents):
-        for offset in range(0, len(read.ids), STEP):
-            ids = read.ids[offset : offset + STEP]
+        for ids in read.windows:
             rows.append([sink, *ids])
             document += [number] * len(ids)
             cluster += [read.cluster] * len(ids)
@@ -389,7 +432,7 @@ def _batches(documents: list[_Read], sink: int) -> Iterator[tuple[list[list[int]
 
 
 def _facts(
-    subject: Subject, corpus: Corpus, sites: Sequence[str], digest: str, documents: list[_Read]
+    subject: Subject, corpus: Corpus, sites: Sequence[str], digest: str, documents: list[Read]
 ) -> dict[str, Any]:
     sides = measures.SIDES
     return {
@@ -406,19 +449,23 @@ def _facts(
     }  # fmt: skip
 
 
-def _overlap(documents: list[_Read]) -> dict[str, float]:
-    """Share of a side's 13-token runs that also stand on the explain side (stored, so that a leak can be seen)."""
+def _overlap(documents: list[Read]) -> dict[str, float]:
+    """Share of the 13-token runs in a side's windows that also stand in windows of the explain side.
+
+    It is 0, since such windows are left out; measured on what is kept, by the tokens themselves, and stored.
+    """
     n = measures.LEAK_RUN
 
     def runs(side: str) -> set[int]:
-        return {hash(tuple(d.ids[i : i + n])) for d in documents if d.side == side for i in range(len(d.ids) - n + 1)}
+        windows = (w for d in documents if d.side == side for w in d.windows)
+        return {hash(tuple(w[i : i + n])) for w in windows for i in range(len(w) - n + 1)}
 
     explain = runs("explain")
     return {s: len(found & explain) / len(found) if (found := runs(s)) else 0.0 for s in ("tune", "score")}
 
 
 def _store(
-    folder: Path, documents: list[_Read], kept: dict[str, Site], atlases: dict[str, dict[str, Tensor]],
+    folder: Path, documents: list[Read], kept: dict[str, Site], atlases: dict[str, dict[str, Tensor]],
     facts: dict[str, Any],
 ) -> None:  # fmt: skip
     table = pa.table({

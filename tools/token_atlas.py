@@ -9,7 +9,8 @@ from .subject import Subject
 from .sweep import Sweep
 from .units import UnitId
 
-NAMED = 5   # tokens in a summary
+NAMED = 5         # tokens in a summary
+ROUNDING = 1e-5   # a token that opens a window of text reads the same there, but for this
 
 
 def token_atlas(subject: Subject, sweep: Sweep, unit: UnitId, *, n: int = 10) -> Evidence:
@@ -18,12 +19,13 @@ def token_atlas(subject: Subject, sweep: Sweep, unit: UnitId, *, n: int = 10) ->
     y = sign × activation at t in the row [sink, t], for every token t but special ones. A token by itself is not a
     token in text: what a unit needs before it is missing here, so every row is labelled `beside_sink`.
 
-    Rows {side, rank, token, id, activation, ratio, beside_sink}: top (largest y), then bottom (smallest), `n` of each;
-    ratio = y / P, None where P ≤ 0. checks: mean, std, skewness, kurtosis of y over the checks["tokens"] tokens (the
-    last two None where y never varies); fires_share, the share of tokens with y ≥ 0.5 P (None where P ≤ 0); atlas_max,
-    the largest y here; corpus_max, the largest y in explain and tune text, None where none is above 0; exceeds_corpus,
-    whether atlas_max is above that (above 0 where it is None). The sweep holds all this: no pass is run, so `fired` is
-    None. Raises Refused for an n out of range and for an atlas that is missing, damaged or another sweep's.
+    Rows {side, rank, token, id, activation, ratio, beside_sink}: top (largest y), then bottom (smallest), `n` of
+    each; ratio = y / P, None where P ≤ 0. checks: mean, std, skewness, kurtosis of y over the checks["tokens"] tokens
+    (the last two None where y never varies); fires and fires_share, the number and share of tokens with y ≥ 0.5 P
+    (None where P ≤ 0); atlas_max, the largest y here; corpus_max, the largest y in explain and tune text, None where
+    none is above 0; exceeds_corpus, whether atlas_max is above that by more than rounding (above 0 where it is None).
+    The sweep holds all this: no pass is run, so `fired` is None. Raises Refused for an n out of range and for an
+    atlas that is missing, damaged or another sweep's.
 
     Args:
         n: tokens listed for each side, 1 to 32.
@@ -70,21 +72,22 @@ def _checks(sweep: Sweep, unit: UnitId, atlas: Atlas, peak: float) -> dict[str, 
         "std": atlas.std,
         "skewness": atlas.skewness,
         "kurtosis": atlas.kurtosis,
+        "fires": atlas.fires,
         "fires_share": None if atlas.fires is None else atlas.fires / atlas.n,
         "atlas_max": largest,
         "corpus_max": corpus,
-        "exceeds_corpus": largest > (0.0 if corpus is None else corpus),
+        "exceeds_corpus": largest > (0.0 if corpus is None else corpus * (1 + ROUNDING)),
     }
 
 
 def _summary(unit: UnitId, rows: Sequence[dict[str, Any]], checks: dict[str, Any]) -> str:
-    largest, tokens, share = checks["atlas_max"], checks["tokens"], checks["fires_share"]
+    largest, tokens, count = checks["atlas_max"], checks["tokens"], checks["fires"]
     lowest = next(row["activation"] for row in rows if row["side"] == "bottom")
     if largest == lowest:
         return f"Beside the sink, {unit} reads {largest:.3g} on each of {tokens} tokens."
     if largest <= 0:
         return f"Beside the sink, {unit} is above 0 on none of {tokens} tokens."
     named = ", ".join(repr(row["token"]) for row in rows[:NAMED] if row["side"] == "top")
-    fires = "it has no peak to compare with" if share is None else f"{share:.2%} of {tokens} tokens reach 0.5 P"
+    fires = "it has no peak to compare with" if count is None else f"{count} of {tokens} tokens reach 0.5 P"
     over = "more than" if checks["exceeds_corpus"] else "no more than"
     return f"Beside the sink, {unit} reads most on {named} (up to {largest:.3g}, {over} in text); {fires}."

@@ -160,7 +160,7 @@ def swept(key: AnswerKey, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tex
     corpus = load_corpus(str(key.write(tmp_path_factory.mktemp("corpus"), tokens=TOKENS)))
     rows, document = [], []
     for number, one in enumerate(corpus.documents):
-        ids = language().encode(one.text)
+        ids = key.subject.encode(one.text)[1:]
         for start in range(0, len(ids), 63):
             rows.append([0, *ids[start : start + 63]])
             document += [number] * len(rows[-1])
@@ -219,8 +219,11 @@ def dropped(rule: Rule | None) -> Iterator[Rule]:
 
 
 def coarser(rule: Rule) -> Iterator[Rule]:
-    """The rule with a clause less, with a word less in a list, and with distances that are off by one."""
+    """The rule with a clause less, with every clause about the words of all, and with distances that are off by one."""
     if len(rule.clauses) > 1:
+        if len({clause.need for clause in rule.clauses}) > 1:
+            every = Matcher(ids=tuple(i for clause in rule.clauses for i in clause.at.ids))
+            yield Rule(tuple(replace(clause, at=every) for clause in rule.clauses))
         yield from (Rule(rule.clauses[:n] + rule.clauses[n + 1 :]) for n in range(len(rule.clauses)))
     for n, clause in enumerate(rule.clauses):
         for i, near in enumerate(clause.need):

@@ -507,15 +507,36 @@ def test_what_is_checked_stands_beside_the_corpus(swept: Case, best: Callable[..
         wanted = largest if largest > 0 else None
         assert checks["corpus_max"] == (wanted if wanted is None else pytest.approx(wanted, rel=1e-5))
         assert checks["atlas_max"] == pytest.approx(y.max(), rel=1e-5)
-        assert checks["exceeds_corpus"] == (y.max() > max(largest, 0))
+        assert checks["exceeds_corpus"] == (y.max() > max(largest, 0) * (1 + 1e-5))
         assert (checks["peak"], checks["tokens"], checks["fired"]) == (known.peak, 319, None)
         if known.peak > 0:
-            assert checks["fires_share"] == (y >= known.threshold).mean()
+            assert checks["fires_share"] == (y >= known.threshold).mean() == checks["fires"] / 319
         assert "Beside the sink" in evidence.summary and len(evidence.summary.split()) <= 60
         exceeds.add(checks["exceeds_corpus"])
         over = "no more than in text" not in evidence.summary
         assert over == checks["exceeds_corpus"] or y.max() <= 0
     assert exceeds == {True, False}
+
+
+def test_a_token_that_is_also_in_the_text_exceeds_nothing(
+    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents of one token each, and every token has one: the corpus is the atlas, but for the last digits."""
+    words = [f"w{i}" for i in range(1, 300)]
+    subject = Subject.wrap(copy.deepcopy(llama.model).float(), word_tokenizer(words), "tiny-llama")
+    documents = tuple(Document(f"{i:04}", str(i), word) for i, word in enumerate([*words, "w1", "w1"]))
+    sides = ("explain",) * len(words) + ("tune", "score")
+    made = Corpus("each", "each", documents, tuple(range(len(documents))), sides, {})
+    sweep = make_sweep(subject, made, ["1-mlp"], tmp_path)
+    for u in range(40):
+        checks = token_atlas(subject, sweep, UnitId("tiny-llama", "1-mlp", u)).checks
+        assert checks["atlas_max"] == pytest.approx(checks["corpus_max"], rel=1e-5)
+        assert not checks["exceeds_corpus"]
+    known, largest = sweep.atlas(UNIT), token_atlas(subject, sweep, UNIT).checks["corpus_max"]
+    for more, exceeds in ((-1e-3, False), (5e-6, False), (1e-3, True)):
+        changed = replace(known, top=[(1, largest * (1 + more)), *known.top])
+        monkeypatch.setattr(sweep, "atlas", lambda unit, changed=changed: changed)
+        assert token_atlas(subject, sweep, UNIT).checks["exceeds_corpus"] == exceeds
 
 
 def test_the_score_side_is_never_told_of(swept: Case, best: Callable[..., float]) -> None:

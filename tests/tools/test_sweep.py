@@ -437,15 +437,34 @@ def test_the_size_asked_for_is_a_sample_by_digest(llama: Any, tmp_path: Path) ->
     assert 2000 <= sum(part.token_counts.values()) < 2000 + longest < sum(whole.token_counts.values())
 
 
-def test_overlap_counts_runs_that_stand_on_the_explain_side(llama: Any, tmp_path: Path) -> None:
+def test_windows_that_share_text_with_an_earlier_side_are_left_out(llama: Any, tmp_path: Path) -> None:
     corpus = made_corpus(80, 50)
     copied = next(d for d, side in zip(corpus.documents, corpus.sides, strict=True) if side == "explain")
-    leaky = corpus_of([*corpus.documents, document("copy", copied.text.split())], [*corpus.clusters, 500],
+    own = [word[::-1] for word in copied.text.split()]
+    text = [*own * 3, *copied.text.split(), *own * 3]
+    leaky = corpus_of([*corpus.documents, document("copy", text)], [*corpus.clusters, 500],
                       [*corpus.sides, "score"])  # fmt: skip
-    clean = make_sweep(llama, corpus, ["0-mlp"], tmp_path).facts["overlap"]
-    leaked = make_sweep(llama, leaky, ["0-mlp"], tmp_path).facts["overlap"]
-    assert clean["tune"] == leaked["tune"]
-    assert leaked["score"] > clean["score"] + 0.02
+    clean = make_sweep(llama, corpus, ["0-mlp"], tmp_path)
+    swept = make_sweep(llama, leaky, ["0-mlp"], tmp_path)
+    assert {side: swept.facts["overlap"][side] for side in ("tune", "score")} == {"tune": 0, "score": 0}
+    gone = swept.facts["overlap"]["score_left_out"] - clean.facts["overlap"]["score_left_out"]
+    whole, copy_ = llama.encode(" ".join(text))[1:], llama.encode(copied.text)[1:]
+    assert len(copy_) <= gone + 2 * 12 and gone < len(copy_) + 2 * STEP
+    (kept,) = [d for d in swept.documents if d.name == "copy"]
+    assert kept.length == len(whole) - gone
+    windows = [tuple(ids[1:]) for number, _, ids in swept.windows("score") if swept.documents[number] is kept]
+    cut = [tuple(whole[i : i + STEP]) for i in range(0, len(whole), STEP)]
+    assert windows == [w for w in cut if w in set(windows)] and len(cut) - len(windows) == -(-gone // STEP)
+    explain = {tuple(ids[i : i + 13]) for _, _, ids in swept.windows("explain") for i in range(1, len(ids) - 12)}
+    score = {tuple(ids[i : i + 13]) for _, _, ids in swept.windows("score") for i in range(1, len(ids) - 12)}
+    assert explain.isdisjoint(score) and any(tuple(copy_[i : i + 13]) in explain for i in range(len(copy_) - 12))
+
+
+def test_a_corpus_of_one_text_said_again_has_no_side_of_its_own(llama: Any, tmp_path: Path) -> None:
+    texts = [document(f"row {i}", WORDS) for i in range(6)]
+    sides = ["explain", "explain", "tune", "tune", "score", "score"]
+    with pytest.raises(Refused, match="no tune text of its own among its 6 documents"):
+        make_sweep(llama, corpus_of(texts, list(range(6)), sides), ["0-mlp"], tmp_path)
 
 
 def test_progress_goes_through_every_token(llama: Any, tmp_path: Path) -> None:

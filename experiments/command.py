@@ -1,0 +1,43 @@
+"""`lamplighter experiment NAME`: runs a study of this folder and prints its tables and claims."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..agent.cli import HomeOption, JsonOption
+from ..agent.config import Home
+from ..agent.progress import progress
+from ..store.records import Refused
+from .report import Report
+
+MISSED = 5      # exit code: a claim does not hold
+BENCHES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py")))
+
+
+def experiment(
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHES)}.")],
+    only: Annotated[str, typer.Option("--only", help="Parts to run, comma-separated (default: all).")] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Draws units, texts and rules.")] = 0,
+    size: Annotated[float, typer.Option("--size", min=0.01, help="Share of the full size, for a quick look.")] = 1.0,
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Measures what the README claims; exit code 5 when a claim does not hold."""
+    if name not in BENCHES:
+        raise Refused(f"{name!r} is no experiment; there are {', '.join(BENCHES)}.")
+    parts = import_module(f".{name}", __package__).PARTS
+    chosen = [part.strip() for part in only.split(",") if part.strip()] or list(parts)
+    unknown = [part for part in chosen if part not in parts]
+    if unknown:
+        raise Refused(f"{unknown[0]!r} is no part of {name}; its parts are {', '.join(parts)}.")
+    report = Report(name)
+    with progress() as live:
+        for part in chosen:
+            report.add(*parts[part](Home.resolve(home).path / "experiments", seed, size, live.sweeping))
+    if as_json:
+        print(report.to_json())
+    else:
+        report.show()
+    if not report.holds:
+        raise typer.Exit(MISSED)
