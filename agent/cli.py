@@ -9,8 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +18,22 @@ from . import show as shown
 from .config import EMBEDDER, Home, load_embedder
 from .progress import progress
 
+if TYPE_CHECKING:
+    from ..store.records import Evidence
+    from ..tools.toolbox import Toolbox
+    from ..tools.units import UnitId
+
 DONE, ERROR, BUDGET, FAILED, DRAINED = 0, 1, 3, 4, 130
 SUBJECT = "smollm2-135m"
+
+# What a stop leaves behind, by command.
+_STOPPED = {
+    "run": "what was recorded is kept (a sweep that was not through is not), and the same command goes on from there.",
+    "sweep": "nothing is kept of a sweep that was not through, and the same command begins it anew.",
+    "models": "each part that was fetched whole is kept, and the same command goes on from there.",
+    "try": "the reading was not recorded unless it was printed, and the same command makes it anew.",
+    "tool": "the experiment was not recorded unless it was printed, and the same command runs it anew.",
+}
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -31,8 +44,8 @@ models_app = typer.Typer(
 )  # fmt: skip
 app.add_typer(models_app, name="models")
 
-HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="Home folder (else LAMPLIGHTER_HOME, ./lamplighter-home).")
+HomeOption = Annotated[      # text and no Path, for which '' and '.' are the same
+    str | None, typer.Option("--home", metavar="PATH", help="Home folder (else LAMPLIGHTER_HOME, ./lamplighter-home).")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 ModelOption = Annotated[str, typer.Option("--model", help="Embedded name, folder or hub id.")]
@@ -54,16 +67,16 @@ def main() -> None:
         _say_refusal(str(refusal), as_json)
         sys.exit(ERROR)
     except KeyboardInterrupt:
-        sys.exit(_say_stopped())
+        sys.exit(_say_stopped(*sys.argv[1:2]))
     except SystemExit as end:     # typer makes this of a KeyboardInterrupt
-        raise SystemExit(_say_stopped() if end.code == DRAINED else end.code) from None
+        raise SystemExit(_say_stopped(*sys.argv[1:2]) if end.code == DRAINED else end.code) from None
     except BrokenPipeError:   # the reader of a pipe has gone, as in `… | head`
         sys.stderr.close()
         sys.exit(DONE)
 
 
-def _say_stopped() -> int:
-    sys.stderr.write("stopped; what was recorded is kept, and the same command goes on from there.\n")
+def _say_stopped(command: str = "") -> int:
+    sys.stderr.write(f"stopped; {_STOPPED.get(command, 'what was recorded before is kept.')}\n")
     return DRAINED
 
 
@@ -134,7 +147,6 @@ def sweep(
     home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Reads a corpus once and keeps peaks, exemplars and statistics of every unit of the sites."""
-    from ..store.findings import drain
     from ..tools.corpus import load_corpus
     from ..tools.sweep import make_sweep
     from .night import model_record, sweep_record
@@ -148,8 +160,8 @@ def sweep(
     with progress() as live:
         made = make_sweep(toolbox.subject, text, chosen, place.path, tokens, live.sweeping)
     place.work.post([sweep_record(made), model_record(toolbox)])
-    drain(place.work, place.findings)
     _emit(made.facts, as_json, shown.sweep_facts)
+    _deliver(place)
 
 
 @app.command()
@@ -172,7 +184,7 @@ def run(
     home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Explains units by experiment and records everything; the same command continues a run that was stopped."""
-    from .night import Request, run_night
+    from .night import BudgetSpent, Request, run_night
     from .nodes import Drained
 
     place = Home.resolve(home)
@@ -186,6 +198,9 @@ def run(
             outcome = run_night(place, asked, live)
     except Drained:
         raise KeyboardInterrupt from None
+    except BudgetSpent as spent:
+        _say_refusal(str(spent), as_json)
+        raise typer.Exit(BUDGET) from spent
     _emit(shown.run_facts(place, outcome), as_json, shown.run_table)
     if outcome.status == "budget":
         raise typer.Exit(BUDGET)
@@ -211,7 +226,7 @@ def try_text(
     home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Reads a unit on a text of yours, token by token."""
-    _use_tool("activate", unit, {"text": text}, home, device, dtype, as_json, shown.heat_line)
+    _use_tool("activate", unit, {"text": text}, home, device, dtype, as_json, shown.heat_line, _strength)
 
 
 @app.command()
@@ -234,21 +249,59 @@ def tool(
 
 
 def _use_tool(
-    name: str, unit: str, arguments: dict[str, Any], home: Path | None, device: str | None, dtype: str | None,
+    name: str, unit: str, arguments: dict[str, Any], home: str | None, device: str | None, dtype: str | None,
     as_json: bool, people: Callable[[Any], None],
+    more: "Callable[[Toolbox, UnitId, Evidence], dict[str, Any]]" = lambda *_: {},
 ) -> None:  # fmt: skip
-    from ..store.findings import drain
+    """Runs a tool, prints its report with what `more` says of it, and records it."""
     from ..tools.toolbox import describe
     from ..tools.units import UnitId
 
     describe(name)
     chosen, place = UnitId.parse(unit), Home.resolve(home)
-    evidence = place.toolbox(chosen.model, device, dtype).call(name, chosen, arguments)
+    toolbox = place.toolbox(chosen.model, device, dtype)
+    evidence = toolbox.call(name, chosen, arguments)
     if not evidence.ok:
         raise Refused(evidence.summary)
     place.work.post([evidence])
-    drain(place.work, place.findings)
-    _emit(evidence.report() | {"id": evidence.id}, as_json, people)
+    _emit(evidence.report() | {"id": evidence.id} | more(toolbox, chosen, evidence), as_json, people)
+    _deliver(place)
+
+
+def _strength(toolbox: "Toolbox", unit: "UnitId", evidence: "Evidence") -> dict[str, Any]:
+    """{scale, fires}: P and τ of the home's newest sweep of the unit, and whether the reading reaches τ.
+
+    Both are None where no sweep has the unit; `fires` also where the sweep never saw it active, so that τ is 0.
+    """
+    try:
+        sweep = toolbox.sweep(unit)
+        known = sweep.statistics(unit)
+    except Refused:
+        return {"scale": None, "fires": None}
+    scale = {"peak": known.peak, "threshold": known.threshold, "sweep": sweep.digest, "corpus": sweep.corpus}
+    return {"scale": scale, "fires": evidence.checks["peak"] >= known.threshold if known.peak > 0 else None}
+
+
+def _deliver(place: Home) -> None:
+    """Moves what a command just printed on to the findings; what cannot go on now waits in the outbox, and is not lost.
+
+    Findings that are held by somebody else are no failure of the command; findings that cannot be used at all are.
+    """
+    from ..store.findings import drain
+    from ..store.work import Busy
+
+    try:
+        drain(place.work, place.findings)
+    except Busy as busy:
+        held, _, _ = str(busy).partition("; ")
+        _say_waiting(f"{held}; the next try, tool, sweep or run delivers it.")
+    except Refused as refusal:
+        _say_waiting(" ".join(str(refusal).split()))
+        raise typer.Exit(ERROR) from refusal
+
+
+def _say_waiting(why: str) -> None:
+    sys.stderr.write(f"lamplighter: the record waits in the outbox, because {why}\n")
 
 
 @app.command()
@@ -261,7 +314,7 @@ def query(
     home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Finds explanations by meaning. Prints a JSON array with --json or into a pipe."""
-    from ..store.search import search
+    from ..store.search import search, why_none
     from .night import embed_missing
 
     place = Home.resolve(home)
@@ -271,6 +324,8 @@ def query(
     embed = load_embedder()
     embed_missing(place)
     rows = search(place.findings, text, embed, EMBEDDER, model=model, site=site, min_score=min_score, top=top)
+    if not rows:
+        sys.stderr.write(f"lamplighter: {why_none(place.findings, model=model, site=site, min_score=min_score)}\n")
     _emit(rows, as_json or not sys.stdout.isatty(), shown.query_table)
 
 

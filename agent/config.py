@@ -31,9 +31,14 @@ class Home:
     path: Path
 
     @classmethod
-    def resolve(cls, given: Path | None) -> "Home":
-        """`--home`, else LAMPLIGHTER_HOME, else ./lamplighter-home. Raises Refused if that is a file."""
-        path = given or Path(os.environ.get("LAMPLIGHTER_HOME") or "lamplighter-home")
+    def resolve(cls, given: Path | str | None) -> "Home":
+        """`--home`, else LAMPLIGHTER_HOME (an empty one is none), else ./lamplighter-home.
+
+        Raises Refused if that is a file, or if `given` is an empty text: that would be the current folder.
+        """
+        if given == "":
+            raise Refused("the home is an empty path; name a folder with --home, or leave --home out.")
+        path = Path(given or os.environ.get("LAMPLIGHTER_HOME") or "lamplighter-home")
         if path.exists() and not path.is_dir():
             raise Refused(f"the home {str(path)!r} is a file; name a folder with --home.")
         return cls(path.absolute())

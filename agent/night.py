@@ -39,6 +39,12 @@ from .playbook import Induce
 
 APART = ("endpoint", "minutes", "llm_tokens", "usd", "fresh")     # of a request, what does not make it another run
 LEASE = 600.0          # seconds a unit is held without a sign of life
+_NO_MORE = ("budget", "no time", "timeout")            # kinds of LLMError that a spent budget makes
+
+
+class BudgetSpent(Refused):
+    """The budget did not reach to the first unit, so no run was opened."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -102,7 +108,19 @@ def run_night(home: Home, request: Request, progress: Progress) -> Outcome:
         with closing(choose(request.planner, request.endpoint, home, budget)) as planners:
             return _run(home, replace(request, planner=planners.label), budget, planners, progress)
     except LLMError as error:      # before the first unit; in a unit it is that unit's failure
+        with suppress(Refused):    # the ledger's rows of what was asked; where they cannot go on now they wait
+            drain(home.work, home.findings)
+        if budget.reached and error.kind in _NO_MORE:
+            raise BudgetSpent(f"{budget.reached} before the first unit was begun; raise {_limit(budget)}.") from error
         raise Refused(str(error)) from error
+
+
+def _limit(budget: Budget) -> str:
+    """The option whose limit is reached."""
+    if budget.seconds_left == 0:
+        return "--minutes"
+    tokens = budget.llm_tokens is not None and budget.spent_on_llm().tokens >= budget.llm_tokens
+    return "--llm-tokens" if tokens else "--usd"
 
 
 def _run(home: Home, request: Request, budget: Budget, planners: Planners, progress: Progress) -> Outcome:
@@ -147,16 +165,31 @@ class _Night:
         self.budget.spent_on_llm = lambda: home.work.spent(state.id)
         try:
             self._each_unit(state, toolbox, sweep)
-        except (Drained, KeyboardInterrupt):
+            status = "budget" if self._open_units(state) else "done"
+            with self._telling_what_waits(state):
+                drain(home.work, home.findings)
+                home.work.post(self._conclude(state))
+        except (Drained, KeyboardInterrupt, Refused):
             self._close(state, "drained")
             raise
-        status = "budget" if self._open_units(state) else "done"
-        drain(home.work, home.findings)
-        home.work.post(self._conclude(state))
         self._close(state, status)
-        drain(home.work, home.findings)
-        embed_missing(home)
+        with self._telling_what_waits(state):
+            drain(home.work, home.findings)
+            embed_missing(home)
         return _outcome(home, state, status)
+
+    @contextmanager
+    def _telling_what_waits(self, state: RunState) -> Iterator[None]:
+        """Somebody else who holds the findings when the units are through has not made the run fail."""
+        try:
+            yield
+        except Busy as busy:
+            total = len(state.units)
+            held, _, _ = str(busy).partition("; ")
+            raise Busy(
+                f"{total - len(self._open_units(state))} of {total} units are finished and their results wait in the "
+                f"outbox, because {held}; run the same command again when it is free, which delivers them."
+            ) from busy
 
     def _each_unit(self, state: RunState, toolbox: Toolbox, sweep: Sweep) -> None:
         work, total = self.home.work, len(state.units)

@@ -40,11 +40,16 @@ class Planners(Protocol):
 def choose(planner: str, endpoint: str | None, home: Home, budget: Budget) -> Planners:
     """`playbook`; `llm`: the configured endpoint, else the embedded model; `auto`: that if there is one, else playbook.
 
-    Raises Refused if there is none for `llm`, or the embedded one is here but cannot be served.
+    Raises Refused if there is none for `llm`, the embedded one is here but cannot be served, or an endpoint was named
+    for nothing: an empty one, or one beside the playbook.
     """
     if planner not in PLANNERS:
         raise Refused(f"the planner {planner!r} is unknown; choose one of {', '.join(PLANNERS)}.")
+    if endpoint is not None and not endpoint.strip():
+        raise Refused("--endpoint is empty; give a URL such as http://127.0.0.1:8080/v1, or leave it out.")
     if planner == "playbook":
+        if endpoint is not None:
+            raise Refused("the playbook asks no language model; leave --endpoint out, or choose --planner llm.")
         return ByPlaybook()
     chosen = Endpoint.configured(endpoint, home.path)
     if chosen is not None:

@@ -10,12 +10,12 @@ from typing import Any
 
 from ..store.records import Evidence
 from ..tools.induce import Induced
+from ..tools.measures import FIRES
 from ..tools.units import UnitId
 from .state import Abstain, Action, Call, State, Submit, by_tool
 
 FIRST, MOST = 3, 5     # texts pruned at least, and at most while each brings another pattern
 SUBSTITUTED = 2        # minimal examples whose words are substituted
-CONTEXT = 16           # tokens of a text that are pruned
 MISSES = 2             # tune-side misses pruned in a revision
 
 Induce = Callable[[UnitId, Sequence[Evidence]], Induced]
@@ -48,7 +48,7 @@ def experiments(evidence: Sequence[Evidence]) -> Iterator[Call]:
     """The experiments that every unit gets, in order, given what was found so far; done ones are among them."""
     yield Call("top_examples", why="the texts on which it fires most")
     for row in _to_prune(evidence):
-        yield Call("minimal_example", {"ids": _last(row["ids"])}, f"what of “…{row['text'][-30:]}” is needed")
+        yield Call("minimal_example", {"ids": row["ids"]}, f"what of “…{row['text'][-30:]}” is needed")
     for example in _distinct(evidence)[:SUBSTITUTED]:
         found = {"ids": example["ids"], "kept": example["kept"]}
         yield Call("substitute", found, f"which words can stand in “{example['kept_text']}”")
@@ -62,7 +62,7 @@ def experiments(evidence: Sequence[Evidence]) -> Iterator[Call]:
 def _on_misses(misses: Sequence[dict[str, Any]]) -> Iterator[Call]:
     missed = [m for m in misses if m["kind"] == "false negative"]
     for miss in missed[:MISSES]:
-        yield Call("minimal_example", {"ids": _last(miss["ids"])}, "what of a text that the rule missed is needed")
+        yield Call("minimal_example", {"ids": miss["ids"]}, "what of a text that the rule missed is needed")
 
 
 def undone(calls: Iterable[Call], evidence: Sequence[Evidence], offered: Sequence[str]) -> Iterator[Call]:
@@ -73,17 +73,12 @@ def undone(calls: Iterable[Call], evidence: Sequence[Evidence], offered: Sequenc
             yield call
 
 
-def _last(ids: Sequence[int]) -> list[int]:
-    """The sink and the last CONTEXT tokens: pruning costs in proportion to length, and few units look further back."""
-    return [ids[0], *ids[1:][-CONTEXT:]]
-
-
 def _to_prune(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
-    """Texts to prune, those that end in another token first; more only while the last one brought a new pattern."""
-    looked = [row for e in by_tool(evidence, "top_examples")[:1] for row in e.rows]
+    """Firing texts to prune, those that end in another token first; more while the last one brought a new pattern."""
+    looked = [row for e in by_tool(evidence, "top_examples")[:1] for row in e.rows if (row["ratio"] or 0) >= FIRES]
     firsts = {row["token"]: row for row in reversed(looked)}.values()
     ordered = sorted(looked, key=lambda row: not any(row is first for first in firsts))
-    texts = [_last(row["ids"]) for row in looked]     # what the rule missed is pruned too: not one of these
+    texts = [row["ids"] for row in looked]     # what the rule missed is pruned too: not one of these
     patterns = [row["kept_text"] for row in _examples([e for e in evidence if e.arguments.get("ids") in texts])]
     more = len(patterns) >= FIRST and patterns[-1] not in patterns[:-1]
     return ordered[: max(FIRST, min(MOST, len(patterns) + more))]

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -195,50 +195,100 @@ def status_table(rows: list[dict[str, Any]]) -> None:
 
 
 def unit_facts(home: Home, unit: str) -> dict[str, Any]:
-    """The unit's card, scores, hypotheses and experiments of its newest investigation."""
+    """The unit's card, the scores, hypotheses and experiments of its newest explanation, the failures of all runs, and
+    under `by_hand` the experiments of `tool` and `try`."""
     named = UnitId.parse(unit)
-    findings, key = home.findings, [named.bare, named.sign]
-    cards = findings.sql("SELECT * FROM unit_cards WHERE unit = ? AND sign = ?", key)
-    failures = findings.sql("SELECT * FROM failures WHERE unit = ? AND sign = ? ORDER BY created_at", key)
-    if not cards and not failures:
-        command = f"lamplighter run --model {named.model} --units {named}"
-        raise Refused(f"nothing is recorded about {unit!r}; `{command}` would investigate it.")
+
+    def rows(table: str, where: str, *given: Any) -> list[dict[str, Any]]:
+        return home.findings.sql(f"SELECT * FROM {table} WHERE {where} ORDER BY created_at, id", given, unpack=True)
+
+    this, key = "unit = ? AND sign = ?", (named.bare, named.sign)
+    cards = home.findings.sql(f"SELECT * FROM unit_cards WHERE {this}", key, unpack=True)
+    failures, by_hand = rows("failures", this, *key), rows("evidence", f"{this} AND run IS NULL", *key)
+    if not cards and not failures and not by_hand:
+        raise Refused(f"nothing is recorded about {unit!r}; {_would_be(named)}")
     investigation = cards[0]["investigation"] if cards else None
-    sql = "SELECT * FROM {} WHERE investigation = ? ORDER BY created_at, id"
-    parts = {t: findings.sql(sql.format(t), [investigation]) for t in ("hypotheses", "scores", "evidence", "verdicts")}
-    return {"card": cards[0] if cards else None, **parts, "failures": failures}
+    parts = {t: rows(t, "investigation = ?", investigation) for t in ("hypotheses", "scores", "evidence", "verdicts")}
+    return {"card": cards[0] if cards else None, **parts, "by_hand": by_hand, "failures": failures}
+
+
+def _would_be(unit: UnitId | str) -> str:
+    model = UnitId.parse(str(unit)).model
+    return f"`lamplighter run --model {model} --units {unit}` would investigate it."
 
 
 def unit_card(facts: dict[str, Any]) -> None:
-    """Everything about one unit, the explanation first."""
+    """Everything about one unit, the newest outcome first: its explanation, unless a later run failed on it."""
+    card, by_hand = facts["card"], facts["by_hand"]
+    newer, older = _failures(facts)
+    for failure in newer:
+        say(f"failed {_when(failure)} {_failure(failure)}")
+    if card is not None:
+        _explained(facts)
+    elif not newer:
+        say(f"{name(by_hand[0])} was not investigated; {_would_be(name(by_hand[0]))}")
+    if by_hand:
+        _experiments("experiments by hand, with tool or try", by_hand)
+    for failure in older:
+        where = "beside this" if failure["investigation"] == card["investigation"] else "before"
+        say(f"failed {where}: {_when(failure)} {_failure(failure)}")
+
+
+def _failures(facts: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Failures that are news, and those of the time before the explanation or of its own investigation; newest first.
+
+    A language model that fails after its first submission leaves a failure beside an explanation that stands.
+    """
+    card, rows = facts["card"], facts["failures"][::-1]
+    since = "" if card is None else card["created_at"] or ""
+
+    def news(row: Mapping[str, Any]) -> bool:
+        beside = card is not None and card["investigation"] == row["investigation"]
+        return bool(row["created_at"] > since) and not beside
+
+    return [row for row in rows if news(row)], [row for row in rows if not news(row)]
+
+
+def _when(row: Mapping[str, Any]) -> str:
+    """When and in which run something was recorded."""
+    return f"{row['created_at'][:16].replace('T', ' ')} UTC in run {row['run']}"
+
+
+def _explained(facts: Mapping[str, Any]) -> None:
     card = facts["card"]
-    for failure in facts["failures"]:
-        say(f"failed {_failure(failure)}")
-    if card is None:
-        return
     peak = "" if card["peak"] is None else f"   P {card['peak']:.3g}, τ {card['threshold']:.3g}"
     say(f"{name(card)}{peak}")
     say(f"explanation: {clean(card['explanation'] or 'none')}")
     say(f"rule:        {clean(card['rule'] or 'none')}")
     for verdict in facts["verdicts"][-1:]:
         say(f"verdict:     {verdict['verdict']} ({clean(verdict['reason'])})")
+    if card["created_at"] is not None:
+        say(f"recorded:    {_when(card)}")
     _scores(facts["scores"])
-    rows = [(e["id"], e["tool"], "yes" if e["ok"] else "no", e["summary"]) for e in facts["evidence"]]
-    table("experiments", ("id", "tool", "ok", "summary"), rows)
+    _experiments("experiments", facts["evidence"])
     table("hypotheses", ("author", "", "sentence", "rule", "F1 on tune"), [
         (h["author"], "kept" if h["kept"] else "", h["sentence"], h["rule_text"], number(h["tune_f1"]))
         for h in facts["hypotheses"]
     ])  # fmt: skip
 
 
+def _experiments(title: str, evidence: list[dict[str, Any]]) -> None:
+    rows = [(e["id"], e["tool"], "yes" if e["ok"] else "no", e["summary"]) for e in evidence]
+    table(title, ("id", "tool", "ok", "summary"), rows)
+
+
 def _scores(scores: list[dict[str, Any]]) -> None:
-    rows = []
+    """The scores as a table, and below it why some are undefined: each reason once, as many often share one."""
+    rows, lacks = [], defaultdict[str, list[str]](list)
     for s in scores:
-        floors = json.loads(s["floors"])
-        best = max(((v, k) for k, v in floors.items() if v is not None), default=None)
-        bounds = f"[{number(s['low'])}, {number(s['high'])}]" if s["value"] is not None else clean(s["reason"])
+        best = max(((v, k) for k, v in s["floors"].items() if v is not None), default=None)
+        bounds = f"[{number(s['low'])}, {number(s['high'])}]" if s["value"] is not None else ""
         rows.append((s["metric"], number(s["value"]), bounds, s["n"], f"{best[1]} {best[0]:.2f}" if best else ""))
+        if s["value"] is None:
+            lacks[s["reason"]].append(s["metric"])
     table("scores on text that was never shown", ("metric", "value", "95 %", "n", "highest floor"), rows)
+    for reason, metrics in lacks.items():
+        say(f"undefined ({', '.join(metrics)}): {clean(reason)}")
 
 
 # Experiments, queries
@@ -256,23 +306,42 @@ def evidence_table(report: dict[str, Any]) -> None:
 
 
 def heat_line(report: dict[str, Any]) -> None:
-    """Every token with its activation; strength is shown by number and bar, not by colour alone."""
-    top = max((row["activation"] for row in report["rows"]), default=0.0)
+    """Every token with its activation; strength is shown by number and bar, not by colour alone.
+
+    A full bar is P, the unit's largest reading in a sweep. Bars that went by the text's own largest reading would make
+    noise look like firing, so that without a sweep there are none.
+    """
+    scale = report["scale"]
+    top = scale["peak"] if scale else 0.0
     bars = [
         (row["position"], repr(row["token"])[1:-1], f"{row['activation']:.3f}", "█" * _bar(row["activation"], top))
         for row in report["rows"]
     ]
-    table(clean(report["summary"]), ("position", "token", "activation", ""), bars)
+    say(clean(report["summary"]))
+    say(_strength(report))
+    table("", ("position", "token", "activation", "of P" if scale else ""), bars)
+
+
+def _strength(report: Mapping[str, Any]) -> str:
+    """Whether the highest reading is a firing, by the home's sweep."""
+    scale, unit = report["scale"], UnitId.parse(report["unit"])
+    if scale is None:
+        command = f"lamplighter sweep --model {unit.model} --sites {unit.site}"
+        return f"no sweep in this home says how strong that is; `{command}` makes one."
+    if report["fires"] is None:
+        return f"the sweep of {scale['corpus']} never saw it active, so that it does not say how strong that is."
+    how = "fires" if report["fires"] else "does not fire"
+    return f"{how} (τ {scale['threshold']:.3g}; P {scale['peak']:.3g} in the sweep of {scale['corpus']})."
 
 
 def _bar(value: float, top: float) -> int:
-    return max(0, round(20 * value / top)) if top > 0 else 0
+    """Of 20; a reading above P is no longer than P."""
+    return min(20, max(0, round(20 * value / top))) if top > 0 else 0
 
 
 def query_table(rows: list[dict[str, Any]]) -> None:
-    """Found explanations, the nearest first."""
+    """Found explanations, the nearest first; why there are none is said on stderr."""
     if not rows:
-        say("no explanations are recorded yet; lamplighter run makes some.")
         return
     table("", ("unit", "explanation", "F1 [95 %]", "verdict", "similarity"), [
         (name(r), r["explanation"], interval(r), r["verdict"], number(r["similarity"])) for r in rows

@@ -26,7 +26,7 @@ import duckdb
 from .records import Record, Refused, utc_now
 from .work import Busy, Work, ddl_after, line_of, worker_id
 
-VERSION = 2                # of findings.sql; kept in the table schema_version
+VERSION = 3                # of findings.sql; kept in the table schema_version
 STORAGE = "v1.5.0"         # the file format of new files: read by DuckDB 1.5 and 2.x
 WAIT_SECONDS = 2.0
 RETRY_SECONDS = 0.05
@@ -40,6 +40,7 @@ _OFFLINE = {"autoinstall_known_extensions": "false", "autoload_known_extensions"
 _CONFINED = _OFFLINE | {"enable_external_access": "false", "memory_limit": MEMORY}
 _HELD = re.compile(r"Could not set lock|different configuration than existing|already attached")
 _DAMAGED = re.compile(r"not a valid DuckDB database|Could not read enough bytes|Corrupt database|checksum")
+_NO_TABLE = re.compile(r"Table with name .* does not exist")
 _NEWER = re.compile(r"database file with version number (\d+)")
 
 # DuckDB's file locks are between processes; inside one, uses of the same file take turns.
@@ -92,18 +93,21 @@ class Findings:
             kind(**{n: _field(value, types[n]) for n, value in zip(names, row, strict=True)}) for row in rows
         ]
 
-    def sql(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+    def sql(
+        self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = (), unpack: bool = False
+    ) -> list[dict[str, Any]]:
         """Runs one SELECT, read-only and cut off from files and network; the rows as JSON-ready objects.
 
-        Times come as ISO 8601 text, JSON columns as JSON text, numbers that are not finite as None; a second
-        column of one name gets `_1`, and so on. Raises Refused for anything else than one SELECT (or VALUES,
-        FROM, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) and for a query that DuckDB refuses, with its reason.
+        Times come as ISO 8601 text, JSON columns as JSON text (with `unpack` as the values that it tells of),
+        numbers that are not finite as None; a second column of one name gets `_1`, and so on. Raises Refused for
+        anything else than one SELECT (or VALUES, FROM, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) and for a query that
+        DuckDB refuses, with its reason.
         """
         with self._open(write=False) as con:
             try:
                 _one_select(con, query)
                 done = con.execute(query, dict(parameters) if isinstance(parameters, Mapping) else parameters)
-                names = _distinct([column[0] for column in done.description or ()])
+                columns = done.description or ()
                 rows = done.fetchall()
             except duckdb.Error as error:
                 if _DAMAGED.search(str(error)):
@@ -111,8 +115,12 @@ class Findings:
                 why = _first_line(error)
                 if "pytz" in why:  # what DuckDB would need to hand over a time with a zone
                     why = "a time with a zone cannot be shown, cast it with ::TIMESTAMP (UTC)"
+                if _NO_TABLE.search(why):
+                    why += '; `lamplighter sql "SHOW TABLES"` names those that there are'
                 raise Refused(f"The query was refused: {why}.") from error
-        return [dict(zip(names, map(_plain, row), strict=True)) for row in rows]
+        names = _distinct([column[0] for column in columns])
+        how = [_unpacked if unpack and str(column[1]) == "JSON" else _plain for column in columns]
+        return [{name: read(value) for name, read, value in zip(names, how, row, strict=True)} for row in rows]
 
     # The file
 
@@ -314,6 +322,10 @@ def _plain(value: Any) -> Any:
         case bytes():
             return value.hex()
     return str(value)
+
+
+def _unpacked(value: str | None) -> Any:
+    return None if value is None else json.loads(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -162,3 +162,28 @@ CREATE TABLE llm_calls (
     purpose VARCHAR, model VARCHAR, endpoint VARCHAR, outcome VARCHAR, tokens_in BIGINT, tokens_cached BIGINT,
     tokens_out BIGINT, estimated BOOLEAN, usd DOUBLE, request VARCHAR, seconds DOUBLE
 );
+
+-- version 3
+
+-- As before, but evidence that was recalled cost nothing: the row that it repeats has the cost.
+CREATE OR REPLACE VIEW unit_cards AS
+WITH measured AS (
+    SELECT unit, sign, model, site, "index", peak, threshold, statistics FROM units
+    QUALIFY row_number() OVER (PARTITION BY unit, sign ORDER BY created_at DESC, id DESC) = 1
+), paid AS (
+    SELECT unit, sign, CASE WHEN json_exists(provenance, '$.recalled') THEN
+           '{"forward_rows": 0, "forward_tokens": 0, "backward": 0, "seconds": 0}'::JSON ELSE cost END AS cost
+    FROM evidence WHERE unit IS NOT NULL
+), spent AS (
+    SELECT unit, sign, count(*) AS evidence,
+           sum(CAST(cost->>'$.forward_rows' AS DOUBLE)) AS forward_rows,
+           sum(CAST(cost->>'$.forward_tokens' AS DOUBLE)) AS forward_tokens,
+           sum(CAST(cost->>'$.backward' AS DOUBLE)) AS backward,
+           sum(CAST(cost->>'$.seconds' AS DOUBLE)) AS seconds
+    FROM paid GROUP BY unit, sign
+), cards AS (
+    SELECT * FROM measured FULL OUTER JOIN explanations USING (unit, sign)
+)
+SELECT cards.*, coalesce(spent.evidence, 0) AS evidence,
+       spent.forward_rows, spent.forward_tokens, spent.backward, spent.seconds
+FROM cards LEFT JOIN spent ON spent.unit = cards.unit AND spent.sign IS NOT DISTINCT FROM cards.sign;

@@ -76,5 +76,21 @@ def unembedded(
     return int(_counts(findings, model_name, model, site)["missing"])
 
 
+def why_none(findings: Findings, *, model: str | None, site: str | None, min_score: float | None) -> str:
+    """One sentence on why a search found nothing: nothing is explained, or which filter keeps all of it out."""
+    sql = "SELECT DISTINCT model, site FROM current_outcomes WHERE sentence IS NOT NULL ORDER BY model, site"
+    known = findings.sql(sql)
+    if not known:
+        return "no explanations are recorded yet; lamplighter run makes some."
+    for name, wanted in (("model", model), ("site", site)):
+        there = list(dict.fromkeys(str(row[name]) for row in known))
+        if wanted is not None and wanted not in there:
+            return f"no explanation is of the {name} {wanted!r}; there are some of {', '.join(there)}."
+    given = {"--model": model, "--site": site, "--min-score": min_score}
+    named = ", ".join(f"{option} {value}" for option, value in given.items() if value is not None)
+    lower = "" if min_score is None else " or lower the score"
+    return f"no explanation passes the filters ({named}); leave one out{lower}."
+
+
 def _counts(findings: Findings, embedder: str, model: str | None, site: str | None) -> dict[str, Any]:
     return findings.sql(_COUNTS, {"embedder": embedder, "model": model, "site": site})[0]

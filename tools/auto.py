@@ -12,6 +12,7 @@ from .units import UnitId
 
 RATE = (2e-4, 2e-2)     # firing rate on the tune side: rarer is unscorable, denser is no pattern
 EXPECTED = 12           # clusters with a firing that the score side should hold, by the tune side's share
+STRONG = 3.0            # standard deviations that a peak must reach
 MASSIVE = 30.0          # a peak this many times the site's median is a massive activation, not a meaning
 SAME_PLACE = 0.5        # share of best documents whose peak is their window's first token
 
@@ -29,7 +30,8 @@ def pick_units(sweep: Sweep, n: int) -> list[Pick]:
     """The n strongest sparse units, taken from the swept MLP sites in turn (fewer if fewer qualify).
 
     Qualifies: firing rate on tune within RATE; enough firing clusters on tune to expect EXPECTED on score; the sink's
-    own reading below τ; no massive activation; peaks not bound to the start of the window. One side of a unit only.
+    own reading below τ; P of at least STRONG standard deviations, and no massive activation; peaks not bound to the
+    start of the window. One side of a unit only.
     """
     ranked = [iter(_ranked(sweep, site)) for site in sweep.sites]
     picks: list[Pick] = []
@@ -69,7 +71,8 @@ def _qualifies(sweep: Sweep, data: dict[str, torch.Tensor]) -> torch.Tensor:
     massive = peak > MASSIVE * alive.nanmedian(dim=1, keepdim=True).values
     first = _starts_window(sweep, data["explain.best_place"])
     sparse = (rate >= RATE[0]) & (rate <= RATE[1]) & (clusters >= EXPECTED)
-    return sparse & (sink < measures.FIRES * peak) & ~massive & (first < SAME_PLACE)
+    strong = (peak >= STRONG * data["std"]) & ~massive
+    return sparse & (sink < measures.FIRES * peak) & strong & (first < SAME_PLACE)
 
 
 def _starts_window(sweep: Sweep, places: torch.Tensor) -> torch.Tensor:

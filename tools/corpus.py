@@ -65,6 +65,8 @@ def load_corpus(ref: str, tokens: int | None = None) -> Corpus:
     clusters, drawn by their hash; sides are those of the whole corpus, so that a document keeps its side at every size.
     Raises Refused, naming file and place, for what is missing, empty, not UTF-8 or malformed.
     """
+    if not ref.strip():
+        raise Refused("the corpus has no name; give builtin, local, or a file or folder of text.")
     read = list({"builtin": _builtin, "local": _local}.get(ref, lambda: _path(ref))())
     unique: dict[str, Document] = {}
     for found in read:

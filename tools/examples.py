@@ -15,7 +15,8 @@ def top_examples(
     """Corpus places of one activation band, strongest first, each with the text that led to it.
 
     Rows: `{document, offset, band, activation, ratio, token, text, ids}`; ratio = activation / P, `text` ends at the
-    token that was read, `ids` is the window up to it with the sink in front. Raises Refused for the score side.
+    token that was read, `ids` is the window up to it with the sink in front. Raises Refused for the score side
+    and for n < 1.
 
     Args:
         band: top (best documents), high, mid, boundary, low or random.
@@ -26,15 +27,18 @@ def top_examples(
         raise Refused(f"band {band!r} is unknown; choose one of {', '.join(measures.BANDS)}.")
     if side not in ("explain", "tune"):
         raise Refused(f"side {side!r} cannot be shown; choose explain or tune.")
+    if n < 1:
+        raise Refused(f"n = {n} asks for no places; give at least 1.")
     statistics = sweep.statistics(unit)
     with subject.metered() as cost:
-        rows = [_row(subject, sweep, e, statistics.peak) for e in sweep.exemplars(unit, side, band)[: max(n, 0)]]
+        rows = [_row(subject, sweep, e, statistics.peak) for e in sweep.exemplars(unit, side, band)[:n]]
     checks = {
         "peak": statistics.peak,
         "threshold": statistics.threshold,
         "sink": statistics.sink,
         "rate": statistics.rate(side),
         "clusters_tune": statistics.clusters["tune"],
+        "tokens": statistics.tokens[side],
     }
     summary = (
         f"{len(rows)} {band} places of the {side} side; P {statistics.peak:.3g}, fires at {statistics.rate(side):.3%} "

@@ -336,9 +336,14 @@ def _summary(unit: UnitId, rows: list[dict[str, Any]], checks: dict[str, Any]) -
     controls = sorted(abs(r["carried"]) for r in rows[2:])
     most = f"; random units at most {controls[-1]:.0%}" if controls else ""
     return (
-        f"{unit} carries {rows[0]['carried']:.0%} of what {swap} does to {tokens} "
-        f"(noise {rows[1]['carried']:.0%}, gap {checks['m_clean'] - checks['m_corrupt']:.3g}){most}."
+        f"Put into the text where {swap} silences it, {unit} brings back {_share(rows[0]['carried_repeats'])} of what "
+        f"the swap does to {tokens}; taken out of the other, {_share(rows[1]['carried_repeats'])} goes (over repeats; "
+        f"on the pair itself {rows[0]['carried']:.0%} and {rows[1]['carried']:.0%}){most}."
     )
+
+
+def _share(value: float | None) -> str:
+    return "an undefined share" if value is None else f"{value:.0%}"
 
 
 def _warnings(checks: dict[str, Any]) -> list[str]:

@@ -114,11 +114,14 @@ class Subject:
         kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype or torch.float32
         if kind is None:
             raise Refused(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
+        if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", target):
+            raise Refused(f"device {target!r} is unknown; choose cpu or cuda (cuda:1 for the second).")
         model, tokenizer = _from_pretrained(place, kind)
         try:
             model = model.to(target)
         except (RuntimeError, AssertionError) as error:
-            raise Refused(f"the model cannot be put on device {target!r}: {str(error).splitlines()[0]}") from error
+            said = str(error).splitlines()[0]
+            raise Refused(f"the model cannot be put on device {target!r} ({said}); choose cpu.") from error
         return cls(model, tokenizer, str(ref), sink=_embedded_sink(str(ref), tokenizer))
 
     @classmethod
@@ -165,6 +168,10 @@ class Subject:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` with the sink in front, once. Special-token strings in the text stay plain text."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Refused("the text holds half a character (a lone surrogate); leave it out.") from None
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [self.sink, *ids]
 

@@ -9,6 +9,7 @@ one of them its token atlas (`atlas.py`), which is read last.
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -92,17 +94,21 @@ class Statistics:
 
 
 class Sweep:
-    """A finished sweep, read from its folder. Tensors of a site are loaded when first asked for."""
+    """A finished sweep, read from its folder. Tensors of a site are loaded when first asked for.
 
-    def __init__(self, folder: Path) -> None:
+    sites: those of its sites that are of use (default: all). Raises Refused where a file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, sites: Sequence[str] | None = None) -> None:
         self.folder = folder
-        self.facts: dict[str, Any] = json.loads((folder / "sweep.json").read_text("utf-8"))
+        with _reading(folder):
+            self.facts: dict[str, Any] = json.loads((folder / "sweep.json").read_text("utf-8"))
+            table = pq.read_table(folder / "documents.parquet").to_pydict()
         self.digest: str = self.facts["digest"]
         self.model: str = self.facts["model"]
         self.corpus: str = self.facts["corpus"]
-        self.sites: list[str] = self.facts["sites"]
+        self.sites: list[str] = list(sites or self.facts["sites"])
         self.token_counts: dict[str, int] = self.facts["tokens"]
-        table = pq.read_table(folder / "documents.parquet").to_pydict()
         lengths = [len(ids) for ids in table["ids"]]
         starts = np.concatenate([[0], np.cumsum(lengths)]).tolist()
         columns = (table["id"], table["name"], table["side"], table["cluster"], starts, lengths)
@@ -141,7 +147,8 @@ class Sweep:
                 f"run `lamplighter sweep --model {self.model} --sites {site}`."
             )
         if site not in self._sites:
-            self._sites[site] = load_file(self.folder / f"{site}.safetensors")
+            with _reading(self.folder):
+                self._sites[site] = load_file(self.folder / f"{site}.safetensors")
         return self._sites[site]
 
     def mean(self, site: str) -> Tensor:
@@ -237,39 +244,62 @@ class Sweep:
 
 
 def sweep_digest(subject: Subject, corpus: Corpus, sites: Sequence[str], tokens: int | None) -> str:
-    """Equal digests hold equal numbers (weights, tokenizer, dtype, text, sites, size, definitions) and equal names."""
+    """Equal digests hold equal numbers (weights, tokenizer, dtype, text, sites, size, definitions) and equal names.
+
+    Without sites it is the `basis`, in which sweeps agree of which one can stand for another of fewer sites.
+    """
     parts = [subject.digest, subject.tokenizer_digest, str(subject.dtype), corpus.digest, sorted(sites), tokens]
     names = [subject.name, corpus.name]   # a sweep is looked for by these
     return hashlib.sha256(json.dumps([*names, *parts, measures.VERSION, FORMAT]).encode()).hexdigest()[:16]
 
 
 def find_sweep(home: Path, weights: str, site: str) -> Sweep | None:
-    """The newest finished sweep in `home` of the model whose digest is `weights` that has `site`, or None."""
-    best: tuple[float, Path] | None = None
+    """The largest finished sweep (of equals the newest) in `home` of the model of digest `weights` with `site`."""
+    found = [
+        (sum(facts["tokens"].values()), folder.stat().st_mtime, folder)
+        for folder, facts in _finished(home)
+        if facts["provenance"]["model"] == weights and site in facts["sites"]
+    ]
+    return Sweep(max(found)[2]) if found else None
+
+
+def _finished(home: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders and facts of the sweeps that this version reads; a folder whose facts are damaged is no sweep."""
     for path in sorted((home / "sweeps").glob("[!.]*/sweep.json")):
-        facts = json.loads(path.read_text("utf-8"))
-        if facts["format"] != FORMAT or facts["measures"] != measures.VERSION:
+        try:
+            facts = json.loads(path.read_text("utf-8"))
+            current = (facts["format"], facts["measures"]) == (FORMAT, measures.VERSION)
+        except (ValueError, KeyError, TypeError):
             continue
-        if facts["provenance"]["model"] == weights and site in facts["sites"]:
-            best = max(best or (0.0, path.parent), (path.stat().st_mtime, path.parent))
-    return Sweep(best[1]) if best else None
+        if current:
+            yield path.parent, facts
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Refused(f"the sweep in {folder} is damaged ({first}); delete that folder and sweep again.") from error
 
 
 def make_sweep(
     subject: Subject, corpus: Corpus, sites: Sequence[str], home: Path,
     tokens: int | None = None, progress: Progress = lambda what, done, total: None,
 ) -> Sweep:  # fmt: skip
-    """Sweeps `sites` over `corpus` (its first `tokens` tokens in hash order), or returns the finished sweep.
+    """Sweeps `sites` over `corpus` (its first `tokens` tokens in hash order), or returns a finished sweep with them.
 
     Writes beside the final folder and renames at the end, so that a killed sweep leaves nothing behind that counts.
     Raises Refused for unknown sites, a corpus with an empty side, or a full disk.
     """
     sites = sorted(set(sites), key=parse_site)
     _check(subject, sites)
-    digest = sweep_digest(subject, corpus, sites, tokens)
+    digest, basis = (sweep_digest(subject, corpus, some, tokens) for some in (sites, ()))
+    for known, facts in _finished(home):
+        if facts["basis"] == basis and set(sites) <= set(facts["sites"]):
+            return Sweep(known, sites)
     folder = home / "sweeps" / digest
-    if (folder / "sweep.json").is_file():
-        return Sweep(folder)
     with _writing(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -279,10 +309,12 @@ def make_sweep(
     atlases = make_atlas(subject, {site: torch.stack(keeper.peak) for site, keeper in kept.items()}, progress)
     facts = _facts(subject, corpus, sites, digest, documents)
     facts["overlap"] |= {f"{side}_left_out": n for side, n in _left_out(everything, documents).items()}
+    facts["basis"] = basis
     facts["seconds"] = round(time.perf_counter() - start, 1)
     with _writing(folder.parent), tempfile.TemporaryDirectory(prefix=f".{digest}.", dir=folder.parent) as partial:
         _store(Path(partial), documents, kept, atlases, facts)
-        if not (folder / "sweep.json").is_file():   # else another process has made it meanwhile
+        if folder not in (path for path, _ in _finished(home)):    # else another process has made it meanwhile
+            shutil.rmtree(folder, ignore_errors=True)               # what is left of one that was damaged
             os.replace(partial, folder)
     return Sweep(folder)
 
@@ -363,7 +395,7 @@ def apart(name: str, documents: list[Read]) -> list[Read]:
         if not any(document.side == side for document in kept):
             raise Refused(
                 f"the corpus {name!r} has no {side} text of its own among its {len(documents)} documents; "
-                "give more documents (some dozens at least), or more tokens."
+                "give more documents, some dozens at least: a text file without headings is one, a row of JSONL is one."
             )
     return kept
 

@@ -133,6 +133,8 @@ class Toolbox:
         self.subject.check(unit)
         if unit.model != self.subject.name:
             raise Refused(f"{unit} is no unit of {self.subject.name}, the model that is loaded; name one of its own.")
+        if unit.kind == "attn" and Sweep in tool.injected.values():
+            raise Refused(f"{unit} is a head, which has no single activation that could be swept; name an mlp unit.")
         source: dict[type, Callable[[], Any]] = {
             Subject: lambda: self.subject,
             Sweep: lambda: self.sweep(unit),
@@ -175,6 +177,9 @@ def _key(name: str, unit: UnitId, options: Mapping[str, Any], provenance: Mappin
 
 
 def _again(known: Evidence, stamps: Mapping[str, Any]) -> Evidence:
-    """Recalled evidence as a row of its own, naming the one it repeats."""
+    """Recalled evidence as a row of its own, naming the one it repeats: of this run or of none, and at no cost."""
     provenance = known.provenance | {"recalled": known.id}
-    return replace(known, id=uuid7(), created_at=utc_now(), provenance=provenance, **stamps)
+    now: dict[str, Any] = {"run": None, "investigation": None, **stamps}
+    return replace(
+        known, id=uuid7(), created_at=utc_now(), provenance=provenance, cost=dict.fromkeys(known.cost, 0), **now
+    )

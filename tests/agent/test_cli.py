@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -9,17 +10,22 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
 import pytest
 
 from lamplighter.agent import cli as commands
-from lamplighter.agent import night
+from lamplighter.agent import night, show
+from lamplighter.agent.config import EMBEDDER, Home
 from lamplighter.agent.night import Outcome
 from lamplighter.store import findings as findings_module
 from lamplighter.store import work as work_module
 from lamplighter.store.findings import Findings
+from lamplighter.store.records import Embedding, Failure, Hypothesis
+from lamplighter.testing import ScriptedEndpoint
+from lamplighter.tools.sweep import Sweep
 
 CONTRACT = {"ok", "tool", "unit", "summary", "rows", "artifact", "checks", "warnings", "cost"}
 
@@ -101,6 +107,7 @@ BAD_TOOL = {
     "model": (["activate", "no-such-model/0-mlp/0", "--text", "a"], ["'no-such-model' cannot be loaded"]),
     "not pulled": (["activate", "smollm2-135m/0-mlp/0", "--text", "a"], ["lamplighter models pull smollm2-135m"]),
     "dtype": (["activate", "MODEL/0-mlp/0", "--dtype", "int8"], ["dtype 'int8' is unknown"]),
+    "no device": (["activate", "MODEL/0-mlp/0", "--text", "a car", "--device", "meta"], ["device 'meta'"]),
     "device": (["activate", "MODEL/0-mlp/0", "--device", "toaster"], ["device 'toaster'"]),
 }
 
@@ -180,6 +187,7 @@ def test_sql_that_is_no_select_is_refused(cli: Cli, finished: Any) -> None:
     refused(cli("sql", "SELECT wrong FROM scores", *home), "The query was refused", "wrong")
     refused(cli("sql", "SELECT * FROM read_text('/etc/passwd')", *home), "The query was refused")
     refused(cli("sql", "SELECT (", *home), "The query was refused")
+    refused(cli("sql", "FROM nope", *home), "nope does not exist; `lamplighter sql \"SHOW TABLES\"` names those")
     assert cli("sql", "SELECT count(*) AS n FROM scores", *home).json == [{"n": 21}]
 
 
@@ -290,17 +298,21 @@ def test_work_that_cannot_be_used(
 def test_findings_held_by_another_process(
     cli: Cli, copied: Any, project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who holds them is named; an experiment that was run meanwhile is not lost."""
+    """Who holds them is named; an experiment that was run meanwhile is shown, recorded later, and no failure."""
     monkeypatch.setattr(findings_module, "WAIT_SECONDS", 0.2)
     code = (
         "import duckdb, sys; con = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.readline()"
     )
     command = [sys.executable, "-c", code, str(copied.findings.path)]
-    home = ["--home", copied.path]
+    home, swept = ["--home", copied.path], ["--model", project.model, "--corpus", project.corpus, "--sites", "0-mlp"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
         refused(cli("sql", "SELECT 1", *home), f"in use by process {holder.pid}")
-        refused(cli("try", unit(project, "0-mlp/0"), "a car", *home), f"in use by process {holder.pid}")
+        for asked in (["try", unit(project, "0-mlp/0"), "a car"], ["sweep", *swept]):
+            said = cli(*asked, "--json", *home)
+            (line,) = said.err.splitlines()[-1:]
+            assert said.code == 0 and said.json and f"because {copied.findings.path} is in use by" in line
+            assert line.startswith("lamplighter: the record waits in the outbox") and "sweep or run delivers it" in line
         holder.communicate("\n")
     assert cli("sql", "SELECT 1 AS one", *home).json == [{"one": 1}]
     assert cli("try", unit(project, "0-mlp/0"), "a red car", *home).code == 0
@@ -317,6 +329,23 @@ def test_work_held_by_another_process(cli: Cli, copied: Any, project: Any, monke
     holder.execute("ROLLBACK")
     holder.close()
     assert cli(*asked, *home).code == 0
+
+
+def test_a_reading_is_shown_though_the_findings_are_damaged(cli: Cli, copied: Any, project: Any) -> None:
+    spoil_findings(copied.path)
+    said = cli("try", unit(project, "0-mlp/0"), "a car", "--json", "--home", copied.path)
+    assert said.code == 1 and said.json["checks"]["peak"] > 1
+    assert "waits in the outbox" in said.err and "is damaged" in said.err and said.err.count("\n") == 1
+
+
+def test_an_empty_home_is_not_this_folder(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["status"], ["run"], ["show", "m/0-mlp/1"]):
+        refused(cli(*command, "--home", ""), "the home is an empty path", "leave --home out")
+    assert list(tmp_path.iterdir()) == []
+    assert cli("status", "--json", "--home", ".").json == []
+    monkeypatch.setenv("LAMPLIGHTER_HOME", "")
+    assert Home.resolve(None).path == tmp_path / "lamplighter-home"
 
 
 def test_a_home_that_is_no_folder(cli: Cli, tmp_path: Path) -> None:
@@ -375,7 +404,12 @@ def test_sql_prints_an_array_and_nothing_else(cli: Cli, finished: Any) -> None:
 def test_show(cli: Cli, finished: Any, project: Any) -> None:
     said = cli("show", unit(project, "0-mlp/2-"), "--json", "--home", finished.home.path)
     facts = said.json
-    assert facts.keys() == {"card", "hypotheses", "scores", "evidence", "verdicts", "failures"}
+    assert facts.keys() == {"card", "hypotheses", "scores", "evidence", "verdicts", "by_hand", "failures"}
+    for name in ("rows", "checks", "arguments", "cost", "warnings", "provenance"):
+        assert all(isinstance(e[name], list if name in ("rows", "warnings") else dict) for e in facts["evidence"])
+    assert facts["card"]["statistics"]["tokens"].keys() == {"explain", "tune", "score"}
+    assert isinstance(facts["card"]["rule"], str) and isinstance(facts["hypotheses"][0]["rule"], dict)
+    assert facts["by_hand"] == []
     assert facts["card"]["verdict"] == "accepted" and facts["card"]["sign"] == -1 and len(facts["verdicts"]) == 2
     assert {e["sign"] for e in facts["evidence"]} == {-1} and len(facts["scores"]) == 7
     shown = cli("show", unit(project, "0-mlp/2-"), "--home", finished.home.path).out
@@ -383,6 +417,49 @@ def test_show(cli: Cli, finished: Any, project: Any) -> None:
     assert all(word in shown for word in wanted)
     refused(cli("show", unit(project, "0-mlp/2"), "--home", finished.home.path), "nothing is recorded")
     assert "none" in cli("show", unit(project, "0-mlp/4"), "--home", finished.home.path).out
+
+
+def test_show_lists_what_was_tried_by_hand(cli: Cli, copied: Any, project: Any) -> None:
+    """Where the hint of `replay` sends people; also for a unit that no run has looked at."""
+    home, ids = ["--home", copied.path], {}
+    for target in (unit(project, "0-mlp/0"), unit(project, "0-mlp/8")):
+        ids[target] = cli("try", target, "the car", "--json", *home).json["id"]
+        facts = cli("show", target, "--json", *home).json
+        assert [e["id"] for e in facts["by_hand"]] == [ids[target]]
+        assert ids[target] not in [e["id"] for e in facts["evidence"]]
+        shown = cli("show", target, *home).out
+        assert ids[target] in shown.partition("experiments by hand")[2]
+        assert ("was not investigated; `lamplighter run" in shown) is target.endswith("8")
+
+
+def failed_at(when: str, **changed: Any) -> Failure:
+    fields = {"kind": "Mishap", "message": when, "step": "start", "attempt": 1, "sign": 1} | changed
+    return Failure(created_at=f"{when}T10:00:00.000000", **fields)
+
+
+def test_show_begins_with_the_newest_outcome(cli: Cli, copied: Any, project: Any) -> None:
+    """A failure from before the explanation goes to the end, one of its own investigation too; dates are said."""
+    target, home = unit(project, "0-mlp/0"), ["--home", copied.path]
+    own = cli("show", target, "--json", *home).json["card"]["investigation"]
+    before = failed_at("2020-01-02", unit=target, run="run-before")
+    beside = failed_at("2999-01-02", unit=target, run="run-own", investigation=own)
+    copied.findings.append([before, beside])
+    lines = cli("show", target, *home).out.splitlines()
+    assert lines[0].startswith(target) and any(line.startswith("recorded:    2") for line in lines)
+    assert lines[-2].startswith("failed beside this: 2999-01-02 10:00 UTC in run run-own at “start”: Mishap")
+    assert lines[-1].startswith("failed before: 2020-01-02 10:00 UTC in run run-before")
+    copied.findings.append([failed_at("2998-01-02", unit=target, run="run-later")])
+    lines = cli("show", target, *home).out.splitlines()
+    assert lines[0].startswith("failed 2998-01-02 10:00 UTC in run run-later") and lines[1].startswith(target)
+
+
+def test_show_says_a_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
+    lack = {"value": None, "low": None, "high": None, "n": 3, "floors": {}, "reason": "too few positives (3)"}
+    had = {"metric": "recall", "value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "floors": {"a": 0.1}, "reason": None}
+    show._scores([lack | {"metric": "f1"}, had, lack | {"metric": "auprc"}])
+    out = capsys.readouterr().out
+    assert out.count("too few positives") == 1 and out.endswith("undefined (f1, auprc): too few positives (3)\n")
+    assert "[0.40, 0.60]" in out and "a 0.10" in out
 
 
 def test_try_reads_a_text_token_by_token(cli: Cli, copied: Any, project: Any) -> None:
@@ -394,6 +471,31 @@ def test_try_reads_a_text_token_by_token(cli: Cli, copied: Any, project: Any) ->
     shown = cli("try", target, "the car \x1b[31m", *home).out
     assert " car" in shown and "█" in shown and "\x1b" not in shown
     assert "silent" in cli("try", target, "the in", *home).out
+
+
+def test_try_measures_a_reading_by_the_sweep_and_not_by_itself(cli: Cli, copied: Any, project: Any) -> None:
+    """A full bar is P; what stays below τ is said not to fire; without a sweep nothing is said to be strong."""
+    target, home = unit(project, "0-mlp/0"), ["--home", copied.path]
+    known = copied.findings.sql("SELECT peak, threshold FROM unit_cards WHERE unit = ?", [target])[0]
+    said = cli("try", target, "the car", "--json", *home).json
+    assert said["fires"] is True and {k: said["scale"][k] for k in known} == pytest.approx(known)
+    marks = f"(τ {known['threshold']:.3g}; P {known['peak']:.3g} in the sweep of"
+    shown = cli("try", target, "the car", *home).out
+    assert f"fires {marks}" in shown and shown.count("█") > 10
+    weak = {"peak": 100 * known["peak"], "threshold": 50 * known["peak"], "corpus": "c"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sweep, "statistics", lambda *_: SimpleNamespace(**weak))
+        shown = cli("try", target, "the car", *home).out
+        assert "does not fire (τ" in shown and "█" not in shown
+        patch.setattr(Sweep, "statistics", lambda *_: SimpleNamespace(peak=0.0, threshold=0.0))
+        assert "never saw it active" in cli("try", target, "the car", *home).out
+    shutil.rmtree(copied.path / "sweeps")
+    said = cli("try", target, "the car", *home)
+    command = f"`lamplighter sweep --model {project.model} --sites 0-mlp`"
+    assert said.code == 0 and f"no sweep in this home says how strong that is; {command}" in said.out.replace("\n", " ")
+    assert "█" not in said.out and "fire" not in said.out
+    bare = cli("try", target, "the car", "--json", *home).json
+    assert bare["scale"] is None and bare["fires"] is None
 
 
 def test_a_tool_prints_the_contract_and_is_recorded_and_replayed(cli: Cli, copied: Any, project: Any) -> None:
@@ -491,6 +593,71 @@ def test_no_minutes_are_a_budget_that_is_reached(cli: Cli, copied: Any, project:
     assert said.code == 3 and said.json["left"] == [unit(project, "0-mlp/4")] and said.json["explanations"] == []
     said = cli(*asked, "--json")
     assert said.code == 0 and [row["verdict"] for row in said.json["explanations"]] == ["abstained"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [(["--minutes", "0"], "0 minutes are spent"), (["--llm-tokens", "0"], "0 tokens of language model are spent"),
+     (["--usd", "0"], "0 dollars are spent")],
+)  # fmt: skip
+def test_a_budget_that_ends_before_the_first_question_is_3(
+    cli: Cli, copied: Any, project: Any, limit: list[str], words: str
+) -> None:
+    with ScriptedEndpoint() as server:
+        named = ["--model", project.model, "--corpus", project.corpus, "--units", "0-mlp/4"]
+        asked = ["run", "--planner", "llm", "--endpoint", server.url, *named, *limit, "--json", "--home", copied.path]
+        said = cli(*asked)
+        assert server.requests == []
+    assert said.code == 3 and said.err.count("\n") == 1 and f"raise {limit[0]}." in said.err
+    assert said.json["error"].endswith(f"{words} before the first unit was begun")
+    assert said.json["hint"] == f"raise {limit[0]}."
+
+
+def test_an_endpoint_for_nothing_is_refused(cli: Cli, project: Any, tmp_path: Path) -> None:
+    asked = ["run", "--model", project.model, "--corpus", project.corpus, "--home", tmp_path / "home"]
+    url = "http://127.0.0.1:1/v1"
+    refused(cli(*asked, "--planner", "playbook", "--endpoint", url), "asks no language model", "leave --endpoint out")
+    for planner in ("auto", "llm", "playbook"):
+        refused(cli(*asked, "--planner", planner, "--endpoint", ""), "--endpoint is empty", "or leave it out")
+
+
+def test_a_query_that_finds_nothing_says_why(
+    cli: Cli, copied: Any, project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On stderr, so that a pipe still gets its array."""
+    copied.findings.append(
+        Embedding(hypothesis=h.id, model=EMBEDDER, vector=[1.0, 0.0]) for h in copied.findings.read(Hypothesis)
+    )
+    monkeypatch.setattr(commands, "load_embedder", lambda: lambda texts: [[1.0, 0.0] for _ in texts])
+    home = ["--home", copied.path]
+    assert len(cli("query", "cars", *home).json) == 3
+    for flags, words in (
+        (["--model", "nope"], f"no explanation is of the model 'nope'; there are some of {project.model}."),
+        (["--site", "7-mlp"], "no explanation is of the site '7-mlp'; there are some of 0-mlp."),
+        (["--min-score", "2"], "no explanation passes the filters (--min-score 2.0)"),
+    ):
+        said = cli("query", "cars", *flags, *home)
+        assert said.code == 0 and said.json == [] and words in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["run"], "(a sweep that was not through is not), and the same command goes on from there."),
+        (["sweep"], "nothing is kept of a sweep that was not through, and the same command begins it anew."),
+        (["try", "m/0-mlp/1", "x"], "the same command makes it anew."),
+        (["tool", "lens", "m/0-mlp/1"], "the same command runs it anew."),
+    ],
+)
+def test_what_a_stop_leaves_is_said_by_command(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: list[str], words: str
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Home, "resolve", interrupted)
+    said = cli(*command)
+    assert said.code == 130 and said.err.startswith("stopped; ") and said.err.endswith(f"{words}\n")
 
 
 def test_ctrl_c_ends_any_command_with_130(cli: Cli, finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:

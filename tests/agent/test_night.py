@@ -21,7 +21,8 @@ from lamplighter.agent.config import Home
 from lamplighter.agent.nodes import Drained
 from lamplighter.store import records
 from lamplighter.store.records import Evidence, Failure, Refused, Score, Verdict
-from lamplighter.store.work import worker_id
+from lamplighter.store.work import Busy, worker_id
+from lamplighter.testing import ScriptedEndpoint
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.toolbox import REGISTRY
 
@@ -309,6 +310,42 @@ def test_somebody_reading_the_findings_for_long_stops_nothing(swept: Home, proje
         reader[0].wait()
     assert said == ["held\n", "free"]
     assert outcome.status == "done" and len(table(swept, "investigations")) == 2
+
+
+@pytest.mark.parametrize("moment", ["units", "end"])
+def test_findings_that_are_held_when_the_units_are_through_are_told_and_delivered_later(
+    swept: Home, project: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Held before the verdicts are concluded, or only after: the run does not stay “running”, and nothing is lost."""
+    real, held = night.drain, [True]
+
+    def drain(work: Any, findings: Any) -> int:
+        ended = work.runs() and work.runs()[-1].status == "done"
+        if held[0] and (ended if moment == "end" else work.runs()):
+            raise Busy("findings.duckdb is in use by process 7; wait until it is done or end it, then try again.")
+        return real(work, findings)
+
+    monkeypatch.setattr(night, "drain", drain)
+    with pytest.raises(Busy) as told:
+        project.run(swept, units=QUICK)
+    assert str(told.value) == (
+        "2 of 2 units are finished and their results wait in the outbox, because findings.duckdb is in use by "
+        "process 7; run the same command again when it is free, which delivers them."
+    )
+    (state,) = swept.work.runs()
+    assert state.status == ("done" if moment == "end" else "drained") and swept.work.pending() > 0
+    held[0] = False
+    again = project.run(swept, units=QUICK)
+    assert (again.run, again.status, again.failed) == (state.id, "done", []) and swept.work.pending() == 0
+    assert [len(rows) for rows in verdicts(swept, state.id).values()] == [2, 2]
+    assert [r.status for r in swept.findings.read(records.Run)][-1] == "done"
+
+
+def test_what_a_refusing_endpoint_was_asked_is_in_the_findings_at_once(swept: Home, project: Any) -> None:
+    with ScriptedEndpoint(key="another") as server, pytest.raises(Refused, match="refused the key"):
+        project.run(swept, units=QUICK, planner="llm", endpoint=server.url)
+    rows = table(swept, "llm_calls")
+    assert [row["outcome"] for row in rows] == ["http 401"] and swept.work.pending() == 0
 
 
 def test_another_worker_of_the_run_keeps_its_unit(swept: Home, project: Any) -> None:

@@ -89,8 +89,16 @@ def test_an_embedded_model_that_cannot_be_served_is_told_and_not_passed_over(
 def test_the_playbook_asks_nobody(home: Home, embedded: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with ScriptedEndpoint() as server:
         monkeypatch.setenv("LAMPLIGHTER_LLM_URL", server.url)
-        chosen = choose("playbook", server.url, home, Budget())
+        chosen = choose("playbook", None, home, Budget())
         assert isinstance(chosen, ByPlaybook) and chosen.label == "playbook" and server.requests == []
+        with pytest.raises(Refused, match="the playbook asks no language model; leave --endpoint out"):
+            choose("playbook", server.url, home, Budget())
+
+
+@pytest.mark.parametrize("planner", ["auto", "llm", "playbook"])
+def test_an_empty_endpoint_is_refused_and_not_taken_for_none(planner: str, home: Home, embedded: None) -> None:
+    with pytest.raises(Refused, match="--endpoint is empty; give a URL such as http"):
+        choose(planner, " ", home, Budget())
 
 
 def test_variables_of_openai_choose_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,11 @@ def evidence(tool: str, rows: Sequence[dict[str, Any]] = (), ok: bool = True, **
 
 
 def looked(tokens: str) -> Evidence:
-    """Best texts, one a letter: each ends in that letter's token and has ids of its own."""
-    rows = [{"token": token, "text": f"text {i} {token}", "ids": [0, i, ord(token)]} for i, token in enumerate(tokens)]
+    """Best texts, one a letter: each ends in that letter's token and has ids of its own; a capital does not fire."""
+    rows = [
+        {"token": t, "text": f"text {i} {t}", "ids": [0, i, ord(t)], "ratio": 0.49 if t.isupper() else 0.5}
+        for i, t in enumerate(tokens)
+    ]
     return evidence("top_examples", rows, band="top", side="explain", n=10)
 
 
@@ -122,6 +125,12 @@ def test_a_patch_needs_a_substitute_that_kills(effect: str, patched: int) -> Non
     assert tools(made).count("patch") == patched
     if patched:
         assert ids(made, "patch") == ids(made, "substitute")[:1]
+
+
+def test_texts_on_which_it_does_not_fire_are_not_pruned() -> None:
+    made = decisions(playbook(), answers(tokens="abAcB", kept="xyzvw"))
+    assert ids(made, "minimal_example") == [[0, 0, ord("a")], [0, 1, ord("b")], [0, 3, ord("c")]]
+    assert ids(decisions(playbook(), answers(tokens="AB")), "minimal_example") == []
 
 
 def test_what_is_not_offered_is_passed_over() -> None:

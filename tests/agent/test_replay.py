@@ -35,19 +35,20 @@ def test_the_negative_side_is_replayed_as_itself(finished: Any) -> None:
 
 
 def test_it_really_runs_and_neither_recalls_nor_remembers(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = []
-    real = Subject.run
+    """Counted where every forward pass goes through, of whole rows and of what rows share."""
+    tokens: list[int] = []
+    real = Subject._forward
 
-    def counted(self: Subject, given: Any, *args: Any, **options: Any) -> Any:
-        rows.append(len(given))
-        return real(self, given, *args, **options)
+    def counted(self: Subject, inputs: Any, mask: Any, *args: Any, **options: Any) -> Any:
+        tokens.append(mask.numel())
+        return real(self, inputs, mask, *args, **options)
 
     evidence = stored(finished, "minimal_example")
-    monkeypatch.setattr(Subject, "run", counted)
+    monkeypatch.setattr(Subject, "_forward", counted)
     monkeypatch.setattr(finished.home.work, "remember", None)
     monkeypatch.setattr(finished.home.work, "recall", None)
     assert replay_evidence(finished.home, evidence.id)["equal"]
-    assert sum(rows) >= evidence.cost["forward_rows"] > 0
+    assert sum(tokens) >= evidence.cost["forward_tokens"] > 0
 
 
 def changed(evidence: Evidence, **row: Any) -> Evidence:

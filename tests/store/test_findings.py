@@ -335,7 +335,31 @@ def test_a_card_counts_tool_calls_and_their_cost_even_for_a_failed_unit(findings
     assert len(cards) == 2
 
 
+def test_recalled_evidence_is_counted_and_costs_nothing(findings):
+    """Its `cost` is the row's that it repeats, which has paid already."""
+    cost = {"forward_rows": 3, "forward_tokens": 30, "backward": 0, "seconds": 0.5}
+    made = [("u", {}), ("u", {"recalled": "x"}), ("u", {"recalled": "x"}), ("v", {"recalled": "y"})]
+    rows = [Evidence(tool="t", summary="s", unit=u, sign=1, cost=cost, provenance=known) for u, known in made]
+    findings.append([*outcome("u", "accepted", at=1), *outcome("v", "accepted", at=1), *rows])
+    told = {row["unit"]: row for row in findings.sql("SELECT * FROM unit_cards")}
+    assert [told["u"][name] for name in ("evidence", *cost)] == [3, 3.0, 30.0, 0.0, 0.5]
+    assert [told["v"][name] for name in ("evidence", *cost)] == [1, 0.0, 0.0, 0.0, 0.0]
+
+
 # Free SQL
+
+
+def test_json_columns_are_unpacked_where_asked_for(findings):
+    findings.append([Evidence(tool="{}", summary="[1]", rows=[{"a": None}], checks={"b": 1.5})])
+    (row,) = findings.sql('SELECT tool, summary, "rows", checks, artifact FROM evidence', unpack=True)
+    assert row == {"tool": "{}", "summary": "[1]", "rows": [{"a": None}], "checks": {"b": 1.5}, "artifact": None}
+    (row,) = findings.sql('SELECT tool, summary, "rows", checks, artifact FROM evidence')
+    assert row["rows"] == '[{"a":null}]' and row["checks"] == '{"b":1.5}'
+
+
+def test_a_table_that_is_not_there_is_told_with_where_to_see_those_that_are(findings):
+    with pytest.raises(Refused, match='nope does not exist; `lamplighter sql "SHOW TABLES"` names those'):
+        findings.sql("SELECT * FROM nope")
 
 
 def test_sql_answers_in_json_values(findings):
@@ -461,6 +485,8 @@ def versions(findings):
 def test_what_a_version_had_is_never_changed():
     first = ddl_after(module._DDL, 0).removesuffix(ddl_after(module._DDL, 1))
     assert sha256(first.strip().encode()).hexdigest()[:16] == "3ab1d10ea56f4df8"
+    second = ddl_after(module._DDL, 1).removesuffix(ddl_after(module._DDL, 2))
+    assert sha256(second.strip().encode()).hexdigest()[:16] == "7ac6eb84ffb491ce"
 
 
 def test_a_file_of_version_1_is_read_as_it_is(version_1):

@@ -5,7 +5,7 @@ import pytest
 
 from lamplighter.store.findings import Findings
 from lamplighter.store.records import Embedding, Hypothesis, Refused, Score, Verdict
-from lamplighter.store.search import search, unembedded
+from lamplighter.store.search import search, unembedded, why_none
 
 KEYS = "unit sign explanation rule input_f1 input_f1_low input_f1_high floor_f1 verdict similarity"
 
@@ -128,6 +128,22 @@ def test_bad_requests_are_refused(filled):
         search(filled, "x", towards(1.0, 0.0), "tiny", top=0)
     with pytest.raises(Refused, match="dimensions"):
         search(filled, "x", towards(1.0, 0.0, 0.0), "tiny")
+
+
+def test_why_nothing_was_found(filled, findings):
+    def why(of=filled, **kept):
+        return why_none(of, **{"model": None, "site": None, "min_score": None} | kept)
+
+    assert why(model="org") == "no explanation is of the model 'org'; there are some of org/smol, smol."
+    assert why(site="6-mlp", model="smol") == "no explanation is of the site '6-mlp'; there are some of 5-mlp, 8-mlp."
+    assert why(site="8-mlp", model="org/smol") == (
+        "no explanation passes the filters (--model org/smol, --site 8-mlp); leave one out."
+    )
+    assert why(min_score=0.95) == (
+        "no explanation passes the filters (--min-score 0.95); leave one out or lower the score."
+    )
+    findings.append(explanation("m/0-mlp/3", "s", None, verdict="abstained"))
+    assert why(findings, model="m") == "no explanations are recorded yet; lamplighter run makes some."
 
 
 def test_nothing_recorded_and_nothing_explained(findings):

@@ -215,6 +215,11 @@ def test_an_id_that_the_model_does_not_know_is_left_out(llama: Any) -> None:
     assert tokens_of_text(Subject.wrap(llama.model, tokenizer, "tiny-llama")) == list(range(1, 320))
 
 
+def test_a_plain_token_that_stands_for_the_sink_is_left_out(llama: Any) -> None:
+    subject = Subject.wrap(llama.model, llama.tokenizer, "tiny-llama", sink=70)
+    assert tokens_of_text(subject) == [i for i in range(1, 320) if i != 70]
+
+
 def test_the_marked_tokens_of_the_embedded_subject_are_left_out(smollm2: Any) -> None:
     left_out = set(range(smollm2.vocabulary)) - set(tokens_of_text(smollm2))
     assert left_out == set(range(17))

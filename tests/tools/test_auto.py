@@ -146,12 +146,21 @@ def test_the_sink_is_read_with_the_sign_of_the_side(tmp_path: Path) -> None:
 def test_massive_is_measured_against_the_units_of_the_same_sign(tmp_path: Path) -> None:
     made = Made()
     made["peak"][1] = 0.01
+    made["std"].div_(10)
     made["tune.strata"][1, 5] = made["tune.strata"][0, 5]
     made["tune.strata"][0] = 0
     made["peak"][1, 5] = 0.25
     assert made.picked(tmp_path / "a") == [unit(5, -1)]
     made["peak"][1, 5] = 0.35
     assert made.picked(tmp_path / "b") == []
+
+
+def test_a_peak_that_noise_reaches_is_no_strong_one(tmp_path: Path) -> None:
+    made = Made()
+    made["std"][PLANT] = 0.34       # P is 1
+    assert PLANT not in [u.index for u in made.picked(tmp_path / "a")]
+    made["std"][PLANT] = 0.33
+    assert PLANT in [u.index for u in made.picked(tmp_path / "b")]
 
 
 def test_dead_units_do_not_make_the_living_massive(tmp_path: Path) -> None:

@@ -296,3 +296,9 @@ def test_local_is_what_the_environment_holds() -> None:
     read = load_corpus("local")
     assert any(document.name.startswith("pytest ") for document in read.documents)
     assert any(document.name == "pydoc lambda" for document in read.documents)
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_corpus_without_a_name_is_not_the_current_folder(name: str) -> None:
+    with pytest.raises(Refused, match="the corpus has no name"):
+        load_corpus(name)

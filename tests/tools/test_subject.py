@@ -421,3 +421,15 @@ def test_the_embedded_subject_holds_its_identities(smollm2: Any) -> None:
     assert ids[0] == smollm2.sink and "".join(smollm2.pieces(ids[1:])) == "World War II"
     logits, _ = smollm2.next_token_logits([ids], [(0, len(ids) - 1)])
     assert gap(logits[0], smollm2.run([ids], logits=True).logits[0, -1]) < 1e-4
+
+
+@pytest.mark.parametrize("device", ["tpu", "meta", "cuda:x"])
+def test_a_device_that_nobody_can_read_from_is_refused(tmp_path: Any, device: str) -> None:
+    with pytest.raises(Refused, match=f"device '{device}' is unknown; choose cpu or cuda"):
+        Subject.load(tmp_path, device=device)
+
+
+def test_half_a_character_is_refused_before_the_tokenizer_sees_it(llama: Any) -> None:
+    with pytest.raises(Refused, match="half a character"):
+        llama.take("a \ud800 b", None)
+    assert llama.take("a \U0001f600 b", None)

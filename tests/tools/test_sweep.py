@@ -613,12 +613,15 @@ def test_two_processes_that_sweep_the_same_agree(llama: Any, tmp_path: Path) -> 
     assert held(tmp_path) == [mine.digest]
 
 
-def test_the_newest_sweep_that_has_the_site_is_found(llama: Any, tmp_path: Path) -> None:
+def test_the_largest_sweep_that_has_the_site_is_found_and_of_equals_the_newest(llama: Any, tmp_path: Path) -> None:
+    """A trial on a few tokens must not change what a unit's peak is."""
     old = make_sweep(llama, small(), SITES, tmp_path)
-    middle = make_sweep(llama, small("other", 1), ["0-mlp"], tmp_path)
+    trial = make_sweep(llama, small("other", 1), ["0-mlp"], tmp_path, tokens=1500)
+    middle = make_sweep(llama, small("again"), ["0-mlp"], tmp_path)
     new = make_sweep(llama, small("third", 2), ["1-mlp"], tmp_path)
-    for age, sweep in enumerate((new, middle, old)):
-        os.utime(sweep.folder / "sweep.json", (1e9 - age, 1e9 - age))
+    assert sum(trial.token_counts.values()) < sum(old.token_counts.values()) == sum(middle.token_counts.values())
+    for age, sweep in enumerate((trial, new, middle, old)):
+        os.utime(sweep.folder, (1e9 - age, 1e9 - age))
 
     def digest(site: str) -> str | None:
         found = find_sweep(tmp_path, llama.digest, site)
@@ -630,6 +633,46 @@ def test_the_newest_sweep_that_has_the_site_is_found(llama: Any, tmp_path: Path)
     assert digest("0-resid") is None
     assert find_sweep(tmp_path, "another digest", "0-mlp") is None
     assert find_sweep(tmp_path / "nowhere", llama.digest, "0-mlp") is None
+
+
+def test_a_sweep_with_more_sites_stands_for_one_with_fewer(llama: Any, tmp_path: Path) -> None:
+    whole = make_sweep(llama, small(), SITES, tmp_path)
+    rows = llama.forward_rows
+    part = make_sweep(llama, small(), ["0-mlp"], tmp_path)
+    assert llama.forward_rows == rows and part.digest == whole.digest and part.sites == ["0-mlp"]
+    with pytest.raises(Refused, match="was not swept"):
+        part.site("1-mlp")
+    assert make_sweep(llama, small("other", 1), ["0-mlp"], tmp_path).digest != whole.digest
+    assert make_sweep(llama, small(), ["0-mlp"], tmp_path, tokens=1500).digest != whole.digest
+
+
+@pytest.mark.parametrize("name", ["documents.parquet", "0-mlp.safetensors"])
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_damaged_sweep_is_named_with_the_way_out(llama: Any, tmp_path: Path, name: str, damage: str) -> None:
+    made = make_sweep(llama, small(), ["0-mlp"], tmp_path)
+    path = made.folder / name
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(Refused, match=f"the sweep in {made.folder} is damaged .*; delete that folder and sweep again"):
+        make_sweep(llama, small(), ["0-mlp"], tmp_path).site("0-mlp")
+
+
+@pytest.mark.parametrize("facts", [None, "{", "[1]", "{}"])
+def test_a_folder_without_its_facts_is_no_sweep_and_is_made_again(
+    llama: Any, tmp_path: Path, facts: str | None
+) -> None:
+    made = make_sweep(llama, small(), ["0-mlp"], tmp_path)
+    other = make_sweep(llama, small("other", 1), ["1-mlp"], tmp_path)
+    (made.folder / "sweep.json").unlink()
+    if facts is not None:
+        (made.folder / "sweep.json").write_text(facts, "utf-8")
+    assert find_sweep(tmp_path, llama.digest, "0-mlp") is None
+    found = find_sweep(tmp_path, llama.digest, "1-mlp")
+    assert found is not None and found.digest == other.digest
+    again = make_sweep(llama, small(), ["0-mlp"], tmp_path)
+    assert again.digest == made.digest and len(again.site("0-mlp")) > 0
 
 
 def test_sweeps_of_other_definitions_are_not_found(llama: Any, tmp_path: Path) -> None:
@@ -660,7 +703,7 @@ def test_all_documents_on_one_side_are_refused(llama: Any, tmp_path: Path, side:
 
 
 def test_a_sample_too_small_to_have_every_side_is_refused(llama: Any, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="more tokens"):
+    with pytest.raises(Refused, match="some dozens at least"):
         make_sweep(llama, small(), SITES, tmp_path, tokens=1)
 
 

@@ -251,7 +251,9 @@ def test_finished_evidence_comes_back_as_a_row_of_its_own(llama: Any) -> None:
     assert third.provenance["recalled"] == first.id
     assert "recalled" not in first.provenance
     assert (again.run, again.investigation) == ("r2", "i2")
-    same = ("tool", "unit", "sign", "arguments", "ok", "summary", "rows", "checks", "warnings", "cost")
+    assert (third.run, third.investigation) == (None, None), "it belongs to no run, whoever asked first"
+    assert set(third.cost) == set(first.cost) and set(third.cost.values()) == {0}
+    same = ("tool", "unit", "sign", "arguments", "ok", "summary", "rows", "checks", "warnings")
     assert [getattr(again, name) for name in same] == [getattr(first, name) for name in same]
     assert len(memory) == 1
 
