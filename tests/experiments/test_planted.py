@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from lamplighter.experiments import planted
-from lamplighter.experiments.planted import AnswerKey, PlantedUnit, families, language, make_key, plant
+from lamplighter.experiments.language import language
+from lamplighter.experiments.patterns import SIDES, families
+from lamplighter.experiments.plant import SITE, PlantedUnit, plant
+from lamplighter.experiments.planted import RECOVERED, AnswerKey, make_key
 from lamplighter.store.records import Refused
 from lamplighter.tools.corpus import load_corpus
 from lamplighter.tools.rules import Clause, Matcher, Near, Rule, Text
@@ -103,8 +105,8 @@ def test_without_the_head_that_looks_one_back_pairs_fall_silent(key: AnswerKey) 
         case = next(case for case in key.fresh(unit, n=1) if case.fires)
         y = []
         for edits in ([], [Edit("0-attn", torch.zeros(()), index=(0,))]):
-            done = key.subject.run([case.ids], read=[planted.SITE], edits=edits)
-            y.append(float(done.readings[planted.SITE][0, case.position, unit.id.index]))
+            done = key.subject.run([case.ids], read=[SITE], edits=edits)
+            y.append(float(done.readings[SITE][0, case.position, unit.id.index]))
         assert y[1] / y[0] == pytest.approx(left, abs=0.05)
 
 
@@ -119,7 +121,7 @@ def test_every_family_is_there_and_no_word_is_in_two_rules(key: AnswerKey) -> No
 
 
 def test_a_neuron_can_follow_another_rule_on_each_side(llama_key: AnswerKey) -> None:
-    up, down = [unit for unit in llama_key.units if unit.family == planted.SIDES]
+    up, down = [unit for unit in llama_key.units if unit.family == SIDES]
     assert up.id == replace(down.id, sign=1)
     assert up.rule != down.rule
 
@@ -242,7 +244,7 @@ def test_only_the_true_rule_is_recovered(key: AnswerKey) -> None:
             continue
         assert key.recovered(None, unit, n=2) == 0.5
         for wrong in (*dropped(unit.rule), *coarser(unit.rule)):
-            assert key.recovered(wrong, unit, n=6) < planted.RECOVERED, (unit, wrong)
+            assert key.recovered(wrong, unit, n=6) < RECOVERED, (unit, wrong)
 
 
 def test_the_members_that_were_shown_are_not_the_hidden_set(key: AnswerKey) -> None:
@@ -293,7 +295,7 @@ def test_any_rule_of_the_plantable_grammar_can_be_planted(shape: str) -> None:
         Rule((Clause(Matcher(cls="any"), "any", need=(Near(Matcher(ids=e)), Near(either, 3, 4)), position=(1, 63)),)),
         Rule((Clause(Matcher(ids=e), position=(40, 63)), Clause(Matcher(ids=a), position=(1, 9)), Clause(Matcher(b)))),
     ]
-    units = tuple(PlantedUnit(UnitId("own", planted.SITE, 2 * n), "own", rule) for n, rule in enumerate(rules))
+    units = tuple(PlantedUnit(UnitId("own", SITE, 2 * n), "own", rule) for n, rule in enumerate(rules))
     key = AnswerKey(0, shape, units, Subject.wrap(plant(shape, units), language().tokenizer, "own"))
     draw = random.Random(0)
     ids = [*a, *b, *c, *c, *d, *e, *language().common[:6]]
@@ -317,7 +319,7 @@ def test_any_rule_of_the_plantable_grammar_can_be_planted(shape: str) -> None:
     ],
 )
 def test_what_cannot_be_planted_is_refused(shape: str, sign: int, clauses: list[Clause], why: str) -> None:
-    unit = PlantedUnit(UnitId("own", planted.SITE, 0, sign), "own", Rule(tuple(clauses)))
+    unit = PlantedUnit(UnitId("own", SITE, 0, sign), "own", Rule(tuple(clauses)))
     with pytest.raises(Refused, match=why):
         plant(shape, [unit])
 
