@@ -1,9 +1,10 @@
 """What an experiment gives: tables to read, and claims, each a number beside the bar it must reach."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,10 @@ from rich.table import Table
 
 from .. import __version__
 from ..tools import measures
+
+Progress = Callable[[str, int, int], None]
+Part = tuple[dict[str, list[dict[str, Any]]], list["Claim"]]      # tables and claims
+Parts = dict[str, Callable[[Path, int, float, Progress], Part]]   # given folder, seed, share of the full size, progress
 
 PACKAGES = ("torch", "transformers", "numpy")
 
@@ -97,4 +102,4 @@ def _cell(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
-__all__ = ["Claim", "Report", "at_least", "at_most"]
+__all__ = ["Claim", "Part", "Parts", "Progress", "Report", "at_least", "at_most"]
