@@ -23,7 +23,7 @@ from .state import Abstain, Action, Call, State, Submit, by_tool
 
 TURNS = 5        # actions of the model before a first submission, the last of which must submit or abstain
 AGAIN = 2        # … and in each revision
-SLIPS = 2        # replies in a row that are no usable action
+SLIPS = 3        # replies in a row that are no usable action; the last of them may only end the unit
 _USUAL: dict[str, Any] = {"need": [], "not": [], "position": None, "repeat": False, "piece": "last"}     # not shown
 
 
@@ -129,16 +129,20 @@ class LLMPlanner:
         return json.dumps({"clauses": clauses}, ensure_ascii=False, separators=(",", ":"))
 
     def _turn(self, state: State) -> Action:
-        """One action of the model; what is none is shown to it, SLIPS times at most."""
+        """One action of the model; what is none is shown to it, SLIPS times at most.
+
+        A small model repeats itself: before it is given up it is offered nothing but to submit or to abstain.
+        """
         assert self._dialogue is not None
         self._left -= 1
         names = [*self._offered, *ENDS] if self._left > 0 else list(ENDS)
         if self._left <= 0:
             self._dialogue.tell(prompts.render("last"))
-        for _ in range(SLIPS):
+        for slips in range(1, SLIPS + 1):
             try:
                 return self._meant(self._dialogue.ask("revise" if self._revisions else "plan", names), state)
             except Refused as refusal:
+                names = list(ENDS) if slips == SLIPS - 1 else names
                 self._dialogue.tell(prompts.render("invalid", reason=str(refusal), names=", ".join(names)))
         raise LLMError("no action", f"{self._client.model} gave no usable action {SLIPS} times; choose a larger model.")
 

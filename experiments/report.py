@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .. import __version__
 from ..tools import measures
@@ -87,7 +88,7 @@ class Report:
             for column in rows[0] if rows else ():
                 table.add_column(column, overflow="fold")
             for row in rows:
-                table.add_row(*map(_cell, row.values()))
+                table.add_row(*(Text(_cell(value)) for value in row.values()))
             console.print(table)
         for claim in self.claims:
             word = {True: "holds", False: "DOES NOT HOLD", None: "NOT MEASURED"}[claim.holds]

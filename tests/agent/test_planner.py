@@ -581,12 +581,20 @@ def test_a_faulty_reply_is_shown_back_and_so_many_in_a_row_fail_the_unit(desk: A
     assert len(asked(server)) == SLIPS and one.actions == []
 
 
+def test_a_model_that_repeats_itself_is_at_last_offered_only_an_end(desk: Any, known: Known) -> None:
+    again = ("try_rule", {"sentence": "s", "rule": candidates(known.evidence)[0].rule.to_json()})
+    one, server = desk(by_turn(again, again, SUBMIT_A))
+    assert isinstance(one.run(), Submit)
+    tools = [[tool["function"]["name"] for tool in body["tools"]] for body in asked(server)]
+    assert tools[0] == tools[1] and "try_rule" in tools[1] and tools[2] == ["submit", "abstain"]
+
+
 def test_a_unit_whose_model_gives_no_action_is_a_failure_with_the_reason(copied: Home, project: Any) -> None:
     with ScriptedEndpoint(by_turn(Say("Hello!"))) as server:
         outcome = project.run(copied, units="0-mlp/1", planner="llm", endpoint=server.url)
     assert len(outcome.failed) == 1 and rows(copied, Hypothesis, outcome.run) == []
     (failure,) = rows(copied, Failure, outcome.run)
-    assert failure.kind == "LLMError" and failure.message.startswith("scripted gave no usable action 2 times")
+    assert failure.kind == "LLMError" and failure.message.startswith(f"scripted gave no usable action {SLIPS} times")
 
 
 def test_a_rule_that_was_tried_is_told_with_its_letter_and_its_errors(desk: Any) -> None:

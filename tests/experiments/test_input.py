@@ -97,7 +97,7 @@ def test_the_loop_says_when_no_suffix_passes(own: Subject) -> None:
 def test_the_loop_counts_every_padded_token_that_it_runs(own: Subject) -> None:
     ids = text(own, *FILL[:20], A)
     loop = published_loop(own, Masked(), unit_of(0), ids, 21)  # type: ignore[arg-type]
-    peak, suffixes, importance = 22, 4 * 21, 7 * 7
+    peak, suffixes, importance = 22, 4 * 22, 7 * 7
     assert loop.cost == peak + suffixes + importance
 
 
