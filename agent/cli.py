@@ -269,7 +269,7 @@ def _use_tool(
 
 
 def _strength(toolbox: "Toolbox", unit: "UnitId", evidence: "Evidence") -> dict[str, Any]:
-    """{scale, fires}: P and τ of the home's newest sweep of the unit, and whether the reading reaches τ.
+    """{scale, fires}: P and τ of the home's largest sweep of the unit, and whether the reading reaches τ.
 
     Both are None where no sweep has the unit; `fires` also where the sweep never saw it active, so that τ is 0.
     """

@@ -56,7 +56,7 @@ class Home:
         return Findings(self.path / "findings.duckdb")
 
     def sweep_for(self, unit: "UnitId", weights: str) -> "Sweep":
-        """The newest sweep of these weights that holds a unit's site; raises Refused with the command for one."""
+        """The largest sweep of these weights that holds a unit's site; raises Refused with the command for one."""
         from ..tools.sweep import find_sweep
 
         found = find_sweep(self.path, weights, unit.site)

@@ -24,8 +24,8 @@ def replay_evidence(home: Home, evidence: str, device: str | None = None) -> dic
     unit = UnitId.parse(stored.unit + ("-" if stored.sign == -1 else ""))
     box = home.toolbox(unit.model, device, stored.provenance.get("dtype"))
     box.recall, box.remember = (lambda key: None), (lambda key, text: None)
-    newest = box.sweep
-    box.sweep = lambda unit: _sweep_of(home, stored) or newest(unit)
+    usual = box.sweep
+    box.sweep = lambda unit: _sweep_of(home, stored) or usual(unit)
     again = box.call(stored.tool, unit, stored.arguments)
     if stored.ok and not again.ok:
         raise Refused(again.summary)

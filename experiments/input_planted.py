@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..agent.config import MASKED_LM
+from ..agent.nodes import GOOD_ENOUGH
 from ..agent.playbook import Playbook
 from ..agent.state import Call, State, Submit
 from ..store.records import Evidence
@@ -36,7 +37,7 @@ from .report import Part, Progress, at_least
 MODELS, UNITS, TOKENS = 7, 30, 150_000
 SHORT, EXEMPLARS = 12, 3                 # tokens of a text that the oracle is asked about; texts a unit
 TOOLS = ("top_examples", "minimal_example", "substitute")     # those that the inducer learns from
-GOOD_ENOUGH, STEPS = 0.8, 40
+STEPS = 40
 
 
 @dataclass

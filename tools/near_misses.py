@@ -68,7 +68,7 @@ def _changed(subject: Subject, sweep: Sweep, proposing: Proposers, place: Place)
     for word in words:
         for other in proposing.propose("masked", spelled, word, NEAR_SWAPS):
             swap = swap_word(spelled, word, other, "masked", len(row))
-            if swap.new and len(swap.put_in(row)) <= subject.context:
+            if swap.fits(row, subject.context):
                 yield swap.put_in(row)
 
 

@@ -33,6 +33,10 @@ class Proposers:
         self.subject, self.masked, self.words, self.seed = subject, masked, words, seed
         self.mode = masked.choose_mode(subject)["mode"]
 
+    def each(self, names: Iterable[str], spelled: Spelled, word: Word, n: int) -> Iterable[tuple[str, str]]:
+        """(proposer, word) of each of the proposers called so."""
+        return ((name, other) for name in names for other in self.propose(name, spelled, word, n))
+
     def propose(self, name: str, spelled: Spelled, word: Word, n: int) -> list[str]:
         """Up to n words for `word` in its text, best first, itself left out; all the words that were given."""
         ways: dict[str, Callable[[], Iterable[str]]] = {

@@ -25,7 +25,7 @@ class Reader:
 
     def _forget(self) -> None:
         self._trie = Trie(ROOM)
-        self._known: dict[str, list[Tensor]] = {site: [] for site in self.sites}
+        self._known: dict[str, Tensor] = {}
 
     def __call__(self, rows: Sequence[Ids], unit: UnitId | Sequence[UnitId]) -> Tensor:
         """sign × activation at the last token of each row [N], of one unit or of each row's own.
@@ -37,6 +37,10 @@ class Reader:
             self.subject.check_readable(one)
         if not self._fits(rows):
             return self._apart(rows, units)
+        self.subject.forward_rows += len(rows)
+        return self._shared(rows, units)
+
+    def _shared(self, rows: Sequence[Ids], units: Sequence[UnitId]) -> Tensor:
         result = torch.empty(len(rows), dtype=torch.promote_types(self.subject.dtype, torch.float32))
         nodes: dict[int, int] = {}
         for number in sorted(range(len(rows)), key=lambda i: tuple(rows[i])):
@@ -46,14 +50,14 @@ class Reader:
                 nodes = {}
             nodes[number] = self._trie.add(rows[number])
         self._fill(result, nodes, units)
-        self.subject.forward_rows += len(rows)
         return result
 
     def along(self, row: Ids, unit: UnitId) -> list[float]:
         """sign × activation at every token of one row."""
+        self.subject.check_readable(unit)
         if self._fits([row]):
-            values = self([row[: end + 1] for end in range(len(row))], unit)
-            self.subject.forward_rows -= len(row) - 1     # it is one text
+            self.subject.forward_rows += 1
+            values = self._shared([row[: end + 1] for end in range(len(row))], [unit] * len(row))
         else:
             values = unit.sign * self.subject.activations(row, [unit])[0, :, 0]
         return [float(value) for value in values]
@@ -73,13 +77,13 @@ class Reader:
         while self._trie.passed < len(self._trie.ids):
             inputs = self._trie.inputs(self.subject.device, self.subject.dtype)
             for site, values in self.subject.run_nodes(inputs, self.sites).items():
-                self._known[site] = [torch.cat([*self._known[site], values])]
+                self._known[site] = torch.cat([self._known[site], values]) if site in self._known else values
         for site in self.sites:
             mine = [i for i in nodes if units[i].site == site]
             if mine:
                 index = [nodes[i] for i in mine], [units[i].index for i in mine]
                 signs = torch.tensor([units[i].sign for i in mine])
-                result[mine] = signs * self._known[site][0][index].to(result.dtype).cpu()
+                result[mine] = signs * self._known[site][index].to(result.dtype).cpu()
 
 
 __all__ = ["Reader"]

@@ -5,7 +5,7 @@ Words are those of `rules`; `spelled` puts one in another's place on ids, `propo
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 from textwrap import shorten
 from typing import Any
 
@@ -92,10 +92,12 @@ def substitute(
         if whole <= 0:
             raise Refused(f"{unit} reads {whole:.3g} on the kept words alone, so no ratio exists; keep more positions.")
         found = _Found(reader, unit, row, base, whole)
-        for word in whole_words:
-            found.read(_swaps(spelled, word, proposing, names, n, len(row)))
-        for swap in found.strongest() if rings == 2 else ():
-            found.read(_second(spelled, swap, proposing, [p for p in names if p in AGAIN], n, len(row)))
+        first = ((word, proposing.each(names, spelled, word, n)) for word in whole_words)
+        found.read(_swaps(spelled, first, len(row)))
+        if rings == 2:
+            again = [name for name in names if name in AGAIN]
+            second = ((swap.word, _again(spelled, swap, proposing, again, n)) for swap in found.strongest())
+            found.read(_swaps(spelled, second, len(row)))
     rows = found.rows
     checks = {
         "fired": int(cost["forward_rows"]),
@@ -157,7 +159,7 @@ def _asked(kept: Sequence[int] | None, length: int) -> list[int] | None:
 
 
 class _Found:
-    """Swaps that were read, as rows, each substitute of a place once; the first ring until `strongest` is asked."""
+    """Swaps that were read, as rows, each substitute of a place once and none for itself; `strongest` ends ring 1."""
 
     def __init__(self, reader: Reader, unit: UnitId, row: list[int], base: list[list[int]], whole: float) -> None:
         self.reader, self.unit, self.row, self.base, self.whole = reader, unit, row, base, whole
@@ -169,10 +171,11 @@ class _Found:
     def read(self, swaps: Iterable["Swap"]) -> None:
         new = []
         for swap in swaps:
-            if swap.key not in self._seen:
-                self._seen.add(swap.key)
+            key = swap.word.first, swap.substitute.casefold()
+            if key not in self._seen and key[1] != swap.word.text.casefold():
+                self._seen.add(key)
                 new.append(swap)
-        fit = [s for s in new if s.new and len(s.put_in(self.row)) <= self.reader.subject.context]
+        fit = [s for s in new if s.fits(self.row, self.reader.subject.context)]
         self.left_out += len(new) - len(fit)
         values = read_means(self.reader, self.unit, [[s.put_in(r) for r in self.base] for s in fit])
         self._swaps += fit
@@ -224,32 +227,30 @@ class Swap:
     new: tuple[int, ...]
     blanks: int
 
-    @property
-    def key(self) -> tuple[int, str]:
-        return self.word.first, self.substitute.casefold()
-
     def put_in(self, row: Sequence[int]) -> list[int]:
         return [*row[: self.word.first], *self.new, *row[self.word.end :]]
 
+    def fits(self, row: Sequence[int], context: int) -> bool:
+        """Whether the subject's tokens spell it in place, and the text is then not too long."""
+        return bool(self.new) and len(self.put_in(row)) <= context
+
 
 def _swaps(
-    spelled: Spelled, word: Word, proposing: Proposers, names: Sequence[str], n: int, length: int
+    spelled: Spelled, proposed: Iterable[tuple[Word, Iterable[tuple[str, str]]]], length: int
 ) -> Iterable[Swap]:
-    """The word's substitutes; `length` is that of the cut row."""
-    for name in names:
-        for other in proposing.propose(name, spelled, word, n):
+    """Each word with what is proposed for it, (proposer, word), put in its place; `length` is that of the cut row."""
+    for word, others in proposed:
+        for name, other in others:
             yield swap_word(spelled, word, other, name, length)
 
 
-def _second(
-    spelled: Spelled, first: Swap, proposing: Proposers, names: Sequence[str], n: int, length: int
-) -> Iterable[Swap]:
-    """What is proposed for a substitute that stands in its word's place, put into that word's place."""
-    put = Spelled(spelled.subject, swap_word(spelled, first.word, first.substitute, "", 0).put_in(spelled.ids))
-    for word in put.words():
-        if word.first == first.word.first:
-            others = (o for name in names for o in ((name, w) for w in proposing.propose(name, put, word, n)))
-            yield from (swap_word(spelled, first.word, w, name, length) for name, w in others if w != first.word.text)
+def _again(
+    spelled: Spelled, swap: Swap, proposing: Proposers, names: Sequence[str], n: int
+) -> Iterable[tuple[str, str]]:
+    """What is proposed for a substitute that stands in its word's place."""
+    put = Spelled(spelled.subject, swap_word(spelled, swap.word, swap.substitute, "", 0).put_in(spelled.ids))
+    there = (word for word in put.words() if word.first == swap.word.first)
+    return chain.from_iterable(proposing.each(names, put, word, n) for word in there)
 
 
 def swap_word(spelled: Spelled, word: Word, other: str, proposer: str, length: int) -> Swap:

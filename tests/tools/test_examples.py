@@ -1,10 +1,9 @@
 """top_examples: what is shown are the places that the sweep kept, with the very text that led to them."""
 
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lamplighter.store.records import Evidence, Refused
@@ -15,22 +14,12 @@ from lamplighter.tools.examples import BEFORE, top_examples
 from lamplighter.tools.sweep import Sweep, make_sweep
 from lamplighter.tools.units import UnitId
 
-SAID = "World War II began in 1939; the capital of France is Paris. She said: don't stop the red cars at 9th"
-WORDS = SAID.split()
 UNIT = UnitId("tiny-llama", "0-mlp", 7)
 
 
-def text_of(number: int) -> Document:
-    text = " ".join(np.random.default_rng(number).choice(WORDS, 30 + number % 40))
-    return Document(hashlib.sha256(text.encode()).hexdigest(), f"file {number}", text)
-
-
 @pytest.fixture(scope="module")
-def sweep(llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    documents = tuple(text_of(n) for n in range(60))
-    sides = tuple(("explain", "explain", "tune", "score")[n % 4] for n in range(60))
-    corpus = Corpus("made", "made", documents, tuple(range(60)), sides, {})
-    return make_sweep(llama, corpus, ["0-mlp"], tmp_path_factory.mktemp("home"))
+def sweep(llama: Any, sweep_of: Callable[..., Sweep]) -> Sweep:
+    return sweep_of(llama, documents=60, shortest=30, spread=40)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

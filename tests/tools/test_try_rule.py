@@ -1,6 +1,6 @@
 """try_rule: its numbers are those of a count by hand, and the score side stays unseen."""
 
-import hashlib
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -11,15 +11,12 @@ from hypothesis import strategies as st
 
 from lamplighter.store.records import Refused
 from lamplighter.tools import measures
-from lamplighter.tools.corpus import Corpus, Document
 from lamplighter.tools.rules import CLASSES, RULE_SCHEMA, Rule, Tokens, side_text
-from lamplighter.tools.sweep import Sweep, make_sweep
+from lamplighter.tools.sweep import Sweep
 from lamplighter.tools.toolbox import Toolbox
 from lamplighter.tools.try_rule import LEAST, MISSES, trial, try_rule
 from lamplighter.tools.units import UnitId
 
-SAID = "World War II began in 1939; the capital of France is Paris. She said: don't stop the red cars at 9th"
-WORDS = SAID.split()
 UNIT = UnitId("tiny-llama", "0-mlp", 7)
 ALL = 10**6     # reads: no limit but measures.SAMPLE
 
@@ -37,17 +34,9 @@ RULES = {
 }
 
 
-def text_of(number: int) -> Document:
-    text = " ".join(np.random.default_rng(number).choice(WORDS, 12 + number % 20))
-    return Document(hashlib.sha256(text.encode()).hexdigest(), f"file {number}", text)
-
-
 @pytest.fixture(scope="module")
-def sweep(llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    documents = tuple(text_of(n) for n in range(40))
-    sides = tuple(("explain", "explain", "tune", "score")[n % 4] for n in range(40))
-    corpus = Corpus("made", "made", documents, tuple(range(40)), sides, {})
-    return make_sweep(llama, corpus, ["0-mlp"], tmp_path_factory.mktemp("home"))
+def sweep(llama: Any, sweep_of: Callable[..., Sweep]) -> Sweep:
+    return sweep_of(llama, documents=40, shortest=12, spread=20)
 
 
 @pytest.fixture(scope="module")
