@@ -59,11 +59,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Values:
-    """Places seen by a value: the matched ones (flat) with their values, and the firing ones [P] (−1 = none)."""
+    """Places seen by their values, of which one may have several: the matched ones (flat), each with a value in turn,
+    and the firing ones (`who` of the known, each with its value `what`)."""
 
     at: Ints
     codes: Ints
-    firing: Ints
+    who: Ints
+    what: Ints
 
 
 class Known:
@@ -207,7 +209,7 @@ class Known:
     def counts(self, seen: Values, values: Ints, which: Ints, weight: Floats) -> tuple[Floats, Floats]:
         """How many places each of `values` has, and how many of them fire, estimated as in `rates`.
 
-        which, weight: of each firing place that has a value, which one, and what the place counts.
+        which, weight: of each pair of a firing place and a value, which value, and what the place counts.
         """
         if not self.open.any():   # the same, sooner
             found = np.bincount(seen.codes, minlength=int(values.max()) + 1)[values].astype(np.float64)
@@ -222,7 +224,7 @@ class Known:
 
         drawn = self.drawn[at]
         size, opened, read = count(), count(self.open[at]), count(drawn > 0)
-        inside = self.open[self.at[seen.firing >= 0]]
+        inside = self.open[self.at[seen.who]]
         prior = np.bincount(which[inside], weight[inside], len(values)) / np.maximum(opened, 1)
         outside = np.bincount(which[~inside], weight[~inside], len(values))
         precision = count(drawn * self.fires[at]) / np.maximum(count(drawn), 1e-9)

@@ -32,7 +32,7 @@ READS = 150            # windows read at most
 READ = 8               # clauses that are read for at a time
 MIN_DOCUMENTS = 8      # below this a shared pattern may be one author's or chance; the score side asks as many
 MIN_F1 = 0.2           # rules fitted to random activations reach .07 once they are read
-BY_LUCK = 1e-10       # unread they reach .36, and their luck in meeting the firing places one in 10^8
+BY_LUCK = 1e-16       # unread they reach .37, and their luck in meeting the firing places 4 in 10^12
 
 
 @dataclass(frozen=True)

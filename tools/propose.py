@@ -12,18 +12,35 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-from scipy.special import bdtrc
+from scipy.special import bdtr, bdtrc
 
 from .collect import position_key
 from .estimate import Candidate, Known, Values
-from .lexicon import Family, after, called, fitting, folding, lexicon, matching, merged, named, spelled, unmarked
+from .lexicon import (
+    Family,
+    after,
+    called,
+    fitting,
+    folding,
+    lexicon,
+    matching,
+    merged,
+    named,
+    spelled,
+    unmarked,
+    within,
+)  # fmt: skip
 from .measures import WINDOW
 from .rules import MAX_IDS, Clause, Flags, Floats, Ints, Matcher, Near
 from .trials import Condition, Trials
 
-REACH = 6              # exact distances tried, in tokens and in words
+SPANS = (*((d, d) for d in range(1, 7)), *((1, far) for far in (2, 3, 4, 5, 8, 16, 32, WINDOW - 1)))
+WIDE = 200_000         # matched places × distances beyond which a span is not looked at
 RANGES = (2, 3, 5, 8, 16, 32, 62)
-SPANS = ((1, 1), (1, 2), (1, 3), (1, 5), (1, 8), (1, 16), (4, WINDOW - 1), (8, WINDOW - 1), (32, WINDOW - 1))
+BANDS = ((1, 1), (1, 2), (1, 3), (1, 5), (1, 8), (1, 16), (4, WINDOW - 1), (8, WINDOW - 1), (32, WINDOW - 1))
+MOST_SHARED, WORTHWHILE = 6, 0.005     # values of a list for several distances, and what each must add to F1
+ALONE = 3              # values of a list that are proposed by themselves
+LEAST, EXPECTED = 5, 3.0    # places with a value, and firing documents expected among them, for its absence to count
 UNLIKELY = 1e-3        # a condition counts if firing places meet it this improbably well for their matched neighbours
 
 
@@ -96,7 +113,8 @@ class Proposals:
     def _valued(self, codes: Ints, rest: Rest, family: Family | None, piece: str) -> Iterator[Candidate]:
         """Clauses on the values that firing places share: the best list, and the best value alone."""
         at = np.flatnonzero(rest.free & (codes >= 0))
-        seen = Values(at, codes[at], np.where(rest.fresh, codes[self.known.at], -1))
+        who = np.flatnonzero(rest.fresh & (codes[self.known.at] >= 0))
+        seen = Values(at, codes[at], who, codes[self.known.at[who]])
         for pick in self._choose(seen, self.known.weight, family, rest):
             matcher, words = self._written(pick.values, family)
             at = np.flatnonzero(_among(codes, pick.values) & (self.text.position > 0))
@@ -132,17 +150,17 @@ class Proposals:
         mine = rest.fresh & self.known.matched(c.at) & (c.trust > 0)
         if not mine.any():
             return
-        for distance in range(1, REACH + 1):
-            for codes, family in self._behind(c.at, distance):
-                stands = inside & (codes >= 0)
-                seen = Values(c.at[stands], codes[stands], np.where(mine, codes[rows], -1))
-                for pick in self._choose(seen, self.known.weight * c.trust, family, rest):
-                    condition = self._condition(pick.values, family, distance)
-                    yield self._under(c, condition, _among(codes, pick.values), pick.trust)
-                avoided = _rare(seen)
+        who = np.flatnonzero(mine)
+        for span in (s for s in SPANS if (s[1] - s[0]) * len(c.at) <= WIDE):
+            for codes, family in self._behind(c.at, span):
+                seen = _pairs(c.at, codes, inside, who, rows[who])
+                for pick in self._choose(seen, self.known.weight * c.trust, family, rest, len(codes) > 1):
+                    condition = self._condition(pick.values, family, span)
+                    yield self._under(c, condition, _some(codes, pick.values), pick.trust)
+                avoided = _rare(seen, self.known.documents(mine) / max(int(inside.sum()), 1))
                 if len(avoided):
-                    condition = self._condition(avoided, family, distance, needed=False)
-                    yield self._under(c, condition, ~_among(codes, avoided))
+                    condition = self._condition(avoided, family, span, needed=False)
+                    yield self._under(c, condition, ~_some(codes, avoided))
         for condition, kept in self._ranged(c, rows[mine]):
             yield self._under(c, condition, kept)
         yield from self._placed(c)
@@ -159,32 +177,48 @@ class Proposals:
         self, c: Candidate, keep: Flags, clause: Clause, said: str, listed: int = 0,
         trust: Floats | None = None, tried: bool = False,
     ) -> Candidate | None:  # fmt: skip
-        """The candidate at the places kept; None if as many firing documents would have kept theirs by chance.
+        """The candidate at the places kept; None if chance would keep as many firing ones, or drop as few.
 
         A condition that experiments propose needs no such luck: the corpus may never show the token without it.
         """
         at = c.at[keep]
         covered = self.known.matched(at) & (c.trust > 0)
-        n, k = self.known.documents(c.trust > 0), self.known.documents(covered)
-        if not k or not (tried or bdtrc(k - 1, n, len(at) / len(c.at)) < UNLIKELY):
+        if not covered.any() or not (tried or self._unlikely(c, covered, keep)):
             return None
         each = np.minimum(c.trust, self.known.shrink(covered, len(at)) if trust is None else trust)
         return Candidate(clause, at, np.where(covered, each, 0.0), c.listed + listed, c.words, (*c.before, said))
 
-    def _behind(self, at: Ints, distance: int) -> Iterator[tuple[Ints, Family | None]]:
-        """What stands at this distance before places, seen in each way: as a token, as a word, as one of a class."""
-        text = self.text
-        yield np.where(text.position[at] > distance, text.ids[at - distance], -1), None
-        back = distance - text.blank[at]
-        inside = text.place[text.word[at]] > back
-        kind = text.kind[np.where(inside, text.word[at] - back, 0)]
-        for family in (self.lexicon.folded, self.lexicon.kinds):
-            yield np.where(inside, family.codes[kind], -1), family
+    def _unlikely(self, c: Candidate, covered: Flags, keep: Flags) -> bool:
+        """Whether a condition keeps more firing documents, or of the places read drops fewer firing, than luck does."""
+        n, k = self.known.documents(c.trust > 0), self.known.documents(covered)
+        if bdtrc(k - 1, n, keep.mean()) < UNLIKELY:
+            return True
+        read, fires = self.known.drawn[c.at] > 0, self.known.fires[c.at]
+        gone = read & ~keep
+        return bool(gone.any() and bdtr(fires[gone].sum(), gone.sum(), fires[read].mean()) < UNLIKELY)
 
-    def _condition(self, values: Ints, family: Family | None, distance: int, needed: bool = True) -> Condition:
+    def _behind(self, at: Ints, span: tuple[int, int]) -> Iterator[tuple[Ints, Family | None]]:
+        """What stands in a span of distances before places [distances, M], seen in each way that fits.
+
+        One distance is seen as a token, as a word and as one of a class; several only as words.
+        """
+        text, (low, high) = self.text, span
+        if low == high:
+            yield np.where(text.position[at] > low, text.ids[at - low], -1)[None], None
+        kind = np.full((high - low + 1, len(at)), -1)
+        for row, distance in zip(kind, range(low, high + 1), strict=True):
+            back = distance - text.blank[at]
+            inside = text.place[text.word[at]] > back
+            row[inside] = text.kind[(text.word[at] - back)[inside]]
+        for family in (self.lexicon.folded, self.lexicon.kinds)[: 1 + (low == high)]:
+            yield np.where(kind >= 0, family.codes[kind], -1), family
+
+    def _condition(
+        self, values: Ints, family: Family | None, span: tuple[int, int], needed: bool = True
+    ) -> Condition:
         matcher, words = self._written(values, family)
-        near = Near(matcher, distance, distance, "words" if family else "tokens")
-        return Condition(near, after(words, distance), needed, len(values) - 1)
+        said = after(words, span[0]) if span[0] == span[1] else within(words, span[1])
+        return Condition(Near(matcher, *span, "words" if family else "tokens"), said, needed, len(values) - 1)
 
     def _ranged(self, c: Candidate, firing: Ints) -> Iterator[tuple[Condition, Flags]]:
         """Words that stand somewhere before firing places more often than before the other matched ones, or less."""
@@ -215,47 +249,74 @@ class Proposals:
         return np.where((slot >= 0) & (text.place[word] > back), back + blank, WINDOW)
 
     def _placed(self, c: Candidate) -> Iterator[Candidate | None]:
-        """The candidate only at early or late positions, or only where a pair of tokens repeats."""
+        """The candidate only at some positions, or only where a pair of tokens repeats."""
         position = self.text.position[c.at]
-        for low, high in SPANS if c.clause.position is None else ():
-            said = f"among the first {high} tokens of a text" if low == 1 else f"from the {low}th token of a text on"
-            said = "at the first token of a text" if high == 1 else said
+        for low, high in self._bands(c) if c.clause.position is None else ():
             keep = (position >= low) & (position <= high)
-            yield self._keep(c, keep, replace(c.clause, position=(low, high)), said)
+            yield self._keep(c, keep, replace(c.clause, position=(low, high)), _positions(low, high))
         if not c.clause.repeat:
             said = "where the same two tokens have stood together before"
             yield self._keep(c, self.text.repeats[c.at], replace(c.clause, repeat=True), said)
 
+    def _bands(self, c: Candidate) -> list[tuple[int, int]]:
+        """Usual bands of positions, and those in which all, nine tenths and half of its firing places lie."""
+        at = self.text.position[self.known.at[c.trust > 0]]
+        cuts = (np.quantile(at, (share, 1 - share), method="nearest") for share in (0, 0.05, 0.25))
+        return list(dict.fromkeys([*BANDS, *((int(low), int(high)) for low, high in cuts)]))
+
     # Lists of values
 
-    def _choose(self, seen: Values, weight: Floats, family: Family | None, rest: Rest) -> list[_Pick]:
-        """Values of firing places that raise F1: the best list of them, and the best one alone.
+    def _choose(
+        self, seen: Values, weight: Floats, family: Family | None, rest: Rest, shared: bool = False
+    ) -> list[_Pick]:
+        """Values of firing places that raise F1: the best list of them, and the best ones alone.
 
-        Adding a value raises F1 as long as its own precision exceeds F1 / 2, so the best list is a prefix by precision.
+        Adding a value raises F1 as long as its own precision exceeds F1 / 2, so the best list is a prefix by precision,
+        unless places are `shared` by values.
         """
-        has = seen.firing >= 0
-        if not has.any():
+        if not len(seen.who):
             return []
-        values, which = np.unique(seen.firing[has], return_inverse=True)
+        values, which = np.unique(seen.what, return_inverse=True)
         loose = family is not None and family.loose
-        shown = (self.text.kind[self.text.word[self.known.at]] if loose else self.known.cluster)[has]
+        shown = (self.text.kind[self.text.word[self.known.at]] if loose else self.known.cluster)[seen.who]
         pairs = set(zip(which.tolist(), shown.tolist(), strict=True))
         support = np.bincount([v for v, _ in pairs], minlength=len(values))
-        size, true = self.known.counts(seen, values, which, weight[has])
+        size, true = self.known.counts(seen, values, which, weight[seen.who])
         trust = (support - 1) / support
         order = np.argsort(-trust * true / np.maximum(size, 1), kind="stable")
         order = order[(trust * true)[order] > 0][: family.most if family else MAX_IDS]
         if not len(order):
             return []
         gain, fixed = (trust * true)[order], rest.size + self.known.firings
-        prefix = int(np.argmax((rest.true + np.cumsum(gain)) / (fixed + np.cumsum(size[order])))) + 1
-        single = order[[int(np.argmax((rest.true + gain) / (fixed + size[order])))]]
+        alone = order[np.argsort(-(rest.true + gain) / (fixed + size[order]), kind="stable")[:ALONE]]
+        if shared:
+            best = self._covering(seen, values, which, weight, trust, rest)
+        else:
+            best = order[: int(np.argmax((rest.true + np.cumsum(gain)) / (fixed + np.cumsum(size[order])))) + 1]
         picks = []
-        for chosen in [order[:prefix]] + [single] * (prefix > 1):
-            whole = np.zeros(len(has))
-            whole[has] = np.where(_among(which, chosen), trust[which], 0.0)
+        for chosen in [best] * (len(best) > 1) + [alone[[i]] for i in range(len(alone))]:
+            whole = np.zeros(len(self.known.at))
+            np.maximum.at(whole, seen.who, np.where(_among(which, chosen), trust[which], 0.0))
             picks.append(_Pick(values[chosen], whole))
         return picks
+
+    def _covering(self, seen: Values, values: Ints, which: Ints, weight: Floats, trust: Floats, rest: Rest) -> Ints:
+        """Of the values that raise F1 the most precise, one after the other; a place counts for the first it has."""
+        chosen: list[int] = []
+        left, fresh = seen, which
+        true, size = rest.true, rest.size + self.known.firings
+        while len(chosen) < MOST_SHARED:
+            places, firing = self.known.counts(left, values, fresh, weight[left.who])
+            raises = 2 * (true + trust * firing) / (size + places) > 2 * true / size + WORTHWHILE
+            if not raises.any():
+                break
+            best = int(np.argmax(np.where(raises, trust * firing / np.maximum(places, 1), -1.0)))
+            chosen.append(best)
+            true, size = true + trust[best] * firing[best], size + places[best]
+            gone, known = left.at[left.codes == values[best]], left.who[fresh == best]
+            stays, more = ~np.isin(left.at, gone), ~np.isin(left.who, known)
+            left, fresh = Values(left.at[stays], left.codes[stays], left.who[more], left.what[more]), fresh[more]
+        return np.array(chosen, dtype=np.int64)
 
     def _written(self, values: Ints, family: Family | None) -> tuple[Matcher, str]:
         """The matcher of a list of values, which are token ids if of no family, and what to call it."""
@@ -266,6 +327,15 @@ class Proposals:
         return family.write(names), family.call(names)
 
 
+def _positions(low: int, high: int) -> str:
+    """Says that something stands at positions from low to high."""
+    if low == high:
+        return "at the first token of a text" if low == 1 else f"at position {low} of a text"
+    if low == 1:
+        return f"among the first {high} tokens of a text"
+    return f"from the {low}th token of a text on" if high == WINDOW - 1 else f"at positions {low} to {high} of a text"
+
+
 def _among(codes: Ints, values: Ints) -> Flags:
     """np.isin, in half the time where numbers are small."""
     lookup = np.zeros(int(max(codes.max(initial=0), values.max())) + 2, dtype=np.bool_)
@@ -273,9 +343,37 @@ def _among(codes: Ints, values: Ints) -> Flags:
     return lookup[codes]  # −1 reads the last entry, which no value holds
 
 
-def _rare(seen: Values) -> Ints:
-    """Values common before the matched places, and before no firing one."""
+def _some(codes: Ints, values: Ints) -> Flags:
+    """Columns of [distances, M] that hold one of the values."""
+    found: Flags = np.logical_or.reduce(_among(codes, values))
+    return found
+
+
+def _pairs(at: Ints, codes: Ints, inside: Flags, who: Ints, rows: Ints) -> Values:
+    """Places with the values [distances, M] that stand before them, each value of a place once.
+
+    inside [M]: matched places that count; who, rows: the firing ones, and which of the matched each is.
+    """
+    base = int(codes.max(initial=0)) + 1
+
+    def distinct(columns: Ints) -> tuple[Ints, Ints]:
+        some = codes[:, columns]
+        keys = (np.arange(len(columns)) * base + some)[some >= 0]
+        keys = np.unique(keys) if len(codes) > 1 else keys
+        return keys // base, keys % base
+
+    own = np.flatnonzero(inside)
+    where, seen = distinct(own)
+    whose, what = distinct(rows)
+    return Values(at[own[where]], seen, who[whose], what)
+
+
+def _rare(seen: Values, each: float) -> Ints:
+    """Values common before the matched places, and before no firing one.
+
+    each: firing documents a matched place; a value at k places is so expected in each × k of them.
+    """
     size = np.bincount(seen.codes)
-    size[np.unique(seen.firing[seen.firing >= 0])] = 0   # every one of them stands before a matched place too
-    values = np.flatnonzero(size >= max(10, 0.05 * len(seen.codes)))
-    return values[np.argsort(-size[values])][:8]
+    size[np.unique(seen.what)] = 0   # every one of them stands before a matched place too
+    values = np.flatnonzero((size >= LEAST) & (size * each >= EXPECTED))
+    return values[np.argsort(-size[values], kind="stable")][:8]

@@ -5,6 +5,7 @@ from the better clauses seen on the way. What a rule is worth is at `Search.wort
 experiments that contradict it cost.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -14,13 +15,14 @@ from . import stats
 from .estimate import Candidate, Known
 from .measures import MAX_ATOMS, MAX_CLAUSES
 from .propose import Proposals, Rest
-from .rules import Ints
+from .rules import Ints, Matcher
 from .trials import Trials
 
 PRICE, ALTERNATIVE, DOUBT = 0.02, 0.001, 0.1
 DEPTH = 3              # conditions added to one matcher
-FRONTIER = 4           # clauses that get a further condition
-SHORTLIST = 16         # clauses that a rule is put together from
+FRONTIER = 6           # clauses that get a further condition
+BEGUN = 8              # rules begun, each with another clause
+SHORTLIST = 24         # clauses that a rule is put together from
 
 
 class Search:
@@ -51,13 +53,14 @@ class Search:
         return self.assemble(self.shortlist([*rule, *pool])), [*rule, *pool]
 
     def assemble(self, pool: Sequence[Candidate]) -> list[Candidate]:
-        """The best rule from these clauses: from each of the three best begun, the best added while it helps.
+        """The best rule from these clauses: begun with the best of each matcher, the best is added while it helps.
 
         Clauses that are bare lists on the same piece become one, which loses the words that it does as well without.
         """
         best: tuple[float, list[Candidate]] = (0.0, [])
-        for first in sorted(pool, key=lambda c: -self.worth([c]))[:3]:
-            now, rule = self.worth([first]), [first]
+        ranked = sorted(((self.worth([c]), c) for c in pool), key=lambda item: -item[0])
+        for worth, first in _varied(ranked, 1)[:BEGUN]:
+            now, rule = worth, [first]
             while True:
                 longer = max((self._with(rule, c) for c in pool), key=self.worth)
                 if self.worth(longer) <= now:
@@ -85,9 +88,9 @@ class Search:
 
     def shortlist(self, pool: Sequence[Candidate]) -> list[Candidate]:
         """The clauses of most worth by themselves, each set of places once, and the rule found clause by clause."""
-        ranked = sorted(pool, key=lambda c: -self.worth([c]))
-        distinct = {c.key: c for c in reversed([*pool[:MAX_CLAUSES], *ranked])}
-        return list(reversed(distinct.values()))[:SHORTLIST]
+        ranked = sorted(((self.worth([c]), c) for c in pool), key=lambda item: -item[0])
+        chosen = _each_place([*((0.0, c) for c in pool[:MAX_CLAUSES]), *_varied(_each_place(ranked), 3)])
+        return [c for _, c in chosen[:SHORTLIST]]
 
     def shared_words(self) -> list[Ints]:
         """The places of each token seen firing, where one that always fires would not be drowned in others."""
@@ -117,10 +120,30 @@ class Search:
 
         first = rate(self.proposals.matchers(rest))
         wide = sorted(first, key=lambda item: -float((self.known.weight * item[1].trust).sum()))
-        frontier = list(dict.fromkeys(c for _, c in (*first[:FRONTIER], *wide[:2], *_spread(wide))))
+        frontier = [c for _, c in _each_place((*first[:FRONTIER], *wide[:2], *_spread(wide)))]
         for _ in range(DEPTH):
-            frontier = [c for _, c in rate(n for c in frontier for n in self.proposals.narrower(c, rest))[:FRONTIER]]
+            longer = rate(n for c in frontier for n in self.proposals.narrower(c, rest))
+            frontier = [c for _, c in _varied(_each_place(longer), 2)[:FRONTIER]]
         return sorted(found.values(), key=lambda item: -item[0])
+
+
+def _each_place(items: Iterable[tuple[float, Candidate]]) -> list[tuple[float, Candidate]]:
+    """The items, of those with the same places only the first."""
+    distinct: dict[bytes, tuple[float, Candidate]] = {}
+    for item in items:
+        distinct.setdefault(item[1].key, item)
+    return list(distinct.values())
+
+
+def _varied(items: Sequence[tuple[float, Candidate]], most: int) -> list[tuple[float, Candidate]]:
+    """The items in order, at most so many with one matcher."""
+    seen: Counter[Matcher] = Counter()
+    kept = []
+    for item in items:
+        seen[item[1].clause.at] += 1
+        if seen[item[1].clause.at] <= most:
+            kept.append(item)
+    return kept
 
 
 def _spread(wide: list[tuple[float, Candidate]]) -> list[tuple[float, Candidate]]:
