@@ -1,10 +1,12 @@
 """The planner without a language model: a fixed, adaptive order of the same tools, and the rule inducer.
 
-Look at the best texts; prune those that differ until nothing new appears; substitute in the results; project, ablate
-and patch; submit what the inducer makes of it. After a weak score on the tune side it prunes what the rule missed.
+Look at the best texts; prune those that differ until nothing new appears; substitute in the results, try the
+vocabulary in them and move their words; project, ablate and patch. Then draft a rule and test its parts: put its words
+in each other's places, and those that it says silence the unit beside what fires. Submit what the inducer makes of all
+that. After a weak score on the tune side it prunes what the rule missed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,6 +18,8 @@ from .state import Abstain, Action, Call, State, Submit, by_tool
 
 FIRST, MOST = 3, 5     # texts pruned at least, and at most while each brings another pattern
 SUBSTITUTED = 2        # minimal examples whose words are substituted
+MOVED = 2              # minimal examples in which the vocabulary is tried, words are moved and a draft is tested
+SILENCING = 4          # words put beside one
 MISSES = 2             # tune-side misses pruned in a revision
 
 Induce = Callable[[UnitId, Sequence[Evidence]], Induced]
@@ -30,12 +34,21 @@ class Playbook:
         self.provenance: dict[str, Any] = {}
         self._induce = induce
         self._offered = offered
+        self._drafts: dict[tuple[str, ...], Induced] = {}
 
     def decide(self, state: State) -> Action:
         """The first experiment in order that has not been done, else what the inducer concludes."""
         evidence, misses = state.get("evidence", []), state.get("misses", [])
-        wanted = chain(experiments(evidence), _on_misses(misses))
+        wanted = chain(experiments(evidence), self._tests(state), _on_misses(misses))
         return next(undone(wanted, evidence, self._offered), None) or self.conclude(state)
+
+    def _tests(self, state: State) -> Iterator[Call]:
+        """What tests the parts of the rule that all other evidence suggests."""
+        evidence = [e for e in state.get("evidence", []) if e.ok]
+        known = tuple(e.id for e in evidence if not _is_test(e))
+        if known not in self._drafts:
+            self._drafts = {known: self._induce(state["unit"], [e for e in evidence if not _is_test(e)])}
+        yield from tests(self._drafts[known].words, evidence)
 
     def conclude(self, state: State) -> Submit | Abstain:
         made = self._induce(state["unit"], [e for e in state.get("evidence", []) if e.ok])
@@ -52,11 +65,32 @@ def experiments(evidence: Sequence[Evidence]) -> Iterator[Call]:
     for example in _distinct(evidence)[:SUBSTITUTED]:
         found = {"ids": example["ids"], "kept": example["kept"]}
         yield Call("substitute", found, f"which words can stand in “{example['kept_text']}”")
+    for example in _distinct(evidence)[:MOVED]:
+        found = {"ids": example["ids"], "kept": example["kept"]}
+        yield Call("tokens_in_place", found, f"which tokens can end “{example['kept_text']}”")
+        yield Call("shift", found, f"where the words of “{example['kept_text']}” may stand")
     yield Call("lens", why="what it writes to the logits directly")
     yield Call("ablate", why="what the model loses without it")
     killed = next((e for e in by_tool(evidence, "substitute") if _kills(e)), None)
     if killed is not None:
         yield Call("patch", {"ids": killed.arguments["ids"]}, "whether it carries the difference that a word makes")
+
+
+def tests(words: Mapping[str, Sequence[str]], evidence: Sequence[Evidence]) -> Iterator[Call]:
+    """Tests of a rule whose parts (at, need, not) match these words, in minimal examples of different texts."""
+    own, silencing = [*words.get("at", ()), *words.get("need", ())], list(words.get("not", ()))
+    for example in _distinct([e for e in evidence if not _is_test(e)])[:MOVED]:
+        found = {"ids": example["ids"], "kept": example["kept"]}
+        if len(own) > 1:
+            options = {**found, "words": own, "proposers": []}
+            yield Call("substitute", options, f"whether the rule's words can stand in “{example['kept_text']}”")
+        if silencing:
+            options = {**found, "words": silencing[:SILENCING]}
+            yield Call("shift", options, f"where {', '.join(silencing[:SILENCING])} silence “{example['kept_text']}”")
+
+
+def _is_test(evidence: Evidence) -> bool:
+    return bool(evidence.arguments.get("words"))
 
 
 def _on_misses(misses: Sequence[dict[str, Any]]) -> Iterator[Call]:

@@ -18,6 +18,7 @@ from ..agent.nodes import GOOD_ENOUGH
 from ..agent.playbook import Playbook
 from ..agent.state import Call, State, Submit
 from ..store.records import Evidence
+from ..tools import trials
 from ..tools.corpus import load_corpus
 from ..tools.induce import induce
 from ..tools.masked import MaskedLM
@@ -36,7 +37,7 @@ from .report import Part, Progress, at_least
 
 MODELS, UNITS, TOKENS = 7, 30, 150_000
 SHORT, EXEMPLARS = 12, 3                 # tokens of a text that the oracle is asked about; texts a unit
-TOOLS = ("top_examples", "minimal_example", "substitute")     # those that the inducer learns from
+TOOLS = ("top_examples", *trials.TOOLS)     # what the inducer learns from
 STEPS = 40
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import bdtrc
 
 from .collect import position_key
+from .conditions import Condition, Names
 from .measures import FIRES, STRATA
 from .rules import Clause, Flags, Floats, Ints, Speller, Text, side_text
 from .units import UnitId
@@ -40,17 +41,23 @@ class Explained(Protocol):
 class Candidate:
     """A clause, the places `at` it matches (flat, ascending), and trust[P]: what each firing place counts (0 = missed).
 
-    listed: words in its lists beyond the first; words, before: how to say its matcher and its conditions. names: of a
-    clause that is nothing but a list, its tokens' ids, or its words as `lexicon.matching` takes them, the best first.
+    extra: names of its matcher's list beyond the first, but for those that experiments showed to fire; words: how to
+    say its matcher. names: of a clause that is nothing but a list, its tokens' ids, or its words as `lexicon.matching`
+    takes them, the best first.
     """
 
     clause: Clause
     at: Ints
     trust: Floats
-    listed: int
+    extra: int
     words: str
-    before: tuple[str, ...] = ()
-    names: tuple[int | str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    names: Names = ()
+
+    @property
+    def listed(self) -> int:
+        """Words in its lists beyond the first."""
+        return self.extra + sum(condition.listed for condition in self.conditions)
 
     @cached_property
     def key(self) -> bytes:

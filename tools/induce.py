@@ -13,24 +13,26 @@ nothing. Without that, a list of the exemplars' own words would look perfect.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..store.records import Evidence, Refused
 from . import stats
+from .conditions import positions
 from .estimate import Candidate, Explained, Known
 from .lexicon import called, joined, quoted, spelled
-from .rules import Rule
+from .rules import Clause, Rule
 from .search_rules import Search
 from .subject import Subject
-from .trials import Trials
+from .trials import TOOLS, Trials
 from .units import UnitId
 
 READS = 150            # windows read at most
 READ = 8               # clauses that are read for at a time
 MIN_DOCUMENTS = 8      # below this a shared pattern may be one author's or chance; the score side asks as many
+FEW_WORDS = 12         # words of one part of a rule that are named
 MIN_F1 = 0.2           # rules fitted to random activations reach .07 once they are read
 BY_LUCK = 1e-16       # unread they reach .37, and their luck in meeting the firing places 4 in 10^12
 
@@ -39,7 +41,8 @@ BY_LUCK = 1e-16       # unread they reach .37, and their luck in meeting the fir
 class Induced:
     """A rule and its sentence, or neither and the reason. The estimates are of the explain side, hence favourable.
 
-    reads: windows read. The estimates are None where nothing was fitted.
+    reads: windows read. The estimates are None where nothing was fitted. words: of each part of the rule (at, need,
+    not) the words of the explain side that it matches, where these are few, the commonest first.
     """
 
     rule: Rule | None
@@ -49,6 +52,7 @@ class Induced:
     explain_precision: float | None
     explain_recall: float | None
     reads: int
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def induce(
@@ -56,9 +60,9 @@ def induce(
 ) -> Induced:
     """Makes the rule of at most 4 clauses and 8 atoms that best predicts where `unit` fires on the explain side.
 
-    evidence: results of `minimal_example` and `substitute` on this unit; what was kept proposes contexts, substitutes
-    that keep or raise widen the lists, and each experiment that a rule gets wrong costs it. reads: windows of 64
-    tokens read at most; 0 estimates precision from the exemplars alone, with no forward pass.
+    evidence: results of experiments (`trials.TOOLS`) on this unit; what was kept proposes contexts, what keeps or
+    raises widens lists, where words may stand proposes ranges, and each experiment that a rule gets wrong costs it.
+    reads: windows of 64 tokens read at most; 0 estimates precision from the exemplars alone, with no forward pass.
 
     Precision: of the places read, each weighted by 1 / the chance that its window was drawn, with PRIOR places' worth
     of the exemplars' estimate TP / M; recall = precision × M / N. A clause's value is its mean y/P over the places
@@ -67,7 +71,7 @@ def induce(
     the rule meets the firing exemplars no better than chance could (BY_LUCK). Raises Refused if evidence is of
     another unit.
     """
-    used = [e for e in evidence if e.tool in ("minimal_example", "substitute")]
+    used = [e for e in evidence if e.tool in TOOLS]
     foreign = next((e for e in used if (e.unit, e.sign) != (unit.bare, unit.sign)), None)
     if foreign is not None:
         raise Refused(f"the evidence is of {foreign.unit} and the rule is for {unit}; give this unit's own.")
@@ -86,6 +90,7 @@ def induce(
         chosen = search.shortlist([*rule, *pool])[:READ]
         known.read([c.at for c in chosen], reads)
         rule = search.assemble(chosen)
+    rule = search.polish(rule)
     return _conclude(subject.piece, known, [search.exact(c) for c in rule])
 
 
@@ -100,7 +105,21 @@ def _conclude(spell: Callable[[int], str], known: Known, rule: list[Candidate]) 
         return Induced(None, None, reason, f1, precision, recall, windows)
     clauses = tuple(replace(c.clause, value=known.value(c)) for c in rule)
     sentence = "fires on " + "; also on ".join(_phrase(spell, known, c) for c in rule)
-    return Induced(Rule(clauses), sentence, f"F1 {f1:.2f} on the explain side, {how}.", f1, precision, recall, windows)
+    reason, words = f"F1 {f1:.2f} on the explain side, {how}.", _words(known, clauses)
+    return Induced(Rule(clauses), sentence, reason, f1, precision, recall, windows, words)
+
+
+def _words(known: Known, clauses: Sequence[Clause]) -> dict[str, tuple[str, ...]]:
+    """The words that the matchers of each part of a rule match, of those that match few."""
+    found: dict[str, Counter[str]] = {"at": Counter(), "need": Counter(), "not": Counter()}
+    text = known.text
+    for clause in clauses:
+        nears = [*(("need", near.match) for near in clause.need), *(("not", near.match) for near in clause.avoid)]
+        for part, matcher in [("at", clause.at), *nears]:
+            kinds = np.unique(text.kind[text.words(matcher)], return_counts=True)
+            if len(kinds[0]) <= FEW_WORDS:
+                found[part].update({text.vocabulary[k]: int(n) for k, n in zip(*kinds, strict=True)})
+    return {part: tuple(word for word, _ in counts.most_common(FEW_WORDS)) for part, counts in found.items()}
 
 
 def _phrase(spell: Callable[[int], str], known: Known, c: Candidate) -> str:
@@ -119,7 +138,12 @@ def _phrase(spell: Callable[[int], str], known: Known, c: Candidate) -> str:
         said = c.words if plain else f"the {c.clause.piece} piece of {c.words}"
         if examples and not any(f"“{word.lower()}”" in said.lower() for word in examples):
             said += f", such as {', '.join(examples)}"
-    for k, condition in enumerate(c.before):
+    before = [condition.said for condition in c.conditions]
+    if c.clause.position is not None:
+        before.append(positions(*c.clause.position))
+    if c.clause.repeat:
+        before.append("where the same two tokens have stood together before")
+    for k, condition in enumerate(before):
         said += (", " if k or ", such as" in said or condition.startswith("not") else " ") + condition
     return said
 

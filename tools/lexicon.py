@@ -7,7 +7,7 @@ families; they are made once a text.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, groupby
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -88,7 +88,7 @@ class Lexicon:
     """The families over the vocabulary of one text.
 
     all: those that a token's own word is grouped by; folded, kinds: by the word in small letters and by its class, for
-    the words before it. places[code of folded]: where in the text each word stands, ascending.
+    the words before it.
     """
 
     def __init__(self, text: Text) -> None:
@@ -106,10 +106,6 @@ class Lexicon:
             heads = [word[:size] if word and len(word) > size + 1 else None for word in plain]
             self.all.append(Family(ends, lambda n: Matcher(word=rf"(?i)[\pL'’]{{2,}}({_options(n)})"), _ending, 4))
             self.all.append(Family(heads, lambda n: Matcher(word=rf"(?i)({_options(n)})[\pL'’]{{2,}}"), _beginning, 1))
-        codes = self.folded.codes[text.kind]
-        order = np.argsort(codes, kind="stable")
-        bounds = np.searchsorted(codes[order], np.arange(len(self.folded.names) + 1))
-        self.places = [order[a:b] for a, b in pairwise(bounds)]
 
 
 _lexicons: WeakKeyDictionary[Text, Lexicon] = WeakKeyDictionary()

@@ -6,7 +6,6 @@ somewhere before, an early or late position, a repeated pair, and what experimen
 firing places could as well meet by chance is dropped (UNLIKELY).
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -14,11 +13,11 @@ from typing import Self
 import numpy as np
 from scipy.special import bdtr, bdtrc
 
-from .collect import position_key
-from .estimate import Candidate, Known, Values
+from .conditions import Condition, Names
+from .estimate import PRIOR, Candidate, Known, Values
 from .lexicon import (
+    FOLD,
     Family,
-    after,
     called,
     fitting,
     folding,
@@ -28,15 +27,13 @@ from .lexicon import (
     named,
     spelled,
     unmarked,
-    within,
 )  # fmt: skip
-from .measures import WINDOW
-from .rules import MAX_IDS, Clause, Flags, Floats, Ints, Matcher, Near
-from .trials import Condition, Trials
+from .measures import MAX_CLAUSES, WINDOW
+from .rules import MAX_IDS, Clause, Flags, Floats, Ints, Matcher
+from .trials import Trials
 
 SPANS = (*((d, d) for d in range(1, 7)), *((1, far) for far in (2, 3, 4, 5, 8, 16, 32, WINDOW - 1)))
 WIDE = 200_000         # matched places × distances beyond which a span is not looked at
-RANGES = (2, 3, 5, 8, 16, 32, 62)
 BANDS = ((1, 1), (1, 2), (1, 3), (1, 5), (1, 8), (1, 16), (4, WINDOW - 1), (8, WINDOW - 1), (32, WINDOW - 1))
 MOST_SHARED, WORTHWHILE = 6, 0.005     # values of a list for several distances, and what each must add to F1
 ALONE = 3              # values of a list that are proposed by themselves
@@ -75,7 +72,13 @@ class Proposals:
         self.spell, self.known, self.text = spell, known, known.text
         self.lexicon = lexicon(known.text)
         self.tracked = [word for word, _ in trials.tracked.most_common(24)]
-        self.conditions = list(trials.conditions())
+        self.conditions = list(trials.conditions(spell))
+        self.reaches = trials.reaches("distance")
+        self.spans = list(dict.fromkeys([*SPANS, *self.reaches]))
+        self.bands = list(dict.fromkeys([*BANDS, *trials.reaches("position")]))
+        tested = {name for names in trials.names for name in names}
+        self.tested = tested.union(FOLD + name.lower() for name in tested if isinstance(name, str))
+        self.lists = [self._bare(part) for names in trials.names for part in self._spread(names)]
 
     # What the token itself is
 
@@ -93,6 +96,25 @@ class Proposals:
         if self.tracked:
             names = tuple(folding(self.tracked))
             yield self._plain(Clause(matching(names)), called(self.tracked), rest, names)
+        for c in self.lists:
+            yield self._plain(c.clause, c.words, rest, c.names)
+
+    def found(self, c: Candidate) -> bool:
+        """Whether the candidate's matcher is a list that experiments found."""
+        return any(c.clause.at == one.clause.at for one in self.lists)
+
+    def _bare(self, names: Names) -> Candidate:
+        return self.listed("any" if isinstance(names[0], int) else "last", names, np.zeros(len(self.known.at)))
+
+    def _spread(self, names: Sequence[int | str]) -> list[Names]:
+        """The names in as many parts as it takes for each to fit, those that the corpus shows in all of them alike."""
+        shown = {*self.text.vocabulary} if isinstance(names[0], str) else set(self.text.ids.tolist())
+        ordered = sorted(names, key=lambda name: name not in shown)
+        for count in range(1, MAX_CLAUSES + 1):
+            parts = [tuple(ordered[k::count]) for k in range(count)]
+            if all(_fits(part) for part in parts if part):
+                break
+        return [part for part in parts if part]
 
     def _pieces(self, fresh: Flags) -> list[str]:
         """The pieces of a word that most firing places are, and "any" where they are no one piece."""
@@ -104,11 +126,15 @@ class Proposals:
         chosen = [p for p in shares if shares[p] >= 0.5 and not (p == "first" and whole >= 0.9)]
         return chosen if max(shares.values()) >= 0.9 else [*chosen, "any"]
 
-    def _plain(self, clause: Clause, words: str, rest: Rest, names: tuple[str, ...] = ()) -> Candidate:
+    def _plain(self, clause: Clause, words: str, rest: Rest, names: Names = ()) -> Candidate:
         at = np.flatnonzero(clause.mask(self.text))
         covered = self.known.matched(at)
         trust = np.where(covered, self.known.shrink(covered & rest.fresh, len(at)), 0.0)
-        return Candidate(clause, at, trust, max(len(names) - 1, 0), words, names=names)
+        return Candidate(clause, at, trust, self._untested(names), words, names=names)
+
+    def _untested(self, names: Sequence[int | str]) -> int:
+        """How many names of a list, beyond the first, no experiment has shown to fire."""
+        return max(sum(name not in self.tested for name in names) - 1, 0)
 
     def _valued(self, codes: Ints, rest: Rest, family: Family | None, piece: str) -> Iterator[Candidate]:
         """Clauses on the values that firing places share: the best list, and the best value alone."""
@@ -125,11 +151,12 @@ class Proposals:
     # Bare lists
 
     def union(self, a: Candidate, b: Candidate) -> Candidate | None:
-        """Two bare lists, of words or of tokens, on the same piece as one; None if they are no such pair."""
+        """Two bare lists, of words or of tokens, on the same piece as one; None if no such pair, or too long."""
         kinds = {(c.clause.piece, bool(c.clause.at.ids)) for c in (a, b)}
-        if not (a.names and b.names) or len(kinds) > 1:
+        names = merged(a.names, b.names)
+        if not (a.names and b.names) or len(kinds) > 1 or not _fits(names):
             return None
-        return self.listed(a.clause.piece, merged(a.names, b.names), np.maximum(a.trust, b.trust))
+        return self.listed(a.clause.piece, names, np.maximum(a.trust, b.trust))
 
     def listed(self, piece: str, names: Sequence[int | str], trust: Floats) -> Candidate:
         """The clause that is nothing but a list of these names, as many as fit; trust [P] counts where it matches."""
@@ -139,7 +166,7 @@ class Proposals:
         clause = Clause(Matcher(ids) if ids else matching(words), piece)
         at = np.flatnonzero(clause.mask(self.text))
         trust = np.where(self.known.matched(at), trust, 0.0)
-        return Candidate(clause, at, trust, len(ids or words) - 1, said, names=ids or words)
+        return Candidate(clause, at, trust, self._untested(ids or words), said, names=ids or words)
 
     # What stands before it
 
@@ -151,18 +178,17 @@ class Proposals:
         if not mine.any():
             return
         who = np.flatnonzero(mine)
-        for span in (s for s in SPANS if (s[1] - s[0]) * len(c.at) <= WIDE):
+        for span in (s for s in self.spans if (s[1] - s[0]) * len(c.at) <= WIDE):
             for codes, family in self._behind(c.at, span):
                 seen = _pairs(c.at, codes, inside, who, rows[who])
                 for pick in self._choose(seen, self.known.weight * c.trust, family, rest, len(codes) > 1):
-                    condition = self._condition(pick.values, family, span)
-                    yield self._under(c, condition, _some(codes, pick.values), pick.trust)
+                    for near in {span, (span[0], _farthest(codes[:, rows[who]], pick.values, span))}:
+                        kept = _some(codes[: near[1] - near[0] + 1], pick.values)
+                        yield self._under(c, self._condition(pick.values, family, near), kept, pick.trust)
                 avoided = _rare(seen, self.known.documents(mine) / max(int(inside.sum()), 1))
                 if len(avoided):
                     condition = self._condition(avoided, family, span, needed=False)
                     yield self._under(c, condition, ~_some(codes, avoided))
-        for condition, kept in self._ranged(c, rows[mine]):
-            yield self._under(c, condition, kept)
         yield from self._placed(c)
         for condition in self.conditions:
             kept = self.text.near(condition.near)[c.at] == condition.needed
@@ -171,13 +197,13 @@ class Proposals:
     def _under(
         self, c: Candidate, condition: Condition, kept: Flags, trust: Floats | None = None, tried: bool = False
     ) -> Candidate | None:
-        return self._keep(c, kept, condition.added(c.clause), condition.said, condition.listed, trust, tried)
+        longer = replace(c, clause=condition.added(c.clause), conditions=(*c.conditions, condition))
+        return self._keep(c, longer, kept, trust, tried)
 
     def _keep(
-        self, c: Candidate, keep: Flags, clause: Clause, said: str, listed: int = 0,
-        trust: Floats | None = None, tried: bool = False,
-    ) -> Candidate | None:  # fmt: skip
-        """The candidate at the places kept; None if chance would keep as many firing ones, or drop as few.
+        self, c: Candidate, longer: Candidate, keep: Flags, trust: Floats | None = None, tried: bool = False
+    ) -> Candidate | None:
+        """`longer` at the places of c that it keeps; None if chance would keep as many firing ones, or drop as few.
 
         A condition that experiments propose needs no such luck: the corpus may never show the token without it.
         """
@@ -186,7 +212,7 @@ class Proposals:
         if not covered.any() or not (tried or self._unlikely(c, covered, keep)):
             return None
         each = np.minimum(c.trust, self.known.shrink(covered, len(at)) if trust is None else trust)
-        return Candidate(clause, at, np.where(covered, each, 0.0), c.listed + listed, c.words, (*c.before, said))
+        return replace(longer, at=at, trust=np.where(covered, each, 0.0), names=())
 
     def _unlikely(self, c: Candidate, covered: Flags, keep: Flags) -> bool:
         """Whether a condition keeps more firing documents, or of the places read drops fewer firing, than luck does."""
@@ -216,53 +242,51 @@ class Proposals:
     def _condition(
         self, values: Ints, family: Family | None, span: tuple[int, int], needed: bool = True
     ) -> Condition:
-        matcher, words = self._written(values, family)
-        said = after(words, span[0]) if span[0] == span[1] else within(words, span[1])
-        return Condition(Near(matcher, *span, "words" if family else "tokens"), said, needed, len(values) - 1)
+        if family is None:
+            return Condition.of(values.tolist(), span, "tokens", needed, self.spell)
+        names = [family.names[v] for v in values]
+        if family is self.lexicon.folded:
+            return Condition.of(folding(names), span, "words", needed, self.spell)
+        return Condition.on(family.write(names), family.call(names), span, needed)
 
-    def _ranged(self, c: Candidate, firing: Ints) -> Iterator[tuple[Condition, Flags]]:
-        """Words that stand somewhere before firing places more often than before the other matched ones, or less."""
-        near = [self._words_before(i) for i in c.at[firing]]
-        sample = [self._words_before(i) for i in c.at[np.argsort(position_key(c.at))[:100]]]
-        often, usual = (Counter(v for group in groups for v in group) for groups in (near, sample))
-        lift = {v: often[v] / len(near) - usual[v] / len(sample) for v in (often | usual) if v >= 0}
-        ranked = sorted(lift, key=lambda v: (-lift[v], v))
-        more, less = [v for v in ranked[:6] if lift[v] > 0.1], [v for v in ranked[:-7:-1] if lift[v] < -0.1]
-        for v, needed in (*((v, True) for v in more), *((v, False) for v in less)):
-            since = self._since(c.at, v)
-            reaches = [*RANGES, int(since[firing][since[firing] < WINDOW].max(initial=1))]
-            share = [float((since[firing] <= h).mean() - (since <= h).mean()) for h in reaches]
-            reach = reaches[int(np.argmax(share) if needed else np.argmin(share))]
-            yield Condition.among(self.lexicon.folded.names[v], 1, reach, needed), (since <= reach) == needed
+    def variants(self, c: Candidate) -> Iterator[Candidate]:
+        """The candidate without one of a condition's names, or with distances or a list that experiments found."""
+        for one in self.lists:
+            if one.clause.piece == c.clause.piece and one.clause.at != c.clause.at:
+                at = replace(c, clause=replace(c.clause, at=one.clause.at), words=one.words, extra=one.extra)
+                yield self._rebuilt(replace(at, names=one.names if c.names else ()), c.conditions)
+        for k, own in enumerate(c.conditions):
+            fewer = [tuple(n for n in own.names if n != name) for name in own.names] if len(own.names) > 1 else []
+            others = [own.changed(self.spell, names=names) for names in fewer]
+            if own.names:
+                others += [own.changed(self.spell, span=span) for span in self.reaches if span != own.span]
+            yield from (self._rebuilt(c, (*c.conditions[:k], other, *c.conditions[k + 1 :])) for other in others)
 
-    def _words_before(self, i: int) -> set[int]:
-        word = int(self.text.word[i])
-        span = slice(word - int(self.text.place[word]) + 1, word + int(self.text.blank[i]))
-        return set(self.lexicon.folded.codes[self.text.kind[span]].tolist())
-
-    def _since(self, at: Ints, value: int) -> Ints:
-        """How many words before each place the value last stood; WINDOW if it did not, in the same window."""
-        text, places = self.text, self.lexicon.places[value]
-        word, blank = text.word[at], text.blank[at].astype(np.int64)
-        slot = np.searchsorted(places, word + blank) - 1
-        back = word - places[slot.clip(0)]
-        return np.where((slot >= 0) & (text.place[word] > back), back + blank, WINDOW)
+    def _rebuilt(self, c: Candidate, conditions: tuple[Condition, ...]) -> Candidate:
+        clause = replace(c.clause, need=(), avoid=())
+        for condition in conditions:
+            clause = condition.added(clause)
+        at = np.flatnonzero(clause.mask(self.text))
+        covered = self.known.matched(at)
+        # A firing place that is new to the clause is worth what the clause's others are.
+        usual = float(c.trust[c.trust > 0].mean()) if c.trust.any() else 0.0
+        trust = np.where(covered, np.where(c.trust > 0, c.trust, usual), 0.0)
+        return replace(c, clause=clause, at=at, trust=trust, conditions=conditions)
 
     def _placed(self, c: Candidate) -> Iterator[Candidate | None]:
         """The candidate only at some positions, or only where a pair of tokens repeats."""
         position = self.text.position[c.at]
         for low, high in self._bands(c) if c.clause.position is None else ():
             keep = (position >= low) & (position <= high)
-            yield self._keep(c, keep, replace(c.clause, position=(low, high)), _positions(low, high))
+            yield self._keep(c, replace(c, clause=replace(c.clause, position=(low, high))), keep)
         if not c.clause.repeat:
-            said = "where the same two tokens have stood together before"
-            yield self._keep(c, self.text.repeats[c.at], replace(c.clause, repeat=True), said)
+            yield self._keep(c, replace(c, clause=replace(c.clause, repeat=True)), self.text.repeats[c.at])
 
     def _bands(self, c: Candidate) -> list[tuple[int, int]]:
         """Usual bands of positions, and those in which all, nine tenths and half of its firing places lie."""
         at = self.text.position[self.known.at[c.trust > 0]]
         cuts = (np.quantile(at, (share, 1 - share), method="nearest") for share in (0, 0.05, 0.25))
-        return list(dict.fromkeys([*BANDS, *((int(low), int(high)) for low, high in cuts)]))
+        return list(dict.fromkeys([*self.bands, *((int(low), int(high)) for low, high in cuts)]))
 
     # Lists of values
 
@@ -310,7 +334,7 @@ class Proposals:
             raises = 2 * (true + trust * firing) / (size + places) > 2 * true / size + WORTHWHILE
             if not raises.any():
                 break
-            best = int(np.argmax(np.where(raises, trust * firing / np.maximum(places, 1), -1.0)))
+            best = int(np.argmax(np.where(raises, trust * firing / (places + PRIOR), -1.0)))
             chosen.append(best)
             true, size = true + trust[best] * firing[best], size + places[best]
             gone, known = left.at[left.codes == values[best]], left.who[fresh == best]
@@ -327,13 +351,10 @@ class Proposals:
         return family.write(names), family.call(names)
 
 
-def _positions(low: int, high: int) -> str:
-    """Says that something stands at positions from low to high."""
-    if low == high:
-        return "at the first token of a text" if low == 1 else f"at position {low} of a text"
-    if low == 1:
-        return f"among the first {high} tokens of a text"
-    return f"from the {low}th token of a text on" if high == WINDOW - 1 else f"at positions {low} to {high} of a text"
+def _fits(names: Sequence[int | str]) -> bool:
+    """Whether one matcher holds all of a list."""
+    words = [name for name in names if isinstance(name, str)]
+    return len(names) - len(words) <= MAX_IDS and len(fitting(words)) == len(words)
 
 
 def _among(codes: Ints, values: Ints) -> Flags:
@@ -347,6 +368,13 @@ def _some(codes: Ints, values: Ints) -> Flags:
     """Columns of [distances, M] that hold one of the values."""
     found: Flags = np.logical_or.reduce(_among(codes, values))
     return found
+
+
+def _farthest(codes: Ints, values: Ints, span: tuple[int, int]) -> int:
+    """The distance, in a span, at which firing places [distances, n] have one of the values nearest, at most."""
+    found = _among(codes, values)
+    has = np.logical_or.reduce(found)
+    return span[0] + int(found.argmax(axis=0)[has].max(initial=0))
 
 
 def _pairs(at: Ints, codes: Ints, inside: Flags, who: Ints, rows: Ints) -> Values:

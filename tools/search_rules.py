@@ -18,7 +18,7 @@ from .propose import Proposals, Rest
 from .rules import Ints, Matcher
 from .trials import Trials
 
-PRICE, ALTERNATIVE, DOUBT = 0.02, 0.001, 0.1
+PRICE, ALTERNATIVE, DOUBT, GUESS = 0.02, 0.001, 0.3, 0.005
 DEPTH = 3              # conditions added to one matcher
 FRONTIER = 6           # clauses that get a further condition
 BEGUN = 8              # rules begun, each with another clause
@@ -33,12 +33,21 @@ class Search:
         self.proposals = Proposals(spell, known, trials)
 
     def worth(self, rule: Sequence[Candidate]) -> float:
-        """F1 less the price of size and of experiments that contradict the rule; −1 if the rule is too large."""
+        """F1 less the price of size, of experiments that contradict the rule, and of distances that none has found.
+
+        −1 if the rule is too large.
+        """
         atoms = sum(c.clause.atoms for c in rule)
         if atoms > MAX_ATOMS or len(rule) > MAX_CLAUSES:
             return -1.0
-        price = PRICE * atoms + ALTERNATIVE * sum(c.listed for c in rule)
+        price = PRICE * (atoms - self._continued(rule)) + ALTERNATIVE * sum(c.listed for c in rule)
+        price += GUESS * self.trials.guessed(rule)
         return float(stats.f1(*self.known.rates(rule))) - price - DOUBT * self.trials.wrong(rule) if rule else 0.0
+
+    def _continued(self, rule: Sequence[Candidate]) -> int:
+        """Atoms of clauses that only go on with a list that experiments found and one matcher cannot hold."""
+        rests = [replace(c.clause, at=Matcher(cls="any")) for c in rule if self.proposals.found(c)]
+        return sum(rest.atoms for k, rest in enumerate(rests) if rest in rests[:k])
 
     def cover(self) -> tuple[list[Candidate], list[Candidate]]:
         """The best rule found clause by clause, and the better clauses seen on the way."""
@@ -86,6 +95,18 @@ class Search:
                     rule = less if self.worth(less) >= self.worth(rule) else rule
         return rule
 
+    def polish(self, rule: list[Candidate]) -> list[Candidate]:
+        """The rule with single names and distances of its conditions changed, as long as it is worth more for it."""
+        now = self.worth(rule)
+        while True:
+            changed = [
+                [*rule[:k], other, *rule[k + 1 :]] for k, c in enumerate(rule) for other in self.proposals.variants(c)
+            ]
+            best = max(changed, key=self.worth, default=rule)
+            if self.worth(best) <= now:
+                return rule
+            now, rule = self.worth(best), best
+
     def shortlist(self, pool: Sequence[Candidate]) -> list[Candidate]:
         """The clauses of most worth by themselves, each set of places once, and the rule found clause by clause."""
         ranked = sorted(((self.worth([c]), c) for c in pool), key=lambda item: -item[0])
@@ -106,25 +127,26 @@ class Search:
     def _clauses(self, rule: list[Candidate]) -> list[tuple[float, Candidate]]:
         """Clauses that could be added to a rule, with what the rule would then be worth, best first."""
         rest = Rest.of(rule, self.known)
-        found: dict[bytes, tuple[float, Candidate]] = {}
+        known: dict[bytes, tuple[float, Candidate]] = {}
 
         def rate(candidates: Iterable[Candidate | None]) -> list[tuple[float, Candidate]]:
             new = []
             for c in candidates:
                 if c is not None and c.trust.any():
                     item = (self.worth([*rule, c]), c)
-                    if found.get(c.key, (-1.0,))[0] < item[0]:
-                        found[c.key] = item
+                    if known.get(c.key, (-1.0,))[0] < item[0]:
+                        known[c.key] = item
                         new.append(item)
             return sorted(new, key=lambda item: -item[0])
 
         first = rate(self.proposals.matchers(rest))
         wide = sorted(first, key=lambda item: -float((self.known.weight * item[1].trust).sum()))
-        frontier = [c for _, c in _each_place((*first[:FRONTIER], *wide[:2], *_spread(wide)))]
+        found = [item for item in first if self.proposals.found(item[1])]
+        frontier = [c for _, c in _each_place((*first[:FRONTIER], *wide[:2], *_spread(wide), *found))]
         for _ in range(DEPTH):
             longer = rate(n for c in frontier for n in self.proposals.narrower(c, rest))
             frontier = [c for _, c in _varied(_each_place(longer), 2)[:FRONTIER]]
-        return sorted(found.values(), key=lambda item: -item[0])
+        return sorted(known.values(), key=lambda item: -item[0])
 
 
 def _each_place(items: Iterable[tuple[float, Candidate]]) -> list[tuple[float, Candidate]]:

@@ -10,10 +10,11 @@ from textwrap import shorten
 from typing import Any
 
 from ..store.records import Evidence, Refused
+from .held import Held, effect, hold
 from .masked import MaskedLM
-from .measures import KEEP, KILLS, RAISES, SHARE_SETS, UNSURE
+from .measures import UNSURE
 from .proposers import NAMES, Proposers
-from .prune import Frame, Kept, filler_pool, kept_text, make_frame, prune, read_means, run_prunings, track
+from .prune import kept_text, read_means
 from .reader import Reader
 from .spelled import Spelled, Word
 from .subject import Subject
@@ -81,18 +82,10 @@ def substitute(
     proposing = Proposers(subject, masked, list(words or ()), seed)
     reader = Reader(subject, [unit.site])
     with subject.metered() as cost:
-        row, peak = track(reader, unit, given)
-        frame = make_frame(row, "resample", filler_pool(subject), seed)
-        core = frozenset(_asked(kept, len(row)) or _pruned(reader, unit, frame, peak, seed))
-        spelled = Spelled(subject, given)
-        whole_words = spelled.words_of(core)
-        held = core.union(*(range(w.first, min(w.end, len(row))) for w in whole_words))
-        base = frame.rows(held)
-        minimal, whole = read_means(reader, unit, [frame.rows(core), base])
-        if whole <= 0:
-            raise Refused(f"{unit} reads {whole:.3g} on the kept words alone, so no ratio exists; keep more positions.")
-        found = _Found(reader, unit, row, base, whole)
-        first = ((word, proposing.each(names, spelled, word, n)) for word in whole_words)
+        held = hold(reader, unit, given, kept, seed)
+        spelled, row = held.spelled, held.row
+        found = _Found(reader, unit, held)
+        first = ((word, proposing.each(names, spelled, word, n)) for word in held.words)
         found.read(_swaps(spelled, first, len(row)))
         if rings == 2:
             again = [name for name in names if name in AGAIN]
@@ -101,11 +94,11 @@ def substitute(
     rows = found.rows
     checks = {
         "fired": int(cost["forward_rows"]),
-        "kept": sorted(core),
-        "kept_text": kept_text(subject.pieces(row), core),
-        "minimal": minimal,
-        "held": sorted(held),
-        "whole": whole,
+        "kept": sorted(held.core),
+        "kept_text": kept_text(subject.pieces(row), held.core),
+        "minimal": held.minimal,
+        "held": sorted(held.held),
+        "whole": held.whole,
         "masked_mode": proposing.mode,
         "proposers": {name: _tally(rows, name) for name in names},
         "left_out": found.left_out,
@@ -115,10 +108,10 @@ def substitute(
         unit=unit.bare,
         sign=unit.sign,
         arguments={
-            "text": text, "ids": None if ids is None else given, "kept": None if kept is None else sorted(core),
+            "text": text, "ids": None if ids is None else given, "kept": None if kept is None else sorted(held.core),
             "n": n, "proposers": proposers, "words": words, "rings": rings, "seed": seed,
         },
-        summary=_summary(unit, kept_text(subject.pieces(row), held), rows),
+        summary=_summary(unit, kept_text(subject.pieces(row), held.held), rows),
         rows=rows,
         checks=checks,
         warnings=[] if rows else ["no kept token lies in a word that has substitutes"],
@@ -134,35 +127,11 @@ def _names(proposers: Sequence[str] | None, words: Sequence[str] | None) -> list
     return [*(["given"] if words else []), *names]
 
 
-def _pruned(reader: Reader, unit: UnitId, frame: Frame, peak: float, seed: int) -> Kept:
-    (found,) = run_prunings(reader, [(unit, frame, prune(frame, peak, KEEP, seed, SHARE_SETS))])
-    return found.kept
-
-
-def effect(ratio: float) -> str:
-    """What a substitute does to the reading, by its ratio."""
-    if ratio < KILLS:
-        return "kills"
-    if ratio < UNSURE:
-        return "unsure"
-    return "keeps" if ratio < RAISES else "raises"
-
-
-def _asked(kept: Sequence[int] | None, length: int) -> list[int] | None:
-    if kept is None:
-        return None
-    held = sorted({int(i) for i in kept})
-    if not held or held[0] < 1 or held[-1] != length - 1:
-        last = length - 1
-        raise Refused(f"kept positions {held} must lie in 1 to {last} and hold {last}, the strongest token.")
-    return held
-
-
 class _Found:
     """Swaps that were read, as rows, each substitute of a place once and none for itself; `strongest` ends ring 1."""
 
-    def __init__(self, reader: Reader, unit: UnitId, row: list[int], base: list[list[int]], whole: float) -> None:
-        self.reader, self.unit, self.row, self.base, self.whole = reader, unit, row, base, whole
+    def __init__(self, reader: Reader, unit: UnitId, held: Held) -> None:
+        self.reader, self.unit, self.row, self.base, self.whole = reader, unit, held.row, held.base, held.whole
         self.rows: list[dict[str, Any]] = []
         self.left_out, self.ring = 0, 1
         self._swaps: list[Swap] = []

@@ -22,10 +22,12 @@ from . import measures
 from .ablate import ablate
 from .activate import activate
 from .examples import top_examples
+from .in_place import tokens_in_place
 from .lens import lens
 from .masked import MaskedLM
 from .patch import patch
 from .prune import minimal_example
+from .shift import shift
 from .subject import Subject
 from .substitute import substitute
 from .sweep import Sweep
@@ -38,6 +40,8 @@ REGISTRY: dict[str, tuple[Callable[..., Evidence], str]] = {
     "top_examples": (top_examples, "read"),
     "minimal_example": (minimal_example, "read"),
     "substitute": (substitute, "read"),
+    "tokens_in_place": (tokens_in_place, "read"),
+    "shift": (shift, "read"),
     "activate": (activate, "read"),
     "ablate": (ablate, "edit"),
     "patch": (patch, "edit"),

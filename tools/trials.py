@@ -1,68 +1,44 @@
 """What experiments say about rules.
 
-A substitution experiment is a labelled text: the unit fires on it or falls silent. A rule that says otherwise is wrong
-there. And the words that minimal examples kept and that substitutions found to matter propose conditions that the
-corpus may never show: a word that always stands before another can only be told from it by taking it away.
+A text with one thing changed is a labelled text: the unit fires on it or falls silent. A rule that says otherwise is
+wrong there. And what experiments found to matter proposes what the corpus may never show: words that fire in a place
+where it never has them, how far before it a word may stand, and that a word is needed which always stands there.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from ..store.records import Evidence
+from .conditions import Condition, Spell
 from .estimate import Candidate
-from .lexicon import LONGEST, after, called, listing, within
-from .rules import Clause, Flags, Ints, Near, Speller, Text, Tokens
+from .lexicon import LONGEST, folding
+from .measures import UNSURE, WINDOW
+from .rules import Flags, Ints, Speller, Text, Tokens, split_words
 
-
-@dataclass(frozen=True)
-class Condition:
-    """What must stand before a token, or if not `needed` must not.
-
-    what: how to say the context; listed: words in its list beyond the first.
-    """
-
-    near: Near
-    what: str
-    needed: bool = True
-    listed: int = 0
-
-    @classmethod
-    def behind(cls, names: Sequence[str], distance: int, needed: bool = True) -> "Condition":
-        """One of these words, so many words before."""
-        near = Near(listing(names), distance, distance, "words")
-        return cls(near, after(called(names), distance), needed, len(names) - 1)
-
-    @classmethod
-    def among(cls, name: str, low: int, high: int, needed: bool = True) -> "Condition":
-        """A word, from `low` to `high` words before."""
-        return cls(Near(listing([name]), low, high, "words"), within(called([name]), high), needed)
-
-    @property
-    def said(self) -> str:
-        return self.what if self.needed else f"not {self.what}"
-
-    def added(self, clause: Clause) -> Clause:
-        """The clause with this condition more."""
-        if self.needed:
-            return replace(clause, need=(*clause.need, self.near))
-        return replace(clause, avoid=(*clause.avoid, self.near))
+TOOLS = ("minimal_example", "substitute", "tokens_in_place", "shift")   # the experiments that rules are held against
+LABELS = ("kills", "keeps", "raises")    # of texts; what is unsure is none
+FEW = 0.25             # tokens in place that fire, as a share of those tried, up to which they are a list
 
 
 class Trials:
-    """Substitution experiments as labelled texts, and the words that they and minimal examples found to matter.
+    """Experiments as labelled texts, and what they found to matter.
 
     tracked: words on which the unit was seen to fire. kept, killing: by their distance before it in words, those that
-    it needed and those that silenced it.
+    it needed and those that silenced it. names: lists of what fired in one place, as `lexicon.matching` takes words or
+    ids for tokens that are no words. ranges: those of `shift`.
     """
 
     def __init__(self, subject: Speller, evidence: Sequence[Evidence]) -> None:
-        told = ("kills", "keeps", "raises")
-        rows = [r for e in evidence if e.tool == "substitute" for r in e.rows if r["effect"] in told]
-        windows = [Tokens.of(subject, r["ids"]) for r in rows]
-        self.fires: Flags = np.array([r["effect"] != "kills" for r in rows], dtype=np.bool_)
+        rows = [(e, r) for e in evidence if e.tool in TOOLS[1:] for r in _telling(e) if r["effect"] in LABELS]
+        windows = [Tokens.of(subject, r["ids"]) for _, r in rows]
+        self.fires: Flags = np.array([r["effect"] != "kills" for _, r in rows], dtype=np.bool_)
+        asked = [(e.id, r.get("position"), r.get("moved"), r["effect"] == "kills") for e, r in rows]
+        number = {key: k for k, key in enumerate(dict.fromkeys(asked))}
+        self.question: Ints = np.array([number[key] for key in asked], dtype=np.int64)
         self.text = Text(windows)
         self.last: Ints = self.text.starts[1:] - 1
         self.tracked: Counter[str] = Counter()
@@ -71,8 +47,12 @@ class Trials:
         for e in evidence:
             if e.tool == "minimal_example" and e.rows:
                 self._note(Tokens.of(subject, e.rows[0]["ids"]), e.rows[0]["kept"], True)
-        for row, tokens in zip(rows, windows, strict=True):
-            self._note(tokens, [row["position"]], row["effect"] != "kills")
+        for (e, row), tokens in zip(rows, windows, strict=True):
+            if e.tool == "substitute":
+                self._note(tokens, [row["position"]], row["effect"] != "kills")
+        placed = (e for e in evidence if e.tool == "tokens_in_place")
+        self.names = _joined(_names(e.rows) for e in placed if 0 < e.checks["fires"] <= FEW * e.checks["tried"])
+        self.ranges = [span for e in evidence if e.tool == "shift" for span in e.checks["ranges"]]
 
     def _note(self, tokens: Tokens, indices: Sequence[int], keeps: bool) -> None:
         """Files the words at these tokens under their distance in words from the tracked token, the last."""
@@ -85,8 +65,12 @@ class Trials:
             elif back > 0:
                 (self.kept if keeps else self.killing).setdefault(back, Counter())[word] += 1
 
-    def conditions(self) -> Iterator[Condition]:
+    def conditions(self, spell: Spell) -> Iterator[Condition]:
         """Conditions worth a try."""
+
+        def made(names: Sequence[str], span: tuple[int, int], needed: bool = True) -> Condition:
+            return Condition.of(folding(names), span, "words", needed, spell)
+
         where: dict[str, list[int]] = {}
         for back, words in sorted(self.kept.items()):
             for word in words:
@@ -94,18 +78,69 @@ class Trials:
             common = [word for word, _ in words.most_common(12)]
             often = [word for word in common if words[word] > 1]
             for names in {len(n): n for n in (common, often, common[:1]) if n}.values():
-                yield Condition.behind(names, back)
+                yield made(names, (back, back))
         for word, backs in where.items():
             if len(backs) > 1:
-                yield Condition.among(word, min(backs), max(backs))
+                yield made([word], (min(backs), max(backs)))
         for back, words in sorted(self.killing.items()):
             names = [word for word, count in words.most_common(12) if count > 1]
             if names:
-                yield Condition.behind(names, back, needed=False)
+                yield made(names, (back, back), needed=False)
+        for span in self.ranges:
+            if span["what"] == "distance":
+                yield Condition.of([span["moved"]], reach(span), "tokens", not span["added"], spell)
+
+    def reaches(self, what: str) -> list[tuple[int, int]]:
+        """The ranges found of positions, or of distances."""
+        return list(dict.fromkeys(reach(span) for span in self.ranges if span["what"] == what))
+
+    def guessed(self, rule: Sequence[Candidate]) -> int:
+        """How many conditions stand at distances that are none of those found, where words were moved at all."""
+        found = self.reaches("distance")
+        spans = [condition.span for c in rule for condition in c.conditions]
+        return sum(span not in found for span in spans) if found else 0
 
     def wrong(self, rule: Sequence[Candidate]) -> float:
-        """The share of the experiments that a rule gets wrong."""
+        """The share of the experiments that a rule gets wrong; each question with each answer counts the same."""
         if not len(self.fires):
             return 0.0
         said = np.any([c.clause.mask(self.text)[self.last] for c in rule], axis=0)
-        return float((said != self.fires).mean())
+        asked = np.bincount(self.question)
+        return float((np.bincount(self.question, said != self.fires) / asked).mean())
+
+
+def _telling(evidence: Evidence) -> list[dict[str, Any]]:
+    """The rows that are texts to be right about: of a range only its edges, since most of what lies beyond is plain."""
+    if evidence.tool != "shift":
+        return evidence.rows
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in sorted(evidence.rows, key=lambda row: row["place"]):
+        groups.setdefault((row["what"], row["moved"]), []).append(row)
+    edges = {id(row) for rows in groups.values() for pair in pairwise(rows) if _differ(*pair) for row in pair}
+    return [row for row in evidence.rows if id(row) in edges or row["place"] == row["from"]]
+
+
+def _differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return bool((a["ratio"] >= UNSURE) != (b["ratio"] >= UNSURE))
+
+
+def reach(span: dict[str, Any]) -> tuple[int, int]:
+    """A range of `shift`, which has no end where nothing beyond was tried."""
+    return 1 if span["low_open"] else span["low"], WINDOW - 1 if span["high_open"] else span["high"]
+
+
+def _joined(lists: Iterable[set[int | str]]) -> list[list[int | str]]:
+    """The lists in order, those that share half of the shorter one as one list."""
+    joined: list[set[int | str]] = []
+    for names in lists:
+        alike = [known for known in joined if 2 * len(known & names) >= min(len(known), len(names))]
+        joined = [known for known in joined if known not in alike] + [names.union(*alike)]
+    return [sorted(names, key=str) for names in joined]
+
+
+def _names(rows: Sequence[dict[str, Any]]) -> set[int | str]:
+    """The tokens that fired: as words if they all are whole words, else as ids."""
+    firing = [row for row in rows if row["effect"] != "kills"]
+    words = [row["token"].strip() for row in firing if row["token"][:1].isspace()]
+    whole = len(words) == len(firing) and all(split_words(word) == [word] for word in words)
+    return set(words if whole else [row["id"] for row in firing])

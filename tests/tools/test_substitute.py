@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools.forms import by_form
+from lamplighter.tools.held import effect
 from lamplighter.tools.masked import PROBES, MaskedLM
 from lamplighter.tools.prune import filler_pool, make_frame, minimal_example
 from lamplighter.tools.spelled import Spelled
-from lamplighter.tools.substitute import effect, substitute
+from lamplighter.tools.substitute import substitute
 from lamplighter.tools.units import UnitId
 
 UNIT = UnitId("planted", "0-mlp", 0)
