@@ -5,14 +5,22 @@ planted   rules known by construction: minimal sets of the oracle's size in at l
 real      60 units drawn by the seed over six depths, five exemplars each: every minimal example certified; kept tokens
           at most half of the loop's 6; cost of a distinct substitute whose label two other exemplars confirm at most a
           fifth of the loop's.
+rules     the same units: held-out F1 of the playbook's rules against the loop's graph, paired, no rule counting 0: the
+          interval lies above 0. A token look-up stands beside them.
+corrupted true rules of planted units beside the same with a quarter of their places dropped or added: each headline
+          falls, with its paired interval above 0, for at least 90 % of units.
+permuted  60 units of the same model with permuted weights through the same pipeline: at most 5 % are accepted.
 split     near copies injected into the corpus land on one side, and no run of 13 tokens is on two.
 """
 
+from .input_corrupted import corrupted
+from .input_permuted import permuted
 from .input_planted import planted
 from .input_real import real
+from .input_rules import rules
 from .input_sides import split
 from .report import Parts
 
-PARTS: Parts = {"planted": planted, "real": real, "split": split}
+PARTS: Parts = {part.__name__: part for part in (planted, real, rules, corrupted, permuted, split)}
 
 __all__ = ["PARTS"]

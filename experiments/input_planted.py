@@ -9,36 +9,25 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..agent.config import MASKED_LM
-from ..agent.nodes import GOOD_ENOUGH
-from ..agent.playbook import Playbook
-from ..agent.state import Call, State, Submit
-from ..store.records import Evidence
-from ..tools import trials
 from ..tools.corpus import load_corpus
-from ..tools.induce import induce
 from ..tools.masked import MaskedLM
 from ..tools.measures import FIRES, KEEP
 from ..tools.prune import filler_pool, make_frame, minimal_example, read_means
 from ..tools.reader import Reader
-from ..tools.rules import Rule
 from ..tools.subject import Subject
 from ..tools.sweep import Sweep, make_sweep
-from ..tools.toolbox import Toolbox
-from ..tools.try_rule import trial
 from ..tools.units import UnitId
+from .by_playbook import playbook_rule, up_to
 from .plant import SITE, PlantedUnit
 from .planted import RECOVERED, AnswerKey, make_key
 from .report import Part, Progress, at_least
 
 MODELS, UNITS, TOKENS = 7, 30, 150_000
 SHORT, EXEMPLARS = 12, 3                 # tokens of a text that the oracle is asked about; texts a unit
-TOOLS = ("top_examples", *trials.TOOLS)     # what the inducer learns from
-STEPS = 40
 
 
 @dataclass
@@ -97,46 +86,12 @@ def _put(family: _Family, key: AnswerKey, sweep: Sweep, masked: MaskedLM, unit: 
         family.smallest += is_smallest(key.subject, unit.id, ids)
 
 
-def playbook_rule(subject: Subject, sweep: Sweep, masked: MaskedLM, unit: UnitId) -> Rule | None:
-    """The rule that the playbook would submit, revised once where it is weak on tune; None where it abstains."""
-    toolbox = Toolbox(subject, lambda _: sweep, lambda: masked)
-    planner = Playbook(lambda u, evidence: induce(subject, sweep, u, evidence), TOOLS)
-    evidence: list[Evidence] = []
-    first = _submitted(toolbox, planner, unit, evidence, [])
-    if first is None:
-        return None
-    tried = trial(subject, sweep, unit, first, "tune")
-    if (tried["f1"] or 0) >= GOOD_ENOUGH or not tried["misses"]:
-        return first
-    misses = [{**m, "ids": _up_to(sweep, (m["document"], m["offset"]))} for m in tried["misses"]]
-    second = _submitted(toolbox, planner, unit, evidence, misses)
-    again = None if second is None else trial(subject, sweep, unit, second, "tune")["f1"]
-    return second if (again or 0) > (tried["f1"] or 0) else first
-
-
-def _submitted(
-    toolbox: Toolbox, planner: Playbook, unit: UnitId, evidence: list[Evidence], misses: list[dict[str, Any]]
-) -> Rule | None:
-    for _ in range(STEPS):
-        state: State = {"unit": unit, "evidence": evidence, "misses": misses}
-        action = planner.decide(state)
-        if not isinstance(action, Call):
-            return action.rule if isinstance(action, Submit) else None
-        evidence.append(toolbox.call(action.tool, unit, action.arguments))
-    raise AssertionError(f"the playbook did not end within {STEPS} steps on {unit}")
-
-
-def _up_to(sweep: Sweep, place: tuple[int, int]) -> list[int]:
-    ids, position = sweep.window(place)
-    return ids[: position + 1]
-
-
 def _short(subject: Subject, sweep: Sweep, unit: UnitId) -> list[list[int]]:
     """Best texts of explain cut to the sink and their last SHORT tokens, those on which the unit still fires."""
     known = sweep.statistics(unit)
     if known.peak <= 0:
         return []
-    texts = [_up_to(sweep, e.place) for e in sweep.exemplars(unit, "explain", "top")]
+    texts = [up_to(sweep, e.place) for e in sweep.exemplars(unit, "explain", "top")]
     cut = [[ids[0], *ids[1:][-SHORT:]] for ids in texts]
     values = Reader(subject, [unit.site])(cut, unit).tolist() if cut else []
     return [ids for ids, y in zip(cut, values, strict=True) if y >= FIRES * known.peak][:EXEMPLARS]
@@ -153,4 +108,4 @@ def is_smallest(subject: Subject, unit: UnitId, ids: Sequence[int]) -> bool:
     return all(value < KEEP * row["peak"] for value in values)
 
 
-__all__ = ["is_smallest", "planted", "playbook_rule"]
+__all__ = ["is_smallest", "planted"]

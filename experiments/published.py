@@ -11,17 +11,21 @@ puts an unused token id there), the better of the proposer's two ways, words put
 and the reading at the pivot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..tools.masked import MaskedLM
 from ..tools.prune import filler_pool, make_frame
+from ..tools.rules import Flags, Text
 from ..tools.spelled import Spelled, Word
 from ..tools.subject import Subject
 from ..tools.substitute import swap_word
 from ..tools.units import UnitId
 
 STEP, LONGEST, BEHIND = 5, 30, 5        # tokens
+Pattern = tuple[int, tuple[tuple[int, int], ...]]      # a pivot token, and tokens by their distance before it
 KEEPS, IMPORTANT = 0.5, 0.8
 PROPOSALS, BATCH = 5, 4
 
@@ -32,7 +36,8 @@ class Loop:
 
     tokens: those up to the pivot that are kept, the sink left out; passed: whether they keep half of the peak;
     important: positions in `ids` (kept text, sink first) with their importance; accepted, rejected: (word that was
-    replaced, word that was put there); cost: padded tokens.
+    replaced, word that was put there); patterns: the text's and each accepted one's, its pivot with the important
+    tokens before it; cost: padded tokens.
     """
 
     ids: tuple[int, ...]
@@ -42,6 +47,7 @@ class Loop:
     important: dict[int, float]
     accepted: tuple[tuple[str, str], ...]
     rejected: tuple[tuple[str, str], ...]
+    patterns: tuple[Pattern, ...]
     cost: int
 
 
@@ -55,9 +61,29 @@ def published_loop(subject: Subject, masked: MaskedLM, unit: UnitId, ids: Sequen
         important = {i: w for i, w in weights.items() if w > IMPORTANT}
         accepted, rejected = _augment(subject, masked, unit, kept, at, important, peak)
     words = tuple(pair for pair, _ in accepted)
+    patterns = (_pattern(kept, at, important), *(pattern for _, pattern in accepted))
     return Loop(
-        tuple(kept), at, at, passed, important, words, tuple(rejected), int(spent["forward_tokens"])
+        tuple(kept), at, at, passed, important, words, tuple(rejected), patterns, int(spent["forward_tokens"])
     )
+
+
+def graph_fires(loops: Iterable[Loop], text: Text) -> Flags:
+    """Where the loop's graph says that the unit fires, at every token of a prepared text [N].
+
+    A path of the graph goes from an activating token back over the important tokens of one of its texts, each at its
+    own distance; what stands between is ignored. A token fires if it is at the end of a path.
+    """
+    fires = np.zeros(len(text.ids), dtype=np.bool_)
+    for pivot, before in dict.fromkeys(pattern for loop in loops for pattern in loop.patterns):
+        at = np.flatnonzero((text.ids == pivot) & (text.position > max((d for d, _ in before), default=0)))
+        for distance, token in before:
+            at = at[text.ids[at - distance] == token]
+        fires[at] = True
+    return fires
+
+
+def _pattern(ids: Sequence[int], at: int, important: Mapping[int, float]) -> Pattern:
+    return ids[at], tuple((at - i, ids[i]) for i in sorted(important) if i < at)
 
 
 def _suffix(
@@ -86,9 +112,9 @@ def _importance(subject: Subject, unit: UnitId, ids: Sequence[int], at: int) -> 
 def _augment(
     subject: Subject, masked: MaskedLM, unit: UnitId, ids: Sequence[int], at: int, important: dict[int, float],
     peak: float,
-) -> tuple[list[tuple[tuple[str, str], int]], list[tuple[str, str]]]:  # fmt: skip
+) -> tuple[list[tuple[tuple[str, str], Pattern]], list[tuple[str, str]]]:  # fmt: skip
     spelled, mode = Spelled(subject, ids), masked.choose_mode(subject)["mode"]
-    accepted: list[tuple[tuple[str, str], int]] = []
+    accepted: list[tuple[tuple[str, str], Pattern]] = []
     rejected: list[tuple[str, str]] = []
     for word in spelled.words_of(important):
         for other in masked.propose(spelled.text, word.span, PROPOSALS, mode):
@@ -98,8 +124,9 @@ def _augment(
             row, place = made
             (y,) = _at(subject, unit, [row], [place])
             if y > KEEPS * peak:
-                accepted.append(((word.text, other), place))
-                _importance(subject, unit, row, place)
+                weights = _importance(subject, unit, row, place)
+                found = {i: w for i, w in weights.items() if w > IMPORTANT}
+                accepted.append(((word.text, other), _pattern(row, place, found)))
             else:
                 rejected.append((word.text, other))
     return accepted, rejected
@@ -121,4 +148,4 @@ def _at(subject: Subject, unit: UnitId, rows: Sequence[Sequence[int]], places: S
     return [unit.sign * float(values[i, place]) for i, place in enumerate(places)]
 
 
-__all__ = ["Loop", "published_loop"]
+__all__ = ["Loop", "graph_fires", "published_loop"]

@@ -109,15 +109,7 @@ def _tally(case: _Case, floor_rules: Floors) -> dict[str, Floats]:
     flat = np.flatnonzero(side.keep)
     at = np.searchsorted(flat, rows)
     shifted = shift_floor(side.text.document[flat], judged.predicted[flat], at, case.seed)
-    tally = {
-        "tokens": side.sums(flat),
-        "predicted": side.sums(np.flatnonzero(judged.predicted)),
-        "judged": side.sums(judged.rows),
-        "judged fires": side.sums(judged.rows[judged.fires]),
-        "firings": side.sums(rows),
-        "hit": side.sums(rows[judged.predicted[rows]]),
-        "shifted hit": side.sums(rows, shifted),
-    }
+    tally = match_totals(side, case.truth, judged) | {"shifted hit": side.sums(rows, shifted)}
     for name, rule in floor_rules.rules.items():
         predicted = (rule.predict_flat(side.text.text) > 0) & side.keep
         if np.array_equal(predicted, judged.predicted):
@@ -128,11 +120,22 @@ def _tally(case: _Case, floor_rules: Floors) -> dict[str, Floats]:
     return tally
 
 
-def _statistics(t: Columns, scale: float) -> dict[str, Floats]:
-    """F1, its parts and its floors from summed columns, each a number or [B]; a listed firing stands for `scale`.
+def match_totals(side: ScoreSide, truth: Truth, judged: Judged) -> dict[str, Floats]:
+    """Per-cluster totals [C] of everything that `match_scores` is made of."""
+    return {
+        "tokens": side.sums(np.flatnonzero(side.keep)),
+        "predicted": side.sums(np.flatnonzero(judged.predicted)),
+        "judged": side.sums(judged.rows),
+        "judged fires": side.sums(judged.rows[judged.fires]),
+        "firings": side.sums(truth.rows),
+        "hit": side.sums(truth.rows[judged.predicted[truth.rows]]),
+    }
+
+
+def match_scores(t: Columns, scale: float) -> dict[str, Floats]:
+    """Precision, recall, F1 and F1 at prevalence from summed totals, each a number or [B]; see `Truth.scale`.
 
     F1 at prevalence .01: p' = .01 r / (.01 r + .99 FPR), with FPR = (1 − p) predicted / (tokens − firings).
-    A floor rule that predicts the very same places has this rule's F1.
     """
     positives = scale * t["firings"]
     precision, recall = stats.ratio(t["judged fires"], t["judged"]), stats.ratio(t["hit"], t["firings"])
@@ -140,8 +143,15 @@ def _statistics(t: Columns, scale: float) -> dict[str, Floats]:
     fpr = stats.ratio((1 - some) * t["predicted"], t["tokens"] - positives)
     rare = measures.PREVALENCE
     common = np.nan_to_num(stats.ratio(rare * recall, rare * recall + (1 - rare) * fpr))
-    out = {"precision": precision, "recall": recall, "f1": stats.f1(some, recall)}
-    out["f1_at_prevalence"] = stats.f1(common, recall)
+    return {
+        "precision": precision, "recall": recall, "f1": stats.f1(some, recall),
+        "f1_at_prevalence": stats.f1(common, recall),
+    }  # fmt: skip
+
+
+def _statistics(t: Columns, scale: float) -> dict[str, Floats]:
+    """`match_scores` and the floors; a floor rule that predicts the very same places has this rule's F1."""
+    out, positives = match_scores(t, scale), scale * t["firings"]
     out["floor always_on"] = always_on(stats.ratio(positives, t["tokens"]))
     out["floor shifted"] = hit_f1(scale * t["shifted hit"], positives, t["predicted"])
     for name in t:

@@ -1,0 +1,58 @@
+"""What the playbook makes of a unit, without the rest of a run: its experiments, its rule, one revision."""
+
+from typing import Any
+
+from ..agent.nodes import GOOD_ENOUGH
+from ..agent.playbook import Playbook
+from ..agent.state import Call, State, Submit
+from ..store.records import Evidence
+from ..tools import trials
+from ..tools.induce import induce
+from ..tools.masked import MaskedLM
+from ..tools.rules import Rule
+from ..tools.subject import Subject
+from ..tools.sweep import Sweep
+from ..tools.toolbox import Toolbox
+from ..tools.try_rule import trial
+from ..tools.units import UnitId
+
+TOOLS = ("top_examples", *trials.TOOLS)     # what the inducer learns from
+STEPS = 40
+
+
+def playbook_rule(subject: Subject, sweep: Sweep, masked: MaskedLM, unit: UnitId) -> Rule | None:
+    """The rule that the playbook would submit, revised once where it is weak on tune; None where it abstains."""
+    toolbox = Toolbox(subject, lambda _: sweep, lambda: masked)
+    planner = Playbook(lambda u, evidence: induce(subject, sweep, u, evidence), TOOLS)
+    evidence: list[Evidence] = []
+    first = _submitted(toolbox, planner, unit, evidence, [])
+    if first is None:
+        return None
+    tried = trial(subject, sweep, unit, first, "tune")
+    if (tried["f1"] or 0) >= GOOD_ENOUGH or not tried["misses"]:
+        return first
+    misses = [{**m, "ids": up_to(sweep, (m["document"], m["offset"]))} for m in tried["misses"]]
+    second = _submitted(toolbox, planner, unit, evidence, misses)
+    again = None if second is None else trial(subject, sweep, unit, second, "tune")["f1"]
+    return second if (again or 0) > (tried["f1"] or 0) else first
+
+
+def _submitted(
+    toolbox: Toolbox, planner: Playbook, unit: UnitId, evidence: list[Evidence], misses: list[dict[str, Any]]
+) -> Rule | None:
+    for _ in range(STEPS):
+        state: State = {"unit": unit, "evidence": evidence, "misses": misses}
+        action = planner.decide(state)
+        if not isinstance(action, Call):
+            return action.rule if isinstance(action, Submit) else None
+        evidence.append(toolbox.call(action.tool, unit, action.arguments))
+    raise AssertionError(f"the playbook did not end within {STEPS} steps on {unit}")
+
+
+def up_to(sweep: Sweep, place: tuple[int, int]) -> list[int]:
+    """The window of a place (sink first), cut behind it."""
+    ids, position = sweep.window(place)
+    return ids[: position + 1]
+
+
+__all__ = ["playbook_rule", "up_to"]

@@ -1,0 +1,100 @@
+"""Induced rules and the published loop's graph on text that neither has seen: whose F1 is higher?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..agent.config import MASKED_LM
+from ..tools import stats
+from ..tools.corpus import load_corpus
+from ..tools.floors import references
+from ..tools.labels import Judged, ScoreSide, Truth, kept_exemplars
+from ..tools.masked import MaskedLM
+from ..tools.stats import Floats
+from ..tools.subject import Subject
+from ..tools.sweep import Sweep, make_sweep
+from ..tools.units import UnitId
+from .by_playbook import playbook_rule
+from .input_real import LAYERS, MODEL, TOKENS, UNITS, draw_units
+from .published import graph_fires, published_loop
+from .report import Claim, Part, Progress
+
+
+@dataclass(frozen=True)
+class Scored:
+    """F1 of one unit on the score side: of the playbook's rule (0 where it made none), of the graph, of a look-up."""
+
+    unit: UnitId
+    ours: float
+    loop: float
+    lookup: float | None
+    made: bool
+
+
+def rules(folder: Path, seed: int, size: float, progress: Progress) -> Part:
+    """The units of the part `real`; those that fire too seldom on the score side to be scored are left out of both."""
+    subject, masked = Subject.load(MODEL), MaskedLM.load(MASKED_LM)
+    sites = [f"{layer}-mlp" for layer in LAYERS]
+    sweep = make_sweep(subject, load_corpus("builtin"), sites, folder, TOKENS, progress)
+    units = draw_units(sweep, max(2, round(size * UNITS)), seed)
+    side = ScoreSide.of(subject, sweep, [])
+    scored = []
+    for number, unit in enumerate(units):
+        progress("units", number, len(units))
+        truth = Truth.of(subject, sweep, unit, side)
+        if truth.shortage is None:
+            scored.append(_score(subject, masked, sweep, unit, side, truth))
+    return _tables(scored, len(units), seed)
+
+
+def _score(
+    subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId, side: ScoreSide, truth: Truth
+) -> Scored:
+    rule = playbook_rule(subject, sweep, masked, unit)
+    loops = []
+    for e in sweep.exemplars(unit, "explain", "top"):
+        ids, position = sweep.window(e.place)
+        loops.append(published_loop(subject, masked, unit, ids, position))
+    text = side.text.text
+    graph = graph_fires(loops, text).astype(np.float64)
+    explain, tune = (kept_exemplars(subject, sweep, unit, name) for name in ("explain", "tune"))
+    known = references(explain, tune, side, truth, sweep.statistics(unit).firings["tune"])
+    ours = np.zeros(len(text.ids)) if rule is None else rule.predict_flat(text)
+    f1, beside = (f1_of(subject, sweep, unit, side, truth, said) for said in (ours, graph))
+    return Scored(unit, f1, beside, known["token_lookup"], rule is not None)
+
+
+def f1_of(
+    subject: Subject, sweep: Sweep, unit: UnitId, side: ScoreSide, truth: Truth, prediction: Floats
+) -> float:
+    """F1 of a prediction at every token of the score side, as in `score_input`; 0 where it predicts nothing."""
+    judged = Judged.of(subject, sweep, unit, side, truth, prediction)
+    precision = judged.fires.mean() if len(judged.rows) else 0.0
+    return float(stats.f1(precision, judged.predicted[truth.rows].mean()))
+
+
+def _tables(scored: Sequence[Scored], drawn: int, seed: int) -> Part:
+    rows: list[dict[str, Any]] = []
+    for layer in sorted({s.unit.layer for s in scored}):
+        some = [s for s in scored if s.unit.layer == layer]
+        looked = [s.lookup for s in some if s.lookup is not None]
+        rows.append({
+            "layer": layer, "units": len(some), "rules made": sum(s.made for s in some),
+            "F1, rules": float(np.mean([s.ours for s in some])), "F1, graph": float(np.mean([s.loop for s in some])),
+            "F1, token look-up": float(np.mean(looked)) if looked else None,
+        })  # fmt: skip
+    values = np.array([[s.ours, s.loop, s.ours - s.loop, 1.0] for s in scored]).reshape(-1, 4)
+    draws = stats.resampled(values, seed)
+    low, high = stats.interval(stats.ratio(draws[:, 2], draws[:, 3]), len(scored))
+    mean = float(values[:, 2].mean()) if len(scored) else None
+    claim = Claim(
+        f"held-out F1, rules less graph, of {drawn} units drawn", mean, len(scored), "lower end above 0",
+        None if low is None else low > 0, low, high,
+    )  # fmt: skip
+    return {"held-out F1": rows}, [claim]
+
+
+__all__ = ["Scored", "f1_of", "rules"]
