@@ -106,11 +106,12 @@ class LLMPlanner:
         """What the first experiments found; those on the output side say nothing of when a unit fires."""
         seen = next(e for e in by_tool(evidence, "top_examples") if e.ok)
         needs = [e.rows[0]["kept_text"] for e in by_tool(evidence, "minimal_example") if e.ok]
-        swaps = [brief(e) for e in by_tool(evidence, "substitute") if e.ok and e.rows]
+        changes = (e for tool in ("substitute", "tokens_in_place", "shift") for e in by_tool(evidence, tool))
+        found = [brief(e) for e in changes if e.ok and e.rows]
         made = [self._candidate(e, c) for e, c in _tried(evidence)]
         none = f"none yet: {self._induced.reason}" if self._induced else "none yet"
         return prompts.render(
-            "unit", rate=f"{seen.checks['rate']:.3%}", texts="\n".join(texts(seen)), findings="\n".join(swaps),
+            "unit", rate=f"{seen.checks['rate']:.3%}", texts="\n".join(texts(seen)), findings="\n".join(found),
             needs=", ".join(map(quoted, dict.fromkeys(needs))) or "not known", candidates="\n".join(made) or none,
         )  # fmt: skip
 
