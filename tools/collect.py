@@ -3,6 +3,9 @@
 y = sign × activation. On the explain side the peak P is not yet known; ten zero-filled best documents give a lower
 bound on it that only grows, so whatever is at least 0.1 P in the end was at least 0.1 of the bound when it came by;
 what was kept as a member of a band moves to a lower one as the bound grows.
+
+Firing is rare and counted everywhere. What lies below 0.5 P is not rare: it is counted, and kept, in the LOW_TOKENS
+tokens of a side that have the smallest keys, and each of them stands for 1 / share.
 """
 
 from collections.abc import Sequence
@@ -15,8 +18,10 @@ from . import measures
 
 SIGNS = (1, -1)
 SAMPLED = ("high", "mid", "boundary", "low")   # the bands between the edges of measures.STRATA
+FIRING = measures.STRATA.index(measures.FIRES) + 1   # of these, the bands in which a unit fires
 KEPT = 24                                       # places a band, unit and side
 BINS, PER_OCTAVE, LOWEST = 200, 8, -10          # histogram of log2 y: bin 0 starts at 2**LOWEST
+EVERYWHERE = measures.FIRES * 2 ** (-1 / PER_OCTAVE)    # × the scale: from here all count, a bin below what fires
 EDGES = torch.tensor(measures.STRATA[::-1])
 
 
@@ -58,11 +63,12 @@ class Reservoir:
             merged = torch.cat([mine[touched], self._table(shape, line, rank, new[fits], empty)], dim=1)
             mine[touched] = merged.gather(1, order)
 
-    def take(self, gone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Removes the members that `gone` [groups, size] marks; their keys, places and values."""
-        taken = self.key[gone], self.place[gone], self.value[gone]
-        self.key[gone], self.place[gone] = torch.inf, -1
-        self.worst = self.key.amax(dim=1)
+    def take(self, groups: Tensor, gone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Removes the members that `gone` [G, size] marks in `groups` [G]; their keys, places and values."""
+        key, place = self.key[groups], self.place[groups]
+        taken = key[gone], place[gone], self.value[groups][gone]
+        key[gone], place[gone] = torch.inf, -1
+        self.key[groups], self.place[groups], self.worst[groups] = key, place, key.amax(dim=1)
         return taken
 
     @staticmethod
@@ -75,8 +81,10 @@ class Reservoir:
 class Side:
     """One sign of one site on one side of the corpus."""
 
-    def __init__(self, width: int, device: torch.device, peak: Tensor | None, firings: int) -> None:
-        self.width = width
+    def __init__(
+        self, width: int, device: torch.device, peak: Tensor | None, firings: int, sign: int = 1, share: float = 1.0
+    ) -> None:
+        self.width, self.sign, self.share = width, sign, share
         self.peak = None if peak is None else torch.where(peak > 0, peak, torch.inf)   # without a peak: never fires
         best = (measures.PEAK_DOCUMENTS, width)
         self.best_value = torch.zeros(best, device=device)
@@ -85,9 +93,10 @@ class Side:
         self.open_value = torch.zeros(width, device=device)
         self.open_place = torch.full((width,), -1, dtype=torch.int32, device=device)
         self.bands = Reservoir(width * len(SAMPLED), KEPT, device)
+        self.banded = torch.zeros(width, device=device)     # the scale at which each unit's bands were last set
         self.firings = Reservoir(width, firings, device) if firings else None
-        self.strata = torch.zeros((width, len(measures.STRATA)), dtype=torch.int64, device=device)
-        self.histogram = torch.zeros((width, BINS), dtype=torch.int64, device=device)
+        self.strata = torch.zeros((width, len(measures.STRATA)), dtype=torch.float64, device=device)
+        self.histogram = torch.zeros((width, BINS), dtype=torch.float64, device=device)
         self.clusters = torch.zeros(width, dtype=torch.int64, device=device)
         self.last_cluster = torch.full((width,), -1, dtype=torch.int64, device=device)
 
@@ -95,46 +104,58 @@ class Side:
         """P where it is frozen (infinite for a unit that has none), else its lower bound so far [U]."""
         return self.best_value.sum(dim=0) / measures.PEAK_DOCUMENTS if self.peak is None else self.peak
 
-    def add(self, y: Tensor, place: Tensor, key: Tensor, document: Tensor, cluster: Tensor) -> None:
-        """Takes y [N, U] at places [N] (global token numbers) with their keys, documents and clusters, in order."""
-        self._best_documents(y, place, document, cluster)
+    def least(self, edge: float) -> Tensor:
+        """The smallest y at `edge` × the scale [U], above 0."""
+        return (edge * self.scale()).clamp(min=torch.finfo(torch.float32).tiny)
+
+    def keep(self, units: Tensor, value: Tensor, key: Tensor, place: Tensor) -> None:
+        """Takes y [E] of units [E] at places [E] with their keys: all of at least EVERYWHERE × the scale, and of at
+        least 0.1 × it those whose key is below `share`."""
         scale = self.scale()
         if self.peak is None:
             self._reband(scale)
-        rows, units = torch.nonzero((y >= EDGES[0].item() * scale) & (y > 0), as_tuple=True)
-        value = y[rows, units]
         band = self._band(value, scale[units]).clamp(max=len(SAMPLED) - 1)
         group = units * len(SAMPLED) + band
-        self.bands.add(group, key[rows], place[rows], value)
-        self.strata += torch.bincount(group, minlength=self.strata.numel()).view_as(self.strata)
-        bins = ((torch.log2(value) - LOWEST) * PER_OCTAVE).long().clamp(0, BINS - 1)
-        self.histogram += torch.bincount(units * BINS + bins, minlength=self.histogram.numel()).view_as(self.histogram)
+        enters = self._enters(band, key)
+        self.bands.add(group[enters], key[enters], place[enters], value[enters])
+        stands = torch.where(value >= EVERYWHERE * scale[units], 1.0, 1 / self.share).double()
+        bins = units * BINS + ((torch.log2(value) - LOWEST) * PER_OCTAVE).long().clamp(0, BINS - 1)
+        for counts, where in ((self.strata, group), (self.histogram, bins)):
+            counts += torch.bincount(where, stands, minlength=counts.numel()).view_as(counts)
         if self.firings is not None:
             fires = value >= measures.FIRES * scale[units]
-            self.firings.add(units[fires], key[rows[fires]], place[rows[fires]], value[fires])
+            self.firings.add(units[fires], key[fires], place[fires], value[fires])
 
     @staticmethod
     def _band(value: Tensor, scale: Tensor) -> Tensor:
         """Number in SAMPLED of the band that each value belongs to; len(SAMPLED) below the last."""
         return len(SAMPLED) - torch.bucketize(value / scale, EDGES.to(value.device), right=True)
 
+    def _enters(self, band: Tensor, key: Tensor) -> Tensor:
+        """Which members may be in their bands: those of a low one are a sample, whatever they were before."""
+        return (band < FIRING) | ((band < len(SAMPLED)) & (key < self.share))
+
     def _reband(self, scale: Tensor) -> None:
         """Moves what is kept to the bands where it belongs at this scale, and drops what is below them all."""
-        value = self.bands.value
-        group = torch.arange(len(value), device=value.device)[:, None].expand_as(value)
-        units = group // len(SAMPLED)
-        band = self._band(value, scale[units])
-        gone = (self.bands.place >= 0) & (band != group % len(SAMPLED))
-        units, band = units[gone], band[gone]
-        low = band < len(SAMPLED)
-        self.bands.add((units * len(SAMPLED) + band)[low], *(taken[low] for taken in self.bands.take(gone)))
+        grown = torch.nonzero(scale != self.banded)[:, 0]
+        self.banded = scale
+        groups = (grown[:, None] * len(SAMPLED) + torch.arange(len(SAMPLED), device=scale.device)).flatten()
+        value, place = self.bands.value[groups], self.bands.place[groups]
+        band = self._band(value, scale[grown].repeat_interleave(len(SAMPLED))[:, None])
+        gone = (place >= 0) & (band != (groups % len(SAMPLED))[:, None])
+        units, band = (groups // len(SAMPLED))[:, None].expand_as(gone)[gone], band[gone]
+        taken = self.bands.take(groups, gone)
+        stays = self._enters(band, taken[0])
+        self.bands.add((units * len(SAMPLED) + band)[stays], *(part[stays] for part in taken))
 
-    def _best_documents(self, y: Tensor, place: Tensor, document: Tensor, cluster: Tensor) -> None:
+    def documents(self, x: Tensor, place: Tensor, document: Tensor, cluster: Tensor) -> None:
+        """Takes raw x [N, U] at places [N] with their documents and clusters, in order, for the best documents."""
         numbers, lengths = torch.unique_consecutive(document, return_counts=True)
         start = 0
         for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
-            value, row = y[start : start + length].max(dim=0)
-            where = place[start + row]
+            part = x[start : start + length]
+            value, row = part.max(dim=0) if self.sign > 0 else part.min(dim=0)
+            value, where = self.sign * value, place[start + row]
             if number == self.open_document:
                 more = value > self.open_value
                 self.open_value = torch.where(more, value, self.open_value)
@@ -167,28 +188,49 @@ class Site:
         self.squares = torch.zeros(width, dtype=torch.float64, device=device)
         self.count = 0
         self.sink = torch.zeros(width, device=device)
+        self.share = 1.0
         self.peak: list[Tensor] = []
         self.sides: dict[str, list[Side]] = {}
         self.random: dict[str, list[tuple[int, Tensor]]] = {side: [] for side in measures.SIDES}
 
-    def begin(self, side: str) -> None:
-        """Starts a side; the peaks are frozen by then unless it is the explain side."""
+    def begin(self, side: str, tokens: int = 0) -> None:
+        """Starts a side of so many tokens; the peaks are frozen by then unless it is the explain side."""
+        self.share = min(1.0, measures.LOW_TOKENS / max(tokens, 1))
         firings = measures.SAMPLE if side == "score" else 0
         peaks: Sequence[Tensor | None] = self.peak or [None] * len(SIGNS)
-        self.sides[side] = [Side(self.width, self.device, peak, firings) for peak in peaks]
+        self.sides[side] = [
+            Side(self.width, self.device, peak, firings, sign, self.share)
+            for sign, peak in zip(SIGNS, peaks, strict=True)
+        ]
 
     def add(
         self, side: str, x: Tensor, place: Tensor, key: Tensor, document: Tensor, cluster: Tensor, drawn: Tensor
     ) -> None:
         """Takes raw activations x [N, U]; `drawn` [N] marks the side's random positions."""
         if side == "explain":
-            self.sum += x.sum(dim=0, dtype=torch.float64)
-            self.squares += x.double().square().sum(dim=0)
+            self.sum += x.sum(dim=0)
+            self.squares += x.square().sum(dim=0)
             self.count += len(x)
         for row in torch.nonzero(drawn)[:, 0].tolist():
             self.random[side].append((int(place[row]), x[row].clone()))
-        for sign, kept in zip(SIGNS, self.sides[side], strict=True):
-            kept.add(sign * x, place, key, document, cluster)
+        for kept in self.sides[side]:
+            kept.documents(x, place, document, cluster)
+        everywhere = self._reaching(side, x, EVERYWHERE)
+        near = torch.nonzero(key < self.share)[:, 0]
+        rows, units, value = self._reaching(side, x[near], measures.STRATA[-1], EVERYWHERE)
+        found = [torch.cat(pair) for pair in zip(everywhere, (near[rows], units, value), strict=True)]
+        for kept in self.sides[side]:
+            rows, units, value = (part[kept.sign * found[2] > 0] for part in found)
+            kept.keep(units, kept.sign * value, key[rows], place[rows])
+
+    def _reaching(self, side: str, x: Tensor, low: float, high: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, units and raw values [E] of x [N, U] whose y, of either sign, is from low to below high × the scale."""
+        plus, minus = self.sides[side]
+        inside = (x >= plus.least(low)) | (x <= -minus.least(low))
+        if high is not None:
+            inside &= (x < plus.least(high)) & (x > -minus.least(high))
+        rows, units = torch.nonzero(inside, as_tuple=True)
+        return rows, units, x[rows, units]
 
     def end(self, side: str) -> None:
         """Closes a side; after the explain side the peaks P [U] of both signs are frozen."""
@@ -205,7 +247,7 @@ class Site:
         for side, kept in self.sides.items():
             out[f"{side}.best_value"] = torch.stack([k.best_value for k in kept])
             for name in ("best_place", "strata", "histogram", "clusters"):
-                out[f"{side}.{name}"] = torch.stack([getattr(k, name) for k in kept]).int()
+                out[f"{side}.{name}"] = torch.stack([getattr(k, name) for k in kept]).round().int()
             shape = (len(SIGNS), self.width, len(SAMPLED), KEPT)
             out[f"{side}.band_place"] = torch.stack([k.bands.place for k in kept]).view(shape)
             out[f"{side}.band_value"] = torch.stack([k.bands.value for k in kept]).view(shape)

@@ -3,7 +3,7 @@
 Raise VERSION when a constant or a definition changes: scores of different versions are never compared.
 """
 
-VERSION = 2
+VERSION = 3
 
 # Documents, near copies and sides
 SALT = "lamplighter-1"
@@ -24,6 +24,7 @@ FIRES = 0.5            # a unit fires where y ≥ FIRES × P
 MIN_FIRINGS = 10       # on the score side, or every score is undefined
 MIN_CLUSTERS = 8
 STRATA = (0.8, 0.5, 0.25, 0.1)       # lower edges of y/P; below the last lies the rest
+LOW_TOKENS = 8192      # tokens of a side, drawn by hash, in which y below FIRES × P is counted and kept
 BANDS = ("top", "high", "mid", "boundary", "low", "random")
 
 # Minimal examples and substitution

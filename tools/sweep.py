@@ -39,7 +39,7 @@ from .units import UnitId, parse_site
 STEP = measures.WINDOW - 1       # tokens of text in a window
 RANDOM = 64                      # random positions a side, read for every unit
 PER_BAND = 12                    # exemplars a band that are handed out
-FORMAT = 4
+FORMAT = 5
 
 Place = tuple[int, int]
 Progress = Callable[[str, int, int], None]
@@ -426,7 +426,7 @@ def _pass(subject: Subject, documents: list[Read], sites: Sequence[str], progres
         drawn = np.zeros(length, dtype=bool)
         drawn[np.argsort(keys)[:RANDOM]] = True
         for keeper in kept.values():
-            keeper.begin(side)
+            keeper.begin(side, length)
         at = 0
         for rows, document, cluster in _batches(mine, subject.sink):
             n = len(document)

@@ -15,6 +15,7 @@ from torch import Tensor
 from lamplighter.tools import measures
 from lamplighter.tools.collect import (
     BINS,
+    EVERYWHERE,
     KEPT,
     LOWEST,
     PER_OCTAVE,
@@ -175,7 +176,13 @@ class Text:
         for a, b in zip([0, *cuts], [*cuts, len(self.y)], strict=True):
             if a < b:
                 arrays = (place[a:b].astype(np.int32), key[a:b], self.document[a:b], self.cluster[a:b])
-                side.add(self.y[a:b], *(torch.as_tensor(array) for array in arrays))
+                where, hashed, document, cluster = (torch.as_tensor(array) for array in arrays)
+                y = self.y[a:b]
+                side.documents(y, where, document, cluster)
+                drawn = (hashed < side.share)[:, None]
+                enters = (y >= side.least(EVERYWHERE)) | (drawn & (y >= side.least(measures.STRATA[-1])))
+                rows, units = torch.nonzero(enters, as_tuple=True)
+                side.keep(units, y[rows, units], hashed[rows], where[rows])
         side.close()
         return side
 
@@ -240,6 +247,49 @@ def test_a_side_read_at_a_frozen_peak(seed: int, documents: int, n: int, firings
         assert side.firings is not None
         assert held_places(side.firings, unit) == set(fires[np.argsort(keys[fires])][:firings].tolist())
         assert int(side.clusters[unit]) == len(set(text.cluster[fires].tolist()))
+
+
+@given(SEEDS, st.integers(5, 40), st.sampled_from([0.1, 0.3, 0.7]))
+@settings(max_examples=30, deadline=None)
+def test_firings_are_all_counted_and_what_is_below_is_drawn(seed: int, documents: int, share: float) -> None:
+    """At a frozen peak: the counts below 0.5 P are those of the drawn places / share, and only these are kept."""
+    text = Text.drawn(seed, documents)
+    peak = text.feed(Side(3, CPU, None, 0)).scale()
+    every = text.feed(Side(3, CPU, peak, 300))
+    drawn = text.feed(Side(3, CPU, peak, 300, share=share), text.cuts(seed, 5))
+    key = position_key(np.arange(len(text.y))).astype(np.float32)
+    groups = torch.arange(len(every.bands.place)) % len(SAMPLED)
+    for band, name in enumerate(SAMPLED):
+        full, some = every.bands.place[groups == band], drawn.bands.place[groups == band]
+        if name in ("high", "mid"):
+            assert torch.equal(every.strata[:, band], drawn.strata[:, band]) and torch.equal(full, some)
+            continue
+        low, high = measures.STRATA[band] * peak, measures.STRATA[band - 1] * peak
+        drawn_ones = torch.as_tensor(key < share)[:, None]
+        inside = (text.y >= low) & (text.y < high)
+        near = inside & (text.y >= peak * EVERYWHERE)         # the bin below what fires is counted everywhere
+        count = near.sum(dim=0) + (inside & ~near & drawn_ones).sum(dim=0).double() / share
+        assert torch.allclose(drawn.strata[:, band], count)
+        inside = inside & drawn_ones
+        for unit in range(3):
+            own = torch.nonzero(inside[:, unit])[:, 0].numpy()
+            wanted = own[np.argsort(key[own])][:KEPT]
+            assert sorted(p for p in some[unit].tolist() if p >= 0) == sorted(wanted.tolist())
+    assert torch.equal(every.firings.place, drawn.firings.place)  # type: ignore[union-attr]
+
+
+def test_what_once_fired_and_no_longer_does_stays_only_if_it_was_drawn() -> None:
+    """As the peak grows, members of a firing band move to a low one; its members must be a sample all the same."""
+    y = np.concatenate([np.full(400, 1.0), np.full(10, 3.0)])
+    documents = np.concatenate([np.repeat(np.arange(10), 40), np.arange(10, 20)])
+    side = Text(torch.tensor(y, dtype=torch.float32)[:, None], documents, documents).feed(
+        Side(1, CPU, None, 0, share=0.05), [400]
+    )
+    kept = [p for p in side.bands.place[SAMPLED.index("boundary")].tolist() if p >= 0]
+    key = position_key(np.arange(len(y))).astype(np.float32)
+    assert kept and all(key[p] < 0.05 for p in kept)
+    naive = sorted(range(400), key=lambda p: key[p])[:KEPT]       # what moving all of them would leave
+    assert set(kept) < set(naive)
 
 
 def test_a_value_on_the_edge_belongs_to_the_band_above() -> None:
