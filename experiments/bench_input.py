@@ -10,6 +10,8 @@ rules     the same units: held-out F1 of the playbook's rules against the loop's
 corrupted true rules of planted units beside the same with a quarter of their places dropped or added: each headline
           falls, with its paired interval above 0, for at least 90 % of units.
 permuted  60 units of the same model with permuted weights through the same pipeline: at most 5 % are accepted.
+sweep     best documents and moments within 1.15 of the bare forward pass, everything within 1.35, memory that does not
+          grow with the text, and faster than the same through transformer-lens and nnsight.
 split     near copies injected into the corpus land on one side, and no run of 13 tokens is on two.
 """
 
@@ -19,8 +21,9 @@ from .input_planted import planted
 from .input_real import real
 from .input_rules import rules
 from .input_sides import split
+from .input_sweep import sweep
 from .report import Parts
 
-PARTS: Parts = {part.__name__: part for part in (planted, real, rules, corrupted, permuted, split)}
+PARTS: Parts = {part.__name__: part for part in (planted, real, rules, corrupted, permuted, sweep, split)}
 
 __all__ = ["PARTS"]

@@ -207,14 +207,20 @@ class Site:
         self, side: str, x: Tensor, place: Tensor, key: Tensor, document: Tensor, cluster: Tensor, drawn: Tensor
     ) -> None:
         """Takes raw activations x [N, U]; `drawn` [N] marks the side's random positions."""
+        self._moments(side, x, place, drawn)
+        for kept in self.sides[side]:
+            kept.documents(x, place, document, cluster)
+        self._bands(side, x, place, key)
+
+    def _moments(self, side: str, x: Tensor, place: Tensor, drawn: Tensor) -> None:
         if side == "explain":
             self.sum += x.sum(dim=0)
             self.squares += x.square().sum(dim=0)
             self.count += len(x)
         for row in torch.nonzero(drawn)[:, 0].tolist():
             self.random[side].append((int(place[row]), x[row].clone()))
-        for kept in self.sides[side]:
-            kept.documents(x, place, document, cluster)
+
+    def _bands(self, side: str, x: Tensor, place: Tensor, key: Tensor) -> None:
         everywhere = self._reaching(side, x, EVERYWHERE)
         near = torch.nonzero(key < self.share)[:, 0]
         rows, units, value = self._reaching(side, x[near], measures.STRATA[-1], EVERYWHERE)

@@ -428,7 +428,7 @@ def _pass(subject: Subject, documents: list[Read], sites: Sequence[str], progres
         for keeper in kept.values():
             keeper.begin(side, length)
         at = 0
-        for rows, document, cluster in _batches(mine, subject.sink):
+        for rows, document, cluster in batches(mine, subject.sink):
             n = len(document)
             passed = subject.run(rows, read=sites)
             real = passed.mask.clone()
@@ -446,7 +446,7 @@ def _pass(subject: Subject, documents: list[Read], sites: Sequence[str], progres
     return kept
 
 
-def _batches(documents: list[Read], sink: int) -> Iterator[tuple[list[list[int]], np.ndarray, np.ndarray]]:
+def batches(documents: Sequence[Read], sink: int) -> Iterator[tuple[list[list[int]], np.ndarray, np.ndarray]]:
     """Windows in reading order with the document and cluster number of each of their tokens."""
     rows: list[list[int]] = []
     document: list[int] = []

@@ -1,20 +1,31 @@
 """The parts of bench_input, on the answer key: the oracle, the published loop, and what counts as confirmed."""
 
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from lamplighter.experiments import input_planted, input_real
-from lamplighter.experiments.input_planted import is_smallest, playbook_rule
+from lamplighter.experiments.by_playbook import playbook_rule
+from lamplighter.experiments.input_corrupted import SHARE, spoil
+from lamplighter.experiments.input_permuted import permuted_subject
+from lamplighter.experiments.input_planted import is_smallest
 from lamplighter.experiments.input_real import _confirmed, _Label
+from lamplighter.experiments.input_rules import Scored, _tables, f1_of
+from lamplighter.experiments.input_sweep import _Best, _keep, _own
 from lamplighter.experiments.language import language
 from lamplighter.experiments.plant import SITE, PlantedUnit, plant
-from lamplighter.experiments.published import BEHIND, published_loop
+from lamplighter.experiments.published import BEHIND, graph_fires, published_loop
 from lamplighter.experiments.report import at_least
+from lamplighter.tools.collect import Site
 from lamplighter.tools.corpus import load_corpus
+from lamplighter.tools.labels import ScoreSide, Truth
 from lamplighter.tools.prune import minimal_example
-from lamplighter.tools.rules import Rule
+from lamplighter.tools.rules import Rule, Text
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.sweep import make_sweep
 from lamplighter.tools.units import UnitId
@@ -130,3 +141,105 @@ def test_units_are_drawn_by_the_seed_evenly_over_the_sites(own: Subject, tmp_pat
     assert first == again != other and len(set(first)) == 7
     assert sorted([sum(u.site == s for u in first) for s in sweep.sites]) == [3, 4]
     assert at_least("n", float(len(first)), 7, 7).holds
+
+
+def test_a_path_of_the_graph_holds_each_important_token_at_its_distance(own: Subject) -> None:
+    """And nothing else: what stands between is ignored, and a path that reaches beyond the window is none."""
+    loop = published_loop(own, Masked(), unit_of(2), text(own, *FILL[:6], B, A), 8)
+    assert loop.patterns == ((A, ((1, B),)),)
+    rows = [text(own, B, A), text(own, B, C, A), text(own, A), text(own, D, FILL[0], B, A, A)]
+    found = graph_fires([loop, loop], Text.of(own, rows))
+    assert np.flatnonzero(found).tolist() == [2, 13]
+    alone = published_loop(own, Masked(), unit_of(0), text(own, *FILL[:6], A), 7)
+    assert alone.patterns == ((A, ()),)
+    assert np.flatnonzero(graph_fires([alone], Text.of(own, rows))).tolist() == [2, 6, 8, 13, 14]
+
+
+def test_accepted_substitutes_are_paths_too(own: Subject) -> None:
+    loop = published_loop(own, Masked(word(D), word(C)), unit_of(0), text(own, *FILL[:6], A), 7)
+    assert loop.patterns == ((A, ()), (D, ()))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from lamplighter.experiments.planted import make_key
+
+    folder = tmp_path_factory.mktemp("swept")
+    key = make_key(5, "gpt2", 3)
+    corpus = load_corpus(str(key.write(folder / "texts", tokens=60_000).parent))
+    return key, make_sweep(key.subject, corpus, [SITE], folder)
+
+
+def test_f1_of_a_prediction_is_that_of_a_count(swept: Any) -> None:
+    """The true rule has 1; without half of its places the F1 of a count by hand; nothing has 0."""
+    key, sweep = swept
+    side = ScoreSide.of(key.subject, sweep, [])
+    for unit in key.units[:2]:
+        truth = Truth.of(key.subject, sweep, unit.id, side)
+        said = unit.rule.predict_flat(side.text.text)
+        assert f1_of(key.subject, sweep, unit.id, side, truth, said) == 1
+        places = np.flatnonzero(said)
+        assert len(places) == truth.firings
+        said[places[::2]] = 0
+        recall = np.isin(truth.rows, places[1::2]).mean()
+        assert f1_of(key.subject, sweep, unit.id, side, truth, said) == pytest.approx(2 * recall / (1 + recall))
+        assert f1_of(key.subject, sweep, unit.id, side, truth, np.zeros(len(said))) == 0
+
+
+def test_no_rule_counts_zero_in_the_paired_difference() -> None:
+    """Ten units of equal F1 would have a difference of 0; that no rule was made pulls it below."""
+    scored = [Scored(unit_of(n), 0.6 if n % 2 else 0.0, 0.5, None, bool(n % 2)) for n in range(10)]
+    tables, (claim,) = _tables(scored, 12, 0)
+    assert claim.value == pytest.approx(-0.2) and claim.n == 10 and claim.holds is False
+    (row,) = tables["held-out F1"]
+    assert (row["units"], row["rules made"], row["F1, rules"]) == (10, 5, pytest.approx(0.3))
+    better = [Scored(unit_of(n), 0.9, 0.5, 0.7, True) for n in range(10)]
+    assert _tables(better, 10, 0)[1][0].holds is True
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_a_quarter_is_dropped_and_a_quarter_added(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    keep = draw.random(5000) < 0.9
+    said = keep & (draw.random(5000) < 0.1)
+    dropped, added = spoil(said, keep, seed)
+    count = round(SHARE * said.sum())
+    assert (said & ~dropped).sum() == count and not (dropped & ~said).any()
+    assert (added & ~said).sum() == count and not (said & ~added).any() and not (added & ~keep).any()
+    assert not np.array_equal(dropped, spoil(said, keep, seed + 1)[0])
+
+
+def test_permuted_weights_are_the_same_numbers_elsewhere(own: Subject) -> None:
+    subject = Subject.wrap(copy.deepcopy(own.model), own.tokenizer, "own")
+    mixed = permuted_subject(subject, 3)
+    assert mixed.name == "own-permuted" and mixed.digest != own.digest and mixed.holds("read")
+    before, after = dict(own.model.named_parameters()), dict(mixed.model.named_parameters())
+    for name, weight in before.items():
+        assert torch.equal(weight.flatten().sort().values, after[name].flatten().sort().values), name
+        alike = bool((weight == weight.flatten()[0]).all())
+        assert torch.equal(weight, after[name]) == (weight.dim() < 2 or alike), name
+    again = permuted_subject(Subject.wrap(copy.deepcopy(own.model), own.tokenizer, "own"), 3)
+    assert again.digest == mixed.digest
+
+
+def test_best_documents_alone_are_those_of_the_whole_sweep(own: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way that keeps less keeps the same of it; every way is fed the same batches."""
+    kept: dict[str, list[Site]] = {"best": [], "whole": []}
+    rows = [text(own, *np.random.default_rng(n).choice(FILL + (A, B, D), 63).tolist()) for n in range(6)]
+    count = 6 * 63
+    batch: Any = SimpleNamespace(
+        rows=rows, place=torch.arange(count, dtype=torch.int32), key=torch.rand(count),
+        document=torch.arange(6).repeat_interleave(63), cluster=torch.arange(6).repeat_interleave(63),
+    )  # fmt: skip
+    for name, kind in (("best", _Best), ("whole", Site)):
+        made = kept[name]
+
+        def make(*given: Any, kind: Any = kind, made: list[Site] = made) -> Site:
+            made.append(kind(*given))
+            return made[-1]
+
+        _keep(own, [SITE], make, _own(own, [SITE]), [batch])  # type: ignore[arg-type]
+    best, whole = (kept[name][0].tensors() for name in ("best", "whole"))
+    for name in ("peak", "mean", "std", "explain.best_place"):
+        assert torch.equal(best[name], whole[name])
+    assert whole["explain.strata"].sum() > 0 == best["explain.strata"].sum()

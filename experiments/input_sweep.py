@@ -1,0 +1,204 @@
+"""What a sweep of every MLP site costs beside the bare forward pass, and the same content through other libraries.
+
+All ways pass the same batches of windows through the same weights, in turn, and all but the bare one keep what a sweep
+keeps of the explain side. transformer-lens and nnsight are the extra `rivals`; without them their claims are not
+measured.
+"""
+
+import gc
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..tools.collect import Site, position_key
+from ..tools.corpus import load_corpus
+from ..tools.measures import WINDOW
+from ..tools.subject import Subject
+from ..tools.sweep import apart, batches, tokenise
+from .report import Claim, Part, Progress, at_most
+
+MODEL, TOKENS, RUNS = "smollm2-135m", 40_000, 5
+LONG = 120_000         # tokens of the explain side of a usual sweep, which sets the share of what is sampled
+FEW = 8                # sites of the pass whose memory is measured
+RIVALS = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
+
+Readings = Callable[[list[list[int]]], Iterator[tuple[str, Tensor]]]     # of rows, all of one length: [rows, T, width]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    rows: list[list[int]]
+    place: Tensor
+    key: Tensor
+    document: Tensor
+    cluster: Tensor
+
+
+class _Best(Site):
+    """Keeps the moments and each unit's best documents on both sides, and no bands."""
+
+    def _bands(self, side: str, x: Tensor, place: Tensor, key: Tensor) -> None:
+        pass
+
+
+def sweep(folder: Path, seed: int, size: float, progress: Progress) -> Part:
+    """Seconds of each way over the same tokens, in turn; the median of the runs and of each run's ratio to bare."""
+    tokens = max(4096, round(size * TOKENS))
+    subject = Subject.load(MODEL)
+    sites = [f"{layer}-mlp" for layer in range(subject.n_layers)]
+    work = _work(subject, tokens, progress)
+    ways: dict[str, Callable[[], None]] = {
+        "bare forward pass": lambda: _bare(subject, work),
+        "moments and best documents": lambda: _keep(subject, sites, _Best, _own(subject, sites), work),
+        "everything": lambda: _keep(subject, sites, Site, _own(subject, sites), work),
+    }
+    for name, module in RIVALS.items():
+        if find_spec(module) is not None:
+            other = (_transformer_lens if module == "transformer_lens" else _nnsight)(sites)
+            ways[f"everything, {name}"] = lambda other=other: _keep(subject, sites, Site, other, work)  # type: ignore[misc]
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for run in range(RUNS + 1):     # the first, which warms up, is not counted
+        for number, (name, way) in enumerate(ways.items()):
+            progress("runs", run * len(ways) + number, (RUNS + 1) * len(ways))
+            gc.collect()
+            start = time.perf_counter()
+            way()
+            if run:
+                seconds[name].append(time.perf_counter() - start)
+    return _tables(seconds, sum(len(b.place) for b in work), _peaks(tokens))
+
+
+def _work(subject: Subject, tokens: int, progress: Progress) -> list[_Batch]:
+    """Batches of whole windows of explain text."""
+    found: list[_Batch] = []
+    first = 0
+    documents = apart("builtin", tokenise(subject, load_corpus("builtin"), None, progress))
+    for rows, document, cluster in batches([d for d in documents if d.side == "explain"], subject.sink):
+        full = [len(row) == WINDOW for row in rows]
+        kept = np.repeat(full, [len(row) - 1 for row in rows])
+        whole = [row for row, is_full in zip(rows, full, strict=True) if is_full]
+        if not whole:
+            continue
+        place = np.arange(first, first + int(kept.sum()), dtype=np.int32)
+        first += len(place)
+        arrays = (place, position_key(place).astype(np.float32), document[kept], cluster[kept])
+        found.append(_Batch(whole, *(torch.as_tensor(array) for array in arrays)))
+        if first >= tokens:
+            break
+    return found
+
+
+def _bare(subject: Subject, work: Sequence[_Batch]) -> None:
+    with torch.inference_mode():
+        for batch in work:
+            subject.model.base_model(input_ids=torch.tensor(batch.rows, device=subject.device), use_cache=False)
+
+
+def _keep(
+    subject: Subject, sites: Sequence[str], kind: type[Site], readings: Readings, work: Sequence[_Batch]
+) -> None:
+    kept = {site: kind(subject.width(site), subject.device) for site in sites}
+    for keeper in kept.values():
+        keeper.begin("explain", LONG)
+    for batch in work:
+        drawn = torch.zeros(len(batch.place), dtype=torch.bool)
+        for site, x in readings(batch.rows):
+            flat = x[:, 1:].flatten(0, 1).float()
+            kept[site].add("explain", flat, batch.place, batch.key, batch.document, batch.cluster, drawn)
+    for keeper in kept.values():
+        keeper.end("explain")
+
+
+def _own(subject: Subject, sites: Sequence[str]) -> Readings:
+    def read(rows: list[list[int]]) -> Iterator[tuple[str, Tensor]]:
+        yield from subject.run(rows, read=sites).readings.items()
+
+    return read
+
+
+def _transformer_lens(sites: Sequence[str]) -> Readings:
+    from transformer_lens.model_bridge import TransformerBridge  # type: ignore[import-not-found]
+
+    own = Subject.load(MODEL)
+    bridge = TransformerBridge.boot_transformers(MODEL, hf_model=own.model, tokenizer=own.tokenizer, device="cpu")
+
+    def read(rows: list[list[int]]) -> Iterator[tuple[str, Tensor]]:
+        found: dict[str, Tensor] = {}
+        hooks = [
+            (f"blocks.{site.split('-')[0]}.mlp.out.hook_in", lambda x, hook, site=site: found.__setitem__(site, x))
+            for site in sites
+        ]
+        with torch.inference_mode():
+            bridge.run_with_hooks(torch.tensor(rows), return_type=None, fwd_hooks=hooks)
+        yield from found.items()
+
+    return read
+
+
+def _nnsight(sites: Sequence[str]) -> Readings:
+    from nnsight import NNsight  # type: ignore[import-not-found]
+
+    model = NNsight(Subject.load(MODEL).model)
+
+    def read(rows: list[list[int]]) -> Iterator[tuple[str, Tensor]]:
+        layers = [int(site.split("-")[0]) for site in sites]
+        with torch.inference_mode(), model.trace(torch.tensor(rows)):
+            found = [model.model.layers[layer].mlp.down_proj.input.save() for layer in layers]
+        yield from zip(sites, found, strict=True)
+
+    return read
+
+
+def _peaks(tokens: int) -> list[int]:
+    """Peak memory in bytes of a pass over a tenth of the tokens and over all, each in a process of its own."""
+    found = []
+    for count in (tokens // 10, tokens):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found.append(pool.apply(_peak, (count,)))
+    return found
+
+
+def _peak(tokens: int) -> int:
+    subject = Subject.load(MODEL)
+    sites = [f"{layer}-mlp" for layer in range(FEW)]
+    work = _work(subject, tokens, lambda *_: None)
+    _keep(subject, sites, Site, _own(subject, sites), work)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _tables(seconds: dict[str, list[float]], tokens: int, peaks: Sequence[int]) -> Part:
+    bare, everything = (np.array(seconds[name]) for name in ("bare forward pass", "everything"))
+    rows: list[dict[str, Any]] = [
+        {
+            "way": name, "tokens": tokens, "runs": len(found), "median seconds": float(np.median(found)),
+            "median ratio to bare": float(np.median(found / bare)), "lowest": float((found / bare).min()),
+            "highest": float((found / bare).max()),
+        }
+        for name, found in ((name, np.array(values)) for name, values in seconds.items())
+    ]  # fmt: skip
+    best = np.array(seconds["moments and best documents"])
+    claims = [
+        at_most("best documents and moments / bare", float(np.median(best / bare)), 1.15, len(bare)),
+        at_most("everything / bare", float(np.median(everything / bare)), 1.35, len(bare)),
+        at_most("peak memory, ten times the tokens / one", peaks[1] / peaks[0], 1.1, 2),
+    ]
+    for name in RIVALS:
+        other = seconds.get(f"everything, {name}")
+        if other is None:
+            claims.append(Claim(f"everything / {name} (not installed)", None, 0, "at most 1", None))
+        else:
+            claims.append(at_most(f"everything / {name}", float(np.median(everything / np.array(other))), 1.0, RUNS))
+    memory = [{"tokens": what, "peak MB": peak / 1e6} for what, peak in zip(("a tenth", "all"), peaks, strict=True)]
+    return {"sweep": rows, "peak memory": memory}, claims
+
+
+__all__ = ["sweep"]
