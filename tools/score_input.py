@@ -66,13 +66,17 @@ def score_input(
     `f1` carries floors, references and, in details, precision, recall, counts, what was dropped, the cost, `margin` =
     F1 − highest floor with its interval, and `p`: of "F1 > .5 and F1 > every floor", the larger of the two one-sided
     bootstrap p values (an intersection–union test). Every score is undefined, with the reason, if fewer than 10
-    firings or 8 clusters with one are left. Raises Refused at a second read.
+    firings or 8 clusters with one are left. Raises Refused at a second read. With each score stand the digests of the
+    sides, the share of their 13-token runs that stand in explain as well, and the version of the constants.
     """
     if not claim(hypothesis):
         raise Refused(
             f"the score side was already read for explanation {hypothesis} and is read once; submit a new explanation."
         )
-    keys = {"sweep": sweep.digest, "measures": measures.VERSION, "seed": seed}
+    keys = {
+        "sweep": sweep.digest, "sides": sweep.side_digests, "overlap": sweep.facts["overlap"],
+        "measures": measures.VERSION, "seed": seed,
+    }  # fmt: skip
     record = partial(
         Score, unit=unit.bare, sign=unit.sign, hypothesis=hypothesis, side="score", provenance=keys
     )

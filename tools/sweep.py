@@ -122,6 +122,14 @@ class Sweep:
     def sink(self) -> int:
         return int(self.facts["sink"])
 
+    @cached_property
+    def side_digests(self) -> dict[str, str]:
+        """sha256 over the documents of each side in order, as ids: equal digests were read as equal text."""
+        totals = {side: hashlib.sha256() for side in measures.SIDES}
+        for d in self.documents:
+            totals[d.side].update(f"{d.length}:".encode() + self.tokens[d.start : d.start + d.length].tobytes())
+        return {side: total.hexdigest()[:16] for side, total in totals.items()}
+
     def side(self, side: str) -> list[int]:
         """Numbers of the documents of a side."""
         return [i for i, document in enumerate(self.documents) if document.side == side]

@@ -23,7 +23,9 @@ from lamplighter.store import records
 from lamplighter.store.records import Evidence, Failure, Refused, Score, Verdict
 from lamplighter.store.work import Busy, worker_id
 from lamplighter.testing import ScriptedEndpoint
+from lamplighter.tools import measures
 from lamplighter.tools.subject import Subject
+from lamplighter.tools.sweep import Sweep
 from lamplighter.tools.toolbox import REGISTRY
 
 QUICK = "0-mlp/3,0-mlp/4"     # abstained on within a second
@@ -123,7 +125,10 @@ def test_the_run_the_model_and_the_sweep_are_recorded(finished: Any, project: An
     (model,) = home.findings.read(records.Model)
     assert sweep.corpus == project.corpus and sum(sweep.documents.values()) == 300
     assert model.name == project.model and model.architecture == "llama" and "ablate" in model.tools
-    assert {s.provenance["sweep"] for s in home.findings.read(Score)} == {sweep.digest}
+    told = [s.provenance for s in home.findings.read(Score)]
+    swept = Sweep(home.path / "sweeps" / sweep.digest)
+    assert told and all((p["sweep"], p["sides"]) == (sweep.digest, swept.side_digests) for p in told)
+    assert all((p["overlap"]["score"], p["measures"]) == (0, measures.VERSION) for p in told)
 
 
 def test_it_tells_how_it_goes(finished: Any) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -50,6 +50,8 @@ class MadeUp:
     7s, and fires at a few places for no reason; y elsewhere is noise."""
 
     digest = "made-up"
+    side_digests = dict.fromkeys(measures.SIDES, "made-up")
+    facts: ClassVar[dict[str, Any]] = {"overlap": {"tune": 0.0, "score": 0.0}}
 
     def __init__(self, documents: int = 240, seed: int = 0, target: float = 0.02, stray: float = 0.001) -> None:
         generator = np.random.default_rng(seed)

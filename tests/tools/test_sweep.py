@@ -183,6 +183,20 @@ def test_a_document_is_longer_than_two_batches(case: Case) -> None:
 # Numbers
 
 
+def test_a_side_has_the_digest_of_its_own_text(case: Case) -> None:
+    """Of the documents' ids in order, their ends included; another token on one side changes that side's alone."""
+    known, swept = case.sweep.side_digests, Sweep(case.sweep.folder)
+    assert swept.side_digests == known and len(set(known.values())) == 3
+    for side in measures.SIDES:
+        parts = [swept.documents[n] for n in swept.side(side)]
+        text = b"".join(f"{d.length}:".encode() + swept.tokens[d.start : d.start + d.length].tobytes() for d in parts)
+        assert hashlib.sha256(text).hexdigest().startswith(known[side])
+    other = Sweep(case.sweep.folder)
+    other.tokens[other.documents[other.side("tune")[0]].start] += 1
+    changed = other.side_digests
+    assert [side for side in measures.SIDES if changed[side] != known[side]] == ["tune"]
+
+
 def test_peak_is_the_mean_of_the_ten_best_documents(case: Case) -> None:
     for unit in case.units:
         known = case.sweep.statistics(unit)
