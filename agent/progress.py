@@ -46,6 +46,9 @@ class Live(AbstractContextManager["Live"]):
         key = ATLAS if what == ATLAS else "sweep"
         self._show(key, key, done, total, f"{what}: {done:,} of {total:,} tokens, {rate:,.0f} a second")
 
+    def counting(self, what: str, done: int, total: int) -> None:
+        self._show(what, what, done, total, f"{done} of {total}")
+
     def picked(self, unit: str, why: str) -> None:
         self._bars.console.print(Text(f"{unit}: {why}"))
 
@@ -84,6 +87,9 @@ class Lines(AbstractContextManager["Lines"]):
             return
         rate = done / max(time.monotonic() - self._began, 1e-9)
         self._now_and_then("sweep", f"sweep, {what}: {done:,} of {total:,} tokens, {rate:,.0f} a second", done == total)
+
+    def counting(self, what: str, done: int, total: int) -> None:
+        self._now_and_then(what, f"{what}: {done} of {total}")
 
     def picked(self, unit: str, why: str) -> None:
         self._say(f"{unit}: {why}")

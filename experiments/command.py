@@ -1,5 +1,6 @@
 """`lamplighter experiment NAME`: runs a study of this folder and prints its tables and claims."""
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,9 @@ import typer
 
 from ..agent.cli import HomeOption, JsonOption
 from ..agent.config import Home
-from ..agent.progress import progress
+from ..agent.progress import ATLAS, Lines, Live, progress
 from ..store.records import Refused
+from ..tools.measures import SIDES
 from .report import Report
 
 MISSED = 5      # exit code: a claim does not hold
@@ -34,10 +36,16 @@ def experiment(
     report = Report(name)
     with progress() as live:
         for part in chosen:
-            report.add(*parts[part](Home.resolve(home).path / "experiments", seed, size, live.sweeping))
+            report.add(*parts[part](Home.resolve(home).path / "experiments", seed, size, partial(_tell, live)))
     if as_json:
         print(report.to_json())
     else:
         report.show()
     if not report.holds:
         raise typer.Exit(MISSED)
+
+
+def _tell(live: Live | Lines, what: str, done: int, total: int) -> None:
+    """A sweep's own stages count tokens, all else units or runs."""
+    tell = live.sweeping if what in (*SIDES, ATLAS, "tokenise") else live.counting
+    tell(what, done, total)

@@ -6,10 +6,11 @@ TP = r N true ones among them (`estimate`). Clauses are proposed from what firin
 before them (`propose`, with the words of `lexicon`), and joined greedily (`search_rules`). Then windows that hold the
 proposals are read: their labels correct the precision of every word and clause, and the search is made again.
 
-Chosen is the highest F1 = 2 TP / (M + N) less PRICE an atom, ALTERNATIVE for each word of a list beyond the first,
-and DOUBT × the share of substitution experiments that the rule gets wrong (`trials`). A word of a list counts for what
-firing places in OTHER documents say of it: with k documents TP shrinks by (k − 1) / k, and a word seen once counts
-nothing. Without that, a list of the exemplars' own words would look perfect.
+Chosen is the highest F1 = 2 TP / (M + N) less PRICE an atom, ALTERNATIVE for each word of a list beyond the first that
+no experiment showed to fire, GUESS for each distance that none found, and DOUBT × the share of experiments that the
+rule gets wrong (`trials`). A word of a list counts for what firing places in OTHER documents say of it: with k
+documents TP shrinks by (k − 1) / k, and a word seen once counts nothing. Without that, a list of the exemplars' own
+words would look perfect.
 """
 
 from collections import Counter

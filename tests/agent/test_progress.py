@@ -51,3 +51,13 @@ def test_bars_show_text_and_vocabulary_apart(clock: Callable[[float], None]) -> 
         "sweep": (5000, 5000, "score: 5,000 of 5,000 tokens, 50 a second"),
         "atlas": (400, 400, "atlas: 400 of 400 tokens, 100 a second"),
     }
+
+
+def test_what_is_no_text_is_counted_without_a_pace(
+    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Lines() as live:
+        for done in range(3):
+            live.counting("units", done, 3)
+            clock(6)
+    assert capsys.readouterr().err.splitlines() == ["units: 0 of 3", "units: 2 of 3"]
