@@ -148,11 +148,13 @@ def _nnsight(sites: Sequence[str]) -> Readings:
     from nnsight import NNsight  # type: ignore[import-not-found]
 
     model = NNsight(Subject.load(MODEL).model)
+    layers = [int(site.split("-")[0]) for site in sites]
 
     def read(rows: list[list[int]]) -> Iterator[tuple[str, Tensor]]:
-        layers = [int(site.split("-")[0]) for site in sites]
-        with torch.inference_mode(), model.trace(torch.tensor(rows)):
-            found = [model.model.layers[layer].mlp.down_proj.input.save() for layer in layers]
+        found: list[Tensor] = []
+        with torch.inference_mode(), model.trace(torch.tensor(rows)):      # the body's source is read and run
+            for layer in layers:
+                found.append(model.model.layers[layer].mlp.down_proj.input.save())
         yield from zip(sites, found, strict=True)
 
     return read
