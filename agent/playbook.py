@@ -34,7 +34,7 @@ class Playbook:
         self.provenance: dict[str, Any] = {}
         self._induce = induce
         self._offered = offered
-        self._drafts: dict[tuple[str, ...], Induced] = {}
+        self._made: dict[tuple[UnitId, tuple[str, ...]], Induced] = {}
 
     def decide(self, state: State) -> Action:
         """The first experiment in order that has not been done, else what the inducer concludes."""
@@ -45,13 +45,18 @@ class Playbook:
     def _tests(self, state: State) -> Iterator[Call]:
         """What tests the parts of the rule that all other evidence suggests."""
         evidence = [e for e in state.get("evidence", []) if e.ok]
-        known = tuple(e.id for e in evidence if not _is_test(e))
-        if known not in self._drafts:
-            self._drafts = {known: self._induce(state["unit"], [e for e in evidence if not _is_test(e)])}
-        yield from tests(self._drafts[known].words, evidence)
+        draft = self._induced(state["unit"], [e for e in evidence if not _is_test(e)])
+        yield from tests(draft.words, evidence)
+
+    def _induced(self, unit: UnitId, evidence: Sequence[Evidence]) -> Induced:
+        """What the inducer makes of the evidence; made once, since a draft that needs no test is the conclusion."""
+        known = unit, tuple(e.id for e in evidence)
+        if known not in self._made:
+            self._made[known] = self._induce(unit, evidence)
+        return self._made[known]
 
     def conclude(self, state: State) -> Submit | Abstain:
-        made = self._induce(state["unit"], [e for e in state.get("evidence", []) if e.ok])
+        made = self._induced(state["unit"], [e for e in state.get("evidence", []) if e.ok])
         if made.rule is None or made.sentence is None:
             return Abstain(made.reason)
         return Submit(made.sentence, made.rule, made.reason)

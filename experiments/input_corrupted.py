@@ -11,13 +11,12 @@ import numpy as np
 
 from ..tools import stats
 from ..tools.collect import position_key
-from ..tools.corpus import load_corpus
 from ..tools.labels import Flags, Judged, ScoreSide, Truth
 from ..tools.score_input import match_scores, match_totals
-from ..tools.sweep import Sweep, make_sweep
-from .input_planted import MODELS, TOKENS, UNITS
-from .plant import SITE, PlantedUnit
-from .planted import AnswerKey, make_key
+from ..tools.sweep import Sweep
+from .input_planted import planted_models
+from .plant import PlantedUnit
+from .planted import AnswerKey
 from .report import Part, Progress, at_least
 
 SHARE = 0.25
@@ -36,15 +35,10 @@ class _Unit:
 def corrupted(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     """Every planted unit that can be scored, with its true rule."""
     found: list[_Unit] = []
-    models = max(1, round(size * MODELS))
-    for number in range(models):
-        shape = ("gpt2", "llama")[number % 2]
-        key = make_key(seed * MODELS + number, shape, UNITS)
-        corpus = load_corpus(str(key.write(folder / f"planted-{shape}-{key.seed}", tokens=TOKENS).parent))
-        sweep = make_sweep(key.subject, corpus, [SITE], folder)
+    for key, sweep in planted_models(folder, seed, size):
         side = ScoreSide.of(key.subject, sweep, [])
         for done, unit in enumerate(key.units):
-            progress(f"{shape} {key.seed}", done, len(key.units))
+            progress(f"{key.shape} {key.seed}", done, len(key.units))
             truth = Truth.of(key.subject, sweep, unit.id, side)
             if unit.rule is not None and truth.shortage is None:
                 found.append(_spoilt(key, sweep, side, truth, unit, seed))

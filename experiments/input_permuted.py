@@ -9,26 +9,23 @@ import torch
 from ..agent import verdict
 from ..agent.config import MASKED_LM
 from ..store.records import Score
-from ..tools.corpus import load_corpus
 from ..tools.floors import MakeRule, floor_rules
 from ..tools.induce import induce
 from ..tools.masked import MaskedLM
 from ..tools.rules import Rule
 from ..tools.score_input import score_input
 from ..tools.subject import Subject
-from ..tools.sweep import Sweep, make_sweep
+from ..tools.sweep import Sweep
 from ..tools.units import UnitId
 from .by_playbook import playbook_rule
-from .input_real import LAYERS, MODEL, TOKENS, UNITS, draw_units
+from .input_real import MODEL, real_units
 from .report import Part, Progress, at_most
 
 
 def permuted(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     """Verdicts on as many units, drawn the same way as in `real`, of the model with permuted weights."""
     subject, masked = permuted_subject(Subject.load(MODEL), seed), MaskedLM.load(MASKED_LM)
-    sites = [f"{layer}-mlp" for layer in LAYERS]
-    sweep = make_sweep(subject, load_corpus("builtin"), sites, folder, TOKENS, progress)
-    units = draw_units(sweep, max(2, round(size * UNITS)), seed)
+    sweep, units = real_units(subject, folder, seed, size, progress)
 
     @cache
     def other(unit: UnitId) -> Rule | None:

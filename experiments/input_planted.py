@@ -6,7 +6,7 @@ every smaller set. Recovered: balanced accuracy of at least .99 on fresh text th
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,14 +44,10 @@ class _Family:
 def planted(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     """Every unit of every model; the table has a row a family."""
     families: dict[str, _Family] = {}
-    models, masked = max(1, round(size * MODELS)), MaskedLM.load(MASKED_LM)
-    for number in range(models):
-        shape = ("gpt2", "llama")[number % 2]
-        key = make_key(seed * MODELS + number, shape, UNITS)
-        corpus = load_corpus(str(key.write(folder / f"planted-{shape}-{key.seed}", tokens=TOKENS).parent))
-        sweep = make_sweep(key.subject, corpus, [SITE], folder)
+    masked = MaskedLM.load(MASKED_LM)
+    for key, sweep in planted_models(folder, seed, size):
         for done, unit in enumerate(key.units):
-            progress(f"{shape} {key.seed}", done, len(key.units))
+            progress(f"{key.shape} {key.seed}", done, len(key.units))
             _put(families.setdefault(unit.family, _Family()), key, sweep, masked, unit)
     rows = [
         {
@@ -69,6 +65,15 @@ def planted(folder: Path, seed: int, size: float, progress: Progress) -> Part:
         at_least("rules recovered by the playbook", _share(recovered, units), 0.95, units),
     ]
     return {"families": rows}, claims
+
+
+def planted_models(folder: Path, seed: int, size: float) -> Iterator[tuple[AnswerKey, Sweep]]:
+    """The models that planted units are taken from, GPT-2 and Llama in turn, each with a sweep of its corpus."""
+    for number in range(max(1, round(size * MODELS))):
+        shape = ("gpt2", "llama")[number % 2]
+        key = make_key(seed * MODELS + number, shape, UNITS)
+        corpus = load_corpus(str(key.write(folder / f"planted-{shape}-{key.seed}", tokens=TOKENS).parent))
+        yield key, make_sweep(key.subject, corpus, [SITE], folder)
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -108,4 +113,4 @@ def is_smallest(subject: Subject, unit: UnitId, ids: Sequence[int]) -> bool:
     return all(value < KEEP * row["peak"] for value in values)
 
 
-__all__ = ["is_smallest", "planted"]
+__all__ = ["is_smallest", "planted", "planted_models"]

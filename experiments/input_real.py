@@ -55,14 +55,21 @@ class _Tried:
 def real(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     """Ours and the loop on the same exemplars, threshold, proposer and number of proposals."""
     subject, masked = Subject.load(MODEL), MaskedLM.load(MASKED_LM)
-    sites = [f"{layer}-mlp" for layer in LAYERS]
-    sweep = make_sweep(subject, load_corpus("builtin"), sites, folder, TOKENS, progress)
-    units = draw_units(sweep, max(2, round(size * UNITS)), seed)
+    sweep, units = real_units(subject, folder, seed, size, progress)
     tried = []
     for number, unit in enumerate(units):
         progress("units", number, len(units))
         tried.append(_try(subject, masked, sweep, unit))
     return _real_tables(tried, seed)
+
+
+def real_units(
+    subject: Subject, folder: Path, seed: int, size: float, progress: Progress
+) -> tuple[Sweep, list[UnitId]]:
+    """The sweep that this and other parts draw their units from, and the units."""
+    sites = [f"{layer}-mlp" for layer in LAYERS]
+    sweep = make_sweep(subject, load_corpus("builtin"), sites, folder, TOKENS, progress)
+    return sweep, draw_units(sweep, max(2, round(size * UNITS)), seed)
 
 
 def draw_units(sweep: Sweep, count: int, seed: int) -> list[UnitId]:
@@ -188,4 +195,4 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-__all__ = ["draw_units", "real"]
+__all__ = ["MODEL", "draw_units", "real", "real_units"]

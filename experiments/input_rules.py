@@ -9,16 +9,15 @@ import numpy as np
 
 from ..agent.config import MASKED_LM
 from ..tools import stats
-from ..tools.corpus import load_corpus
 from ..tools.floors import references
 from ..tools.labels import Judged, ScoreSide, Truth, kept_exemplars
 from ..tools.masked import MaskedLM
 from ..tools.stats import Floats
 from ..tools.subject import Subject
-from ..tools.sweep import Sweep, make_sweep
+from ..tools.sweep import Sweep
 from ..tools.units import UnitId
 from .by_playbook import playbook_rule
-from .input_real import LAYERS, MODEL, TOKENS, UNITS, draw_units
+from .input_real import MODEL, real_units
 from .published import graph_fires, published_loop
 from .report import Claim, Part, Progress
 
@@ -37,9 +36,7 @@ class Scored:
 def rules(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     """The units of the part `real`; those that fire too seldom on the score side to be scored are left out of both."""
     subject, masked = Subject.load(MODEL), MaskedLM.load(MASKED_LM)
-    sites = [f"{layer}-mlp" for layer in LAYERS]
-    sweep = make_sweep(subject, load_corpus("builtin"), sites, folder, TOKENS, progress)
-    units = draw_units(sweep, max(2, round(size * UNITS)), seed)
+    sweep, units = real_units(subject, folder, seed, size, progress)
     side = ScoreSide.of(subject, sweep, [])
     scored = []
     for number, unit in enumerate(units):

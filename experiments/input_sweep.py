@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,14 @@ def sweep(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     sites = [f"{layer}-mlp" for layer in range(subject.n_layers)]
     work = _work(subject, tokens, progress)
     ways: dict[str, Callable[[], None]] = {
-        "bare forward pass": lambda: _bare(subject, work),
-        "moments and best documents": lambda: _keep(subject, sites, _Best, _own(subject, sites), work),
-        "everything": lambda: _keep(subject, sites, Site, _own(subject, sites), work),
+        "bare forward pass": partial(_bare, subject, work),
+        "moments and best documents": partial(_keep, subject, sites, _Best, _own(subject, sites), work),
+        "everything": partial(_keep, subject, sites, Site, _own(subject, sites), work),
     }
     for name, module in RIVALS.items():
         if find_spec(module) is not None:
             other = (_transformer_lens if module == "transformer_lens" else _nnsight)(sites)
-            ways[f"everything, {name}"] = lambda other=other: _keep(subject, sites, Site, other, work)  # type: ignore[misc]
+            ways[f"everything, {name}"] = partial(_keep, subject, sites, Site, other, work)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for run in range(RUNS + 1):     # the first, which warms up, is not counted
         for number, (name, way) in enumerate(ways.items()):

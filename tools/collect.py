@@ -188,18 +188,17 @@ class Site:
         self.squares = torch.zeros(width, dtype=torch.float64, device=device)
         self.count = 0
         self.sink = torch.zeros(width, device=device)
-        self.share = 1.0
         self.peak: list[Tensor] = []
         self.sides: dict[str, list[Side]] = {}
         self.random: dict[str, list[tuple[int, Tensor]]] = {side: [] for side in measures.SIDES}
 
     def begin(self, side: str, tokens: int = 0) -> None:
         """Starts a side of so many tokens; the peaks are frozen by then unless it is the explain side."""
-        self.share = min(1.0, measures.LOW_TOKENS / max(tokens, 1))
+        share = min(1.0, measures.LOW_TOKENS / max(tokens, 1))
         firings = measures.SAMPLE if side == "score" else 0
         peaks: Sequence[Tensor | None] = self.peak or [None] * len(SIGNS)
         self.sides[side] = [
-            Side(self.width, self.device, peak, firings, sign, self.share)
+            Side(self.width, self.device, peak, firings, sign, share)
             for sign, peak in zip(SIGNS, peaks, strict=True)
         ]
 
@@ -222,7 +221,7 @@ class Site:
 
     def _bands(self, side: str, x: Tensor, place: Tensor, key: Tensor) -> None:
         everywhere = self._reaching(side, x, EVERYWHERE)
-        near = torch.nonzero(key < self.share)[:, 0]
+        near = torch.nonzero(key < self.sides[side][0].share)[:, 0]
         rows, units, value = self._reaching(side, x[near], measures.STRATA[-1], EVERYWHERE)
         found = [torch.cat(pair) for pair in zip(everywhere, (near[rows], units, value), strict=True)]
         for kept in self.sides[side]:

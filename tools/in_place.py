@@ -11,6 +11,7 @@ from .atlas import tokens_of_text
 from .collect import position_key
 from .held import Held, effect, hold
 from .measures import FIRES, KILLS
+from .proposers import alike
 from .prune import kept_text, read_means
 from .reader import Reader
 from .subject import Subject
@@ -101,11 +102,7 @@ def _candidates(subject: Subject, token: int, n: int) -> list[int]:
     ids = tokens_of_text(subject)
     if len(ids) <= n:
         return ids
-    with torch.inference_mode():
-        table = subject.model.get_input_embeddings().weight.float()
-        centred = table - table.mean(0)
-        alike = torch.nn.functional.cosine_similarity(centred, centred[[token]], dim=1)[ids]
-        return sorted(ids[i] for i in alike.topk(n).indices.tolist())
+    return sorted(ids[i] for i in alike(subject, [token])[ids].topk(n).indices.tolist())
 
 
 def _over_all_draws(reader: Reader, unit: UnitId, held: Held, tokens: Sequence[int]) -> dict[int, float]:

@@ -27,7 +27,7 @@ from .lexicon import (
     named,
     spelled,
     unmarked,
-)  # fmt: skip
+)
 from .measures import MAX_CLAUSES, WINDOW
 from .rules import MAX_IDS, Clause, Flags, Floats, Ints, Matcher
 from .trials import Trials
@@ -73,9 +73,9 @@ class Proposals:
         self.lexicon = lexicon(known.text)
         self.tracked = [word for word, _ in trials.tracked.most_common(24)]
         self.conditions = list(trials.conditions(spell))
-        self.reaches = trials.reaches("distance")
-        self.spans = list(dict.fromkeys([*SPANS, *self.reaches]))
-        self.bands = list(dict.fromkeys([*BANDS, *trials.reaches("position")]))
+        self.distances = trials.distances
+        self.spans = list(dict.fromkeys([*SPANS, *trials.distances]))
+        self.bands = list(dict.fromkeys([*BANDS, *trials.positions]))
         tested = {name for names in trials.names for name in names}
         self.tested = tested.union(FOLD + name.lower() for name in tested if isinstance(name, str))
         self.lists = [self._bare(part) for names in trials.names for part in self._spread(names)]
@@ -153,10 +153,10 @@ class Proposals:
     def union(self, a: Candidate, b: Candidate) -> Candidate | None:
         """Two bare lists, of words or of tokens, on the same piece as one; None if no such pair, or too long."""
         kinds = {(c.clause.piece, bool(c.clause.at.ids)) for c in (a, b)}
-        names = merged(a.names, b.names)
-        if not (a.names and b.names) or len(kinds) > 1 or not _fits(names):
+        if not (a.names and b.names) or len(kinds) > 1:
             return None
-        return self.listed(a.clause.piece, names, np.maximum(a.trust, b.trust))
+        names = merged(a.names, b.names)
+        return self.listed(a.clause.piece, names, np.maximum(a.trust, b.trust)) if _fits(names) else None
 
     def listed(self, piece: str, names: Sequence[int | str], trust: Floats) -> Candidate:
         """The clause that is nothing but a list of these names, as many as fit; trust [P] counts where it matches."""
@@ -259,7 +259,7 @@ class Proposals:
             fewer = [tuple(n for n in own.names if n != name) for name in own.names] if len(own.names) > 1 else []
             others = [own.changed(self.spell, names=names) for names in fewer]
             if own.names:
-                others += [own.changed(self.spell, span=span) for span in self.reaches if span != own.span]
+                others += [own.changed(self.spell, span=span) for span in self.distances if span != own.span]
             yield from (self._rebuilt(c, (*c.conditions[:k], other, *c.conditions[k + 1 :])) for other in others)
 
     def _rebuilt(self, c: Candidate, conditions: tuple[Condition, ...]) -> Candidate:

@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from . import corpus
 from .forms import by_form
@@ -63,14 +64,8 @@ class Proposers:
         return logits[0].topk(min(LOOKED * n, logits.shape[1])).indices.tolist()
 
     def _near(self, tokens: Sequence[int], n: int) -> list[int]:
-        """Tokens by the cosine of centred input embeddings with the mean of the word's own."""
-        table = self.subject.model.get_input_embeddings().weight
-        with torch.inference_mode():
-            centre = table.mean(0)
-            wanted = table[list(tokens)].mean(0) - centre
-            length = (table - centre).norm(dim=1)
-            scores = (table @ wanted - centre @ wanted) / length.clamp_min(torch.finfo(length.dtype).tiny)
-            return scores.topk(min(LOOKED * n, len(scores))).indices.tolist()  # type: ignore[no-any-return]
+        scores = alike(self.subject, tokens)
+        return scores.topk(min(LOOKED * n, len(scores))).indices.tolist()
 
     def _random(self, word: str, n: int) -> list[str]:
         counts = common_words()
@@ -81,10 +76,21 @@ class Proposers:
         return [nearest[i] for i in draw.permutation(len(nearest))[:n]]
 
 
+def alike(subject: Subject, tokens: Sequence[int]) -> Tensor:
+    """How near each token [V] is to these: the cosine of centred input embeddings with their mean, × its length."""
+    table = subject.model.get_input_embeddings().weight
+    with torch.inference_mode():
+        centre = table.mean(0)
+        wanted = table[list(tokens)].mean(0) - centre
+        length = (table - centre).norm(dim=1)
+        scores: Tensor = (table @ wanted - centre @ wanted) / length.clamp_min(torch.finfo(length.dtype).tiny)
+        return scores
+
+
 @cache
 def common_words() -> Counter[str]:
     """How often each word stands in the built-in corpus's committed text."""
     return Counter(w for w in split_words(corpus.filler_text()) if any(c.isalnum() for c in w))
 
 
-__all__ = ["NAMES", "Proposers"]
+__all__ = ["NAMES", "Proposers", "alike"]

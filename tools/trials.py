@@ -29,7 +29,7 @@ class Trials:
 
     tracked: words on which the unit was seen to fire. kept, killing: by their distance before it in words, those that
     it needed and those that silenced it. names: lists of what fired in one place, as `lexicon.matching` takes words or
-    ids for tokens that are no words. ranges: those of `shift`.
+    ids for tokens that are no words. ranges: those of `shift`; distances, positions: from where to where these go.
     """
 
     def __init__(self, subject: Speller, evidence: Sequence[Evidence]) -> None:
@@ -53,6 +53,7 @@ class Trials:
         placed = (e for e in evidence if e.tool == "tokens_in_place")
         self.names = _joined(_names(e.rows) for e in placed if 0 < e.checks["fires"] <= FEW * e.checks["tried"])
         self.ranges = [span for e in evidence if e.tool == "shift" for span in e.checks["ranges"]]
+        self.distances, self.positions = (self._reaches(what) for what in ("distance", "position"))
 
     def _note(self, tokens: Tokens, indices: Sequence[int], keeps: bool) -> None:
         """Files the words at these tokens under their distance in words from the tracked token, the last."""
@@ -90,15 +91,13 @@ class Trials:
             if span["what"] == "distance":
                 yield Condition.of([span["moved"]], reach(span), "tokens", not span["added"], spell)
 
-    def reaches(self, what: str) -> list[tuple[int, int]]:
-        """The ranges found of positions, or of distances."""
+    def _reaches(self, what: str) -> list[tuple[int, int]]:
         return list(dict.fromkeys(reach(span) for span in self.ranges if span["what"] == what))
 
     def guessed(self, rule: Sequence[Candidate]) -> int:
         """How many conditions stand at distances that are none of those found, where words were moved at all."""
-        found = self.reaches("distance")
         spans = [condition.span for c in rule for condition in c.conditions]
-        return sum(span not in found for span in spans) if found else 0
+        return sum(span not in self.distances for span in spans) if self.distances else 0
 
     def wrong(self, rule: Sequence[Candidate]) -> float:
         """The share of the experiments that a rule gets wrong; each question with each answer counts the same."""
