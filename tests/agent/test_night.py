@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lamplighter.agent import night
 from lamplighter.agent.config import Home
@@ -459,8 +460,10 @@ def story(home: Home, run: str | None = None) -> dict[str, Any]:
 
 def started(project: Any, home: Path, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "lamplighter", *project.arguments, "--home", str(home)]
+    # As many threads as the tests themselves: a sum's last bit depends on how it is split.
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with log.open("wb") as err:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, cwd=home.parent)
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, cwd=home.parent, env=threads)
 
 
 def wait_for(child: subprocess.Popen[bytes], log: Path, words: str) -> None:
@@ -503,7 +506,9 @@ def test_killed_stopped_and_continued_it_finds_what_an_unkilled_run_finds(
     assert table(home, "failures") == [] and home.work.pending() == 0
     assert [job.attempt for job in home.work.jobs(state.id)] == [1, 2, 1, 1, 1]
     ours, theirs = story(home), story(finished.home)
-    assert ours.keys() == theirs.keys() and all(ours[kind] == theirs[kind] for kind in ours)
+    assert ours.keys() == theirs.keys()
+    for kind in ours:  # one by one, so that what differs is said
+        assert ours[kind] == theirs[kind], kind
 
 
 def test_a_second_corpus_scores_the_same_rule_on_text_of_its_own(
