@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..store.records import Refused
-from .measures import KEEP, KILLS, RAISES, SHARE_SETS, UNSURE
+from .measures import KEEP, KILLS, RAISES, UNSURE
 from .prune import Frame, Kept, filler_pool, make_frame, prune, read_means, run_prunings, track
 from .reader import Reader
 from .spelled import Spelled, Word
@@ -43,6 +43,7 @@ def hold(
 ) -> Held:
     """Prunes a text in mode resample, or takes the `kept` positions for the result; `widen` holds whole words.
 
+    One deterministic search prunes, a small part of what `minimal_example` costs; its result may be passed as `kept`.
     Raises Refused where the unit is silent, for kept positions that are none, and where what is held reads nothing.
     """
     row, peak = track(reader, unit, given)
@@ -68,7 +69,7 @@ def effect(ratio: float) -> str:
 
 
 def _pruned(reader: Reader, unit: UnitId, frame: Frame, peak: float, seed: int) -> Kept:
-    (found,) = run_prunings(reader, [(unit, frame, prune(frame, peak, KEEP, seed, SHARE_SETS))])
+    (found,) = run_prunings(reader, [(unit, frame, prune(frame, peak, KEEP, seed, 0))])
     return found.kept
 
 

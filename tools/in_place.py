@@ -36,10 +36,10 @@ def tokens_in_place(
     """Tries the vocabulary in the place of a text's tracked token, with what its minimal example keeps held before it.
 
     The token atlas asks which tokens fire a unit behind the sink alone; this asks it where a unit needs more. The text
-    is pruned as `minimal_example` does in mode resample. Of a vocabulary above n tokens, the n whose input embeddings
-    (centred; cosine) are nearest to the tracked token's are tried. ratio = mean reading with the token in place / that
-    of the minimal example. Every token is read in the first of the 8 draws; the 256 strongest of those with a ratio
-    of at least 0.25 there are then read over all draws, and only they can be said to keep.
+    is pruned by the first search of `minimal_example` in mode resample. Of a vocabulary above n tokens, the n whose
+    input embeddings (centred; cosine) are nearest to the tracked token's are tried. ratio = mean reading with the
+    token in place / that of the minimal example. Every token is read in the first of the 8 draws; the 256 strongest of
+    those with a ratio of at least 0.25 there are then read over all draws, and only they can be said to keep.
 
     Rows {token, id, activation, ratio, effect, ids}: up to 64 tokens read over all draws whose ratio is at least 0.5,
     the strongest first, then up to 16 tokens below 0.25 in the first draw, by hash. ids: the cut text with the token

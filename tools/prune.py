@@ -30,8 +30,9 @@ from .subject import Subject
 from .units import UnitId
 
 MODES = ("resample", "delete", "mask")
-WHOLE = 16  # tokens up to which random orders start from the whole text; in longer ones from the suffix that was found
-DISJOINT = 3  # minimal sets reported that share no token but the tracked one
+WHOLE = 16      # tokens up to which random orders start from the whole text; in longer ones from the suffix found
+ORDER_SETS = 256  # sets that random orders may read, reckoned at what the first search read; two orders are always run
+DISJOINT = 3    # minimal sets reported that share no token but the tracked one
 
 Kept = frozenset[int]
 Search = Generator[list[Kept], list[bool], Kept]              # yields sets, is sent which of them pass
@@ -56,7 +57,8 @@ def minimal_example(
     follows it is cut off, since it cannot matter. A set passes if its reading at the tracked position is at least
     threshold × peak. Out of one deterministic and 16 random-order 1-minimal sets the smallest is reported (ties:
     the larger retention). Random orders start from the whole text if it has at most 16 tokens, else from the
-    shortest passing suffix of 1, 2, 4, 8, … tokens, whose length is checks["window"].
+    shortest passing suffix of 1, 2, 4, 8, … tokens, whose length is checks["window"]. They are fewer, down to two,
+    where the deterministic search read more than 16 sets: checks["orders"] counts them.
 
     Rows, the asked mode first, then the two others found by one deterministic search each:
     {text, tokens, ids, kept, kept_text, peak, retained, retention, mode, one_minimal, n_sets, shares}.
@@ -65,7 +67,7 @@ def minimal_example(
     the whole text; retained: of the kept set (resample: mean over 8 draws); retention = retained / peak, which is
     above 1 where a removed token held the unit down. one_minimal: every single further removal read below
     threshold × peak in a last batch. n_sets: distinct minimal sets found. shares: for each of ids, the share of the
-    16 random-order sets that hold it, None at the sink (and None as a whole in the two other rows).
+    random-order sets that hold it, None at the sink (and None as a whole in the two other rows).
 
     checks["inhibitors"] lists positions whose single removal from the whole text raises the reading to 1.25 × peak
     (in texts of more than 16 tokens found by halving). checks["disjoint"] has up to two more 1-minimal sets {kept,
@@ -112,6 +114,7 @@ def _evidence(
         "tracked": len(pieces) - 1,
         "sets_read": len(best.known),
         "window": len(best.window),
+        "orders": len(best.random),
         "largest_further": best.further,
         "inhibitors": list(best.inhibitors),
         "disjoint": [
@@ -300,16 +303,18 @@ def prune(frame: Frame, peak: float, threshold: float, seed: int, orders: int) -
     """The smallest of 1 + `orders` 1-minimal sets in one frame, certified by single further removals.
 
     Yields the sets that it wants read, each once, and is sent their readings. Disjoint sets and inhibitors are looked
-    for where random orders are.
+    for where random orders are. Of these as many are run as read ORDER_SETS sets if each reads what the first search
+    did: one more seldom finds a smaller set, and a text that needs many tokens would cost a hundred times the usual.
     """
     sets = _Sets(frame, peak, threshold)
     last = len(frame.ids) - 1
     (suffix,) = yield from sets.follow([_grow(frame.whole)])
     window = frame.whole if last <= WHOLE else suffix
+    found = yield from sets.follow([_shrink(suffix, sorted(suffix - {last}))])
     rng = _random("orders", seed, frame.ids)
     free = sorted(window - {last})
-    shuffled = [_shrink(window, rng.permutation(free).tolist()) for _ in range(orders)]
-    found = yield from sets.follow([_shrink(suffix, sorted(suffix - {last})), *shuffled])
+    run = min(orders, max(2, ORDER_SETS // len(sets.known)))
+    found += yield from sets.follow([_shrink(window, rng.permutation(free).tolist()) for _ in range(run)])
     best = min(found, key=lambda s: (len(s), -sets.known[s], sorted(s)))
     singles = yield from sets.read(best - {i} for i in best - {last})
     further = max((value / peak for value in singles), default=None)

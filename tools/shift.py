@@ -50,13 +50,14 @@ def shift(
 ) -> Evidence:
     """Moves what a text's minimal example keeps and reads where it may stand for the unit to fire.
 
-    The text is pruned as `minimal_example` does in mode resample, and its kept tokens are widened to words; all other
-    tokens are drawn from corpus text, mean over 4 draws. Moved are, one at a time: the whole pattern, so that the
-    tracked token stands at another position in the window (what: position); each of the four kept words nearest
-    before the tracked word, to another distance (what: distance; the tokens from its last one to the tracked one); and
-    each of `words`, which is put in beside what is kept (added: true). Places are tried on a geometric grid up to 63,
-    or to a distance of 32, and then between neighbours of which one fires, so that the edges are exact. Distances are
-    read with the tracked token at the last position that fires. A place that another kept word holds is passed over.
+    The text is pruned by the first search of `minimal_example` in mode resample, and its kept tokens are widened to
+    words; all other tokens are drawn from corpus text, mean over 4 draws. Moved are, one at a time: the whole pattern,
+    so that the tracked token stands at another position in the window (what: position); each of the four kept words
+    nearest before the tracked word, to another distance (what: distance; the tokens from its last one to the tracked
+    one); and each of `words`, which is put in beside what is kept (added: true). Places are tried on a geometric grid
+    up to 63, or to a distance of 32, and then between neighbours of which one fires, so that the edges are exact.
+    Distances are read with the tracked token at the last position that fires. A place that another kept word holds is
+    passed over.
 
     ratio = reading / reading of the minimal example's words in their own places; effect: kills (< 0.25), unsure
     (< 0.5), keeps (< 1.25), raises.

@@ -41,10 +41,10 @@ def substitute(
 ) -> Evidence:
     """Swaps each word of a text's minimal example for other words and reads whether the unit still fires.
 
-    The text is pruned first, as `minimal_example` does in mode resample, and the kept tokens are widened to the words
-    they lie in ("9th" to "19th"), because only words have substitutes. Each of these words is replaced by up to n
-    words of each proposer: by default of a masked LM that sees the whole text and, where it is a number, by form
-    ("19th" → "15th", "fifth", …). The reading is taken in the minimal example's own frame: the other kept words in
+    The text is pruned by the first search of `minimal_example` in mode resample, and the kept tokens are widened to
+    the words they lie in ("9th" to "19th"), because only words have substitutes. Each of these words is replaced by
+    up to n words of each proposer: by default of a masked LM that sees the whole text and, where it is a number, by
+    form ("19th" → "15th", "fifth", …). The reading is taken in the minimal example's own frame: the other kept words in
     place, the rest resampled with the same draws, mean over the draws. ratio = activation / reading of the minimal
     example with its words whole, so that a word put in its own place has ratio 1; effect: kills (< 0.25), unsure
     (< 0.5), keeps (< 1.25), raises.
