@@ -45,12 +45,12 @@ def corrupted(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     rows, claims = [], []
     for metric in HEADLINES:
         for kind in KINDS:
-            lows = [u.low[metric, kind] for u in found]
-            falls = [low is not None and low > 0 for low in lows]
-            share = float(np.mean(falls)) if falls else None
+            lows = [low for u in found if (low := u.low[metric, kind]) is not None]
+            falls = sum(low > 0 for low in lows)
+            share = falls / len(found) if found else None      # an undefined difference is none that falls
             rows.append({
-                "metric": metric, "places": f"25 % {kind}", "units": len(found), "falls": sum(falls),
-                "median lower bound": float(np.median([low or 0.0 for low in lows])) if lows else None,
+                "metric": metric, "places": f"25 % {kind}", "units": len(found), "falls": falls,
+                "undefined": len(found) - len(lows), "median lower bound": float(np.median(lows)) if lows else None,
             })  # fmt: skip
             claims.append(at_least(f"units whose {metric} falls, 25 % {kind}", share, 0.9, len(found)))
     return {"corrupted": rows}, claims

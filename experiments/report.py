@@ -23,7 +23,7 @@ PACKAGES = ("torch", "transformers", "numpy")
 
 @dataclass(frozen=True)
 class Claim:
-    """One number that an issue of the project or its README names.
+    """One number that the project holds itself to.
 
     value, low, high: with its 95 % interval where it has one; n: of so many; bar: what it must reach, in words; holds:
     None where it could not be measured, which counts as not held.
