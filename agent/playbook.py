@@ -82,8 +82,9 @@ def experiments(evidence: Sequence[Evidence]) -> Iterator[Call]:
 
 
 def tests(words: Mapping[str, Sequence[str]], evidence: Sequence[Evidence]) -> Iterator[Call]:
-    """Tests of a rule whose parts (at, need, not) match these words, in minimal examples of different texts."""
-    own, silencing = [*words.get("at", ()), *words.get("need", ())], list(words.get("not", ()))
+    """Tests of a rule whose parts (at, need, not, repeat) match these words, in minimal examples of different texts."""
+    own = list(dict.fromkeys(word for part in ("at", "need", "repeat") for word in words.get(part, ())))
+    silencing = list(words.get("not", ()))
     for example in _distinct([e for e in evidence if not _is_test(e)])[:MOVED]:
         found = {"ids": example["ids"], "kept": example["kept"]}
         if len(own) > 1:

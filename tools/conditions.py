@@ -16,13 +16,15 @@ Names = tuple[int | str, ...]
 class Condition:
     """What must stand before a token, or if not `needed` must not.
 
-    names: of a list, its words as `lexicon.matching` takes them, or tokens; said: how to say the context.
+    names: of a list, its words as `lexicon.matching` takes them, or tokens; said: how to say the context. tested:
+    whether experiments showed this of each name.
     """
 
     near: Near
     what: str
     needed: bool = True
     names: Names = ()
+    tested: bool = False
 
     @classmethod
     def of(
@@ -42,8 +44,8 @@ class Condition:
 
     @property
     def listed(self) -> int:
-        """Names in its list beyond the first."""
-        return max(len(self.names) - 1, 0)
+        """Names in its list beyond the first that no experiment stands behind."""
+        return 0 if self.tested else max(len(self.names) - 1, 0)
 
     @property
     def span(self) -> tuple[int, int]:
@@ -61,7 +63,8 @@ class Condition:
 
     def changed(self, spell: Spell, names: Names | None = None, span: tuple[int, int] | None = None) -> "Condition":
         """The condition of a list with other names, or at other distances."""
-        return Condition.of(names or self.names, span or self.span, self.near.unit, self.needed, spell)
+        other = Condition.of(names or self.names, span or self.span, self.near.unit, self.needed, spell)
+        return replace(other, tested=self.tested)
 
 
 def positions(low: int, high: int) -> str:

@@ -16,6 +16,7 @@ words would look perfect.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from . import stats
 from .conditions import positions
 from .estimate import Candidate, Explained, Known
 from .lexicon import called, joined, quoted, spelled
-from .rules import Clause, Rule
+from .rules import Clause, Rule, Text
 from .search_rules import Search
 from .subject import Subject
 from .trials import TOOLS, Trials
@@ -34,6 +35,7 @@ READS = 150            # windows read at most
 READ = 8               # clauses that are read for at a time
 MIN_DOCUMENTS = 8      # below this a shared pattern may be one author's or chance; the score side asks as many
 FEW_WORDS = 12         # words of one part of a rule that are named
+COMMON = 24            # commonest words: where a pair must repeat, those that make pairs by chance may be left out
 MIN_F1 = 0.2           # rules fitted to random activations reach .07 once they are read
 BY_LUCK = 1e-16       # unread they reach .37, and their luck in meeting the firing places 4 in 10^12
 
@@ -43,7 +45,8 @@ class Induced:
     """A rule and its sentence, or neither and the reason. The estimates are of the explain side, hence favourable.
 
     reads: windows read. The estimates are None where nothing was fitted. words: of each part of the rule (at, need,
-    not) the words of the explain side that it matches, where these are few, the commonest first.
+    not) the words of the explain side that it matches, where these are few, the commonest first; where pairs must
+    repeat (repeat) the commonest words there.
     """
 
     rule: Rule | None
@@ -120,7 +123,14 @@ def _words(known: Known, clauses: Sequence[Clause]) -> dict[str, tuple[str, ...]
             kinds = np.unique(text.kind[text.words(matcher)], return_counts=True)
             if len(kinds[0]) <= FEW_WORDS:
                 found[part].update({text.vocabulary[k]: int(n) for k, n in zip(*kinds, strict=True)})
-    return {part: tuple(word for word, _ in counts.most_common(FEW_WORDS)) for part, counts in found.items()}
+    words = {part: tuple(word for word, _ in counts.most_common(FEW_WORDS)) for part, counts in found.items()}
+    return words | {"repeat": _commonest(known.text)} if any(clause.repeat for clause in clauses) else words
+
+
+def _commonest(text: Text) -> tuple[str, ...]:
+    """The commonest words of letters."""
+    order = np.argsort(-np.bincount(text.kind, minlength=len(text.vocabulary)), kind="stable").tolist()
+    return tuple(islice((word for k in order if (word := text.vocabulary[k]).isalpha()), COMMON))
 
 
 def _phrase(spell: Callable[[int], str], known: Known, c: Candidate) -> str:

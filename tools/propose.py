@@ -250,13 +250,14 @@ class Proposals:
         return Condition.on(family.write(names), family.call(names), span, needed)
 
     def variants(self, c: Candidate) -> Iterator[Candidate]:
-        """The candidate without one of a condition's names, or with distances or a list that experiments found."""
+        """The candidate without a name that no experiment backs, or with distances or a list that some found."""
         for one in self.lists:
             if one.clause.piece == c.clause.piece and one.clause.at != c.clause.at:
                 at = replace(c, clause=replace(c.clause, at=one.clause.at), words=one.words, extra=one.extra)
                 yield self._rebuilt(replace(at, names=one.names if c.names else ()), c.conditions)
         for k, own in enumerate(c.conditions):
-            fewer = [tuple(n for n in own.names if n != name) for name in own.names] if len(own.names) > 1 else []
+            droppable = own.names if len(own.names) > 1 and not own.tested else ()
+            fewer = [tuple(n for n in own.names if n != name) for name in droppable]
             others = [own.changed(self.spell, names=names) for names in fewer]
             if own.names:
                 others += [own.changed(self.spell, span=span) for span in self.distances if span != own.span]

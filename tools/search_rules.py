@@ -22,7 +22,7 @@ PRICE, ALTERNATIVE, DOUBT, GUESS = 0.02, 0.001, 0.3, 0.005
 DEPTH = 3              # conditions added to one matcher
 FRONTIER = 6           # clauses that get a further condition
 BEGUN = 8              # rules begun, each with another clause
-SHORTLIST = 24         # clauses that a rule is put together from
+SHORTLIST, SAME = 24, 3    # clauses that a rule is put together from, and of those so many with one matcher
 
 
 class Search:
@@ -40,14 +40,15 @@ class Search:
         atoms = sum(c.clause.atoms for c in rule)
         if atoms > MAX_ATOMS or len(rule) > MAX_CLAUSES:
             return -1.0
-        price = PRICE * (atoms - self._continued(rule)) + ALTERNATIVE * sum(c.listed for c in rule)
+        price = PRICE * (atoms - self._shown(rule)) + ALTERNATIVE * sum(c.listed for c in rule)
         price += GUESS * self.trials.guessed(rule)
         return float(stats.f1(*self.known.rates(rule))) - price - DOUBT * self.trials.wrong(rule) if rule else 0.0
 
-    def _continued(self, rule: Sequence[Candidate]) -> int:
-        """Atoms of clauses that only go on with a list that experiments found and one matcher cannot hold."""
+    def _shown(self, rule: Sequence[Candidate]) -> int:
+        """Atoms that experiments stand behind: conditions, and clauses that only go on with a list too long for one."""
         rests = [replace(c.clause, at=Matcher(cls="any")) for c in rule if self.proposals.found(c)]
-        return sum(rest.atoms for k, rest in enumerate(rests) if rest in rests[:k])
+        continued = sum(rest.atoms for k, rest in enumerate(rests) if rest in rests[:k])
+        return continued + sum(condition.tested for c in rule for condition in c.conditions)
 
     def cover(self) -> tuple[list[Candidate], list[Candidate]]:
         """The best rule found clause by clause, and the better clauses seen on the way."""
@@ -55,7 +56,7 @@ class Search:
         pool: list[Candidate] = []
         while len(rule) < MAX_CLAUSES:
             options = self._clauses(rule)
-            pool += [c for _, c in options[:SHORTLIST]]
+            pool += [c for _, c in _varied(options, SAME)[:SHORTLIST]]
             if not options or options[0][0] <= self.worth(rule):
                 break
             rule.append(options[0][1])
@@ -108,9 +109,13 @@ class Search:
             now, rule = self.worth(best), best
 
     def shortlist(self, pool: Sequence[Candidate]) -> list[Candidate]:
-        """The clauses of most worth by themselves, each set of places once, and the rule found clause by clause."""
-        ranked = sorted(((self.worth([c]), c) for c in pool), key=lambda item: -item[0])
-        chosen = _each_place([*((0.0, c) for c in pool[:MAX_CLAUSES]), *_varied(_each_place(ranked), 3)])
+        """The clauses of most worth by themselves, each set of places once, and the rule found clause by clause.
+
+        A later clause of that rule was proposed for what the earlier ones left; found for all, it is worth more.
+        """
+        ranked = _each_place(sorted(((self.worth([c]), c) for c in pool), key=lambda item: -item[0]))
+        best = {c.key: (worth, c) for worth, c in ranked}
+        chosen = _each_place([*(best[c.key] for c in pool[:MAX_CLAUSES]), *_varied(ranked, SAME)])
         return [c for _, c in chosen[:SHORTLIST]]
 
     def shared_words(self) -> list[Ints]:

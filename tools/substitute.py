@@ -4,7 +4,7 @@ Words are those of `rules`; `spelled` puts one in another's place on ids, `propo
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 from textwrap import shorten
 from typing import Any
@@ -42,26 +42,27 @@ def substitute(
     """Swaps each word of a text's minimal example for other words and reads whether the unit still fires.
 
     The text is pruned by the first search of `minimal_example` in mode resample, and the kept tokens are widened to
-    the words they lie in ("9th" to "19th"), because only words have substitutes. Each of these words is replaced by
-    up to n words of each proposer: by default of a masked LM that sees the whole text and, where it is a number, by
-    form ("19th" → "15th", "fifth", …). The reading is taken in the minimal example's own frame: the other kept words in
-    place, the rest resampled with the same draws, mean over the draws. ratio = activation / reading of the minimal
-    example with its words whole, so that a word put in its own place has ratio 1; effect: kills (< 0.25), unsure
-    (< 0.5), keeps (< 1.25), raises.
+    the words they lie in ("9th" to "19th"), because only words have substitutes. Each of these words is replaced by up
+    to n words of each proposer: by default of a masked LM that sees the whole text and, where it is a number, by form
+    ("19th" → "15th", "fifth", …). A word that is kept twice is also replaced in both places at once, which a unit that
+    only asks for a repeat does not mind. The reading is taken in the minimal example's own frame: the other kept words
+    in place, the rest resampled with the same draws, mean over the draws. ratio = activation / reading of the minimal
+    example with its words whole, so that a word put in its own place has ratio 1; effect: kills (< 0.25), unsure (<
+    0.5), keeps (< 1.25), raises.
 
     The tracked position moves with the swap. Where the tracked token is itself swapped, the reading is taken at the
     substitute's last token if it was its word's last, else at the token of the same rank from the word's start (at
     most the last), and the text ends there.
 
-    Rows {position, original, substitute, activation, ratio, effect, ids, proposer, ring}. ids: the cut text with the
-    substitute in place, sink first, ending at the token that was read; position: index in these ids of the
-    substitute's first token (a blank token before the word is replaced with it and not counted to it). A word that
-    several propose is the first one's. ring: 2 for substitutes of one of the three strongest substitutes. checks:
-    kept, kept_text and reading (minimal) of the minimal example; positions (held) and reading (whole) of its words,
-    the divisor of ratio; proposers: {name: {n, keeps}}, of which random is the control; left_out: proposals that the
-    subject's tokens cannot spell in place or that do not fit into its context. Raises Refused as `minimal_example`
-    does, for n < 1, an unknown proposer, rings other than 1 and 2, for kept positions that are none, and where the
-    held words read nothing.
+    Rows {position, original, substitute, places, activation, ratio, effect, ids, proposer, ring}. ids: the cut text
+    with the substitute in place, sink first, ending at the token that was read; position: index in these ids of the
+    substitute's first token, of the last one if it stands in several places (a blank token before the word is replaced
+    with it and not counted to it). A word that several propose is the first one's. ring: 2 for substitutes of one of
+    the three strongest substitutes. checks: kept, kept_text and reading (minimal) of the minimal example; positions
+    (held) and reading (whole) of its words, the divisor of ratio; proposers: {name: {n, keeps}}, of which random is
+    the control; left_out: proposals that the subject's tokens cannot spell in place or that do not fit into its
+    context. Raises Refused as `minimal_example` does, for n < 1, an unknown proposer, rings other than 1 and 2, for
+    kept positions that are none, and where the held words read nothing.
 
     Args:
         text: the text; the sink token is put in front of it.
@@ -86,11 +87,11 @@ def substitute(
         spelled, row = held.spelled, held.row
         found = _Found(reader, unit, held)
         first = ((word, proposing.each(names, spelled, word, n)) for word in held.words)
-        found.read(_swaps(spelled, first, len(row)))
+        found.read(_swaps(held, first))
         if rings == 2:
             again = [name for name in names if name in AGAIN]
             second = ((swap.word, _again(spelled, swap, proposing, again, n)) for swap in found.strongest())
-            found.read(_swaps(spelled, second, len(row)))
+            found.read(_swaps(held, second))
     rows = found.rows
     checks = {
         "fired": int(cost["forward_rows"]),
@@ -135,12 +136,12 @@ class _Found:
         self.rows: list[dict[str, Any]] = []
         self.left_out, self.ring = 0, 1
         self._swaps: list[Swap] = []
-        self._seen: set[tuple[int, str]] = set()
+        self._seen: set[tuple[int, str, int]] = set()
 
     def read(self, swaps: Iterable["Swap"]) -> None:
         new = []
         for swap in swaps:
-            key = swap.word.first, swap.substitute.casefold()
+            key = swap.word.first, swap.substitute.casefold(), len(swap.earlier)
             if key not in self._seen and key[1] != swap.word.text.casefold():
                 self._seen.add(key)
                 new.append(swap)
@@ -160,9 +161,10 @@ class _Found:
     def _as_row(self, swap: "Swap", value: float) -> dict[str, Any]:
         ratio = value / self.whole
         return {
-            "position": swap.word.first + swap.blanks,
+            "position": swap.position,
             "original": swap.word.text,
             "substitute": swap.substitute,
+            "places": 1 + len(swap.earlier),
             "activation": value,
             "ratio": ratio,
             "effect": effect(ratio),
@@ -188,29 +190,42 @@ def _summary(unit: UnitId, kept: str, rows: list[dict[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class Swap:
-    """`new` ids in the place of a word's tokens; cut off where the text is read."""
+    """`new` ids in the place of a word's tokens; cut off where the text is read. earlier: the same in other places."""
 
     word: Word
     substitute: str
     proposer: str
     new: tuple[int, ...]
     blanks: int
+    earlier: tuple["Swap", ...] = ()
+
+    @property
+    def position(self) -> int:
+        """Of the substitute's first token in the row that `put_in` gives."""
+        longer = sum(len(s.new) - (s.word.end - s.word.first) for s in self.earlier)
+        return self.word.first + longer + self.blanks
 
     def put_in(self, row: Sequence[int]) -> list[int]:
-        return [*row[: self.word.first], *self.new, *row[self.word.end :]]
+        put = [*row[: self.word.first], *self.new, *row[self.word.end :]]
+        for swap in reversed(self.earlier):     # from the right: nothing that is still to be replaced moves
+            put = swap.put_in(put)
+        return put
 
     def fits(self, row: Sequence[int], context: int) -> bool:
-        """Whether the subject's tokens spell it in place, and the text is then not too long."""
-        return bool(self.new) and len(self.put_in(row)) <= context
+        """Whether the subject's tokens spell it in every place, and the text is then not too long."""
+        return all(swap.new for swap in (self, *self.earlier)) and len(self.put_in(row)) <= context
 
 
-def _swaps(
-    spelled: Spelled, proposed: Iterable[tuple[Word, Iterable[tuple[str, str]]]], length: int
-) -> Iterable[Swap]:
-    """Each word with what is proposed for it, (proposer, word), put in its place; `length` is that of the cut row."""
+def _swaps(held: Held, proposed: Iterable[tuple[Word, Iterable[tuple[str, str]]]]) -> Iterable[Swap]:
+    """Each word with what is proposed for it, (proposer, word), put in its place, and in its earlier places too."""
+    spelled, length = held.spelled, len(held.row)
     for word, others in proposed:
+        copies = [w for w in held.words if w.first < word.first and w.text.casefold() == word.text.casefold()]
         for name, other in others:
-            yield swap_word(spelled, word, other, name, length)
+            swap, *earlier = (swap_word(spelled, w, other, name, length) for w in (word, *copies))
+            yield swap
+            if earlier:
+                yield replace(swap, earlier=tuple(earlier))
 
 
 def _again(

@@ -7,6 +7,7 @@ where it never has them, how far before it a word may stand, and that a word is 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -30,13 +31,14 @@ class Trials:
     tracked: words on which the unit was seen to fire. kept, killing: by their distance before it in words, those that
     it needed and those that silenced it. names: lists of what fired in one place, as `lexicon.matching` takes words or
     ids for tokens that are no words. ranges: those of `shift`; distances, positions: from where to where these go.
+    breaking: by their distance in tokens, those that silence it when put in all places of a repeated word.
     """
 
     def __init__(self, subject: Speller, evidence: Sequence[Evidence]) -> None:
         rows = [(e, r) for e in evidence if e.tool in TOOLS[1:] for r in _telling(e) if r["effect"] in LABELS]
         windows = [Tokens.of(subject, r["ids"]) for _, r in rows]
         self.fires: Flags = np.array([r["effect"] != "kills" for _, r in rows], dtype=np.bool_)
-        asked = [(e.id, r.get("position"), r.get("moved"), r["effect"] == "kills") for e, r in rows]
+        asked = [(e.id, *map(r.get, ("position", "places", "moved")), r["effect"] == "kills") for e, r in rows]
         number = {key: k for k, key in enumerate(dict.fromkeys(asked))}
         self.question: Ints = np.array([number[key] for key in asked], dtype=np.int64)
         self.text = Text(windows)
@@ -47,9 +49,15 @@ class Trials:
         for e in evidence:
             if e.tool == "minimal_example" and e.rows:
                 self._note(Tokens.of(subject, e.rows[0]["ids"]), e.rows[0]["kept"], True)
+        copied: dict[bool, set[tuple[int, int]]] = {True: set(), False: set()}
         for (e, row), tokens in zip(rows, windows, strict=True):
             if e.tool == "substitute":
                 self._note(tokens, [row["position"]], row["effect"] != "kills")
+                if row["places"] > 1:
+                    copied[row["effect"] != "kills"].add(_ending(tokens, row["position"]))
+        self.breaking: dict[int, list[int]] = {}
+        for back, token in sorted(copied[False] - copied[True]):
+            self.breaking.setdefault(back, []).append(token)
         placed = (e for e in evidence if e.tool == "tokens_in_place")
         self.names = _joined(_names(e.rows) for e in placed if 0 < e.checks["fires"] <= FEW * e.checks["tried"])
         self.ranges = [span for e in evidence if e.tool == "shift" for span in e.checks["ranges"]]
@@ -84,9 +92,13 @@ class Trials:
             if len(backs) > 1:
                 yield made([word], (min(backs), max(backs)))
         for back, words in sorted(self.killing.items()):
-            names = [word for word, count in words.most_common(12) if count > 1]
+            # A word that kills in one of its two places and keeps in both only breaks a repeat.
+            names = [w for w, n in words.most_common() if n > 1 and w not in self.kept.get(back, ())][:12]
             if names:
                 yield made(names, (back, back), needed=False)
+        for back, ids in self.breaking.items():
+            if back:
+                yield replace(Condition.of(ids, (back, back), "tokens", False, spell), tested=True)
         for span in self.ranges:
             if span["what"] == "distance":
                 yield Condition.of([span["moved"]], reach(span), "tokens", not span["added"], spell)
@@ -106,6 +118,12 @@ class Trials:
         said = np.any([c.clause.mask(self.text)[self.last] for c in rule], axis=0)
         asked = np.bincount(self.question)
         return float((np.bincount(self.question, said != self.fires) / asked).mean())
+
+
+def _ending(tokens: Tokens, index: int) -> tuple[int, int]:
+    """How far before the last token the word at `index` ends, and the token it ends in."""
+    last = max(t for t in range(len(tokens.ids)) if tokens.word[t] == tokens.word[index])
+    return len(tokens.ids) - 1 - last, tokens.ids[last]
 
 
 def _telling(evidence: Evidence) -> list[dict[str, Any]]:

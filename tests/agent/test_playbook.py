@@ -1,6 +1,7 @@
 """The playbook: which experiment comes next, given what is known."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplighter.agent.budget import STEPS
-from lamplighter.agent.playbook import FIRST, MISSES, MOST, Playbook
+from lamplighter.agent.playbook import FIRST, MISSES, MOST, SILENCING, Playbook
 from lamplighter.agent.state import Abstain, Call, Submit
 from lamplighter.store.records import Evidence
 from lamplighter.tools.induce import Induced
@@ -23,6 +24,12 @@ Answer = Callable[[Call], Evidence]
 
 def induced(rule: Rule | None = RULE, reason: str = "as told") -> Induced:
     return Induced(rule, "fires on cars" if rule else None, reason, 0.9, 0.9, 0.9, 0)
+
+
+def drafted(**words: tuple[str, ...]) -> Induced:
+    """A draft whose parts match these words; `silencers` are those of its part "not"."""
+    silencers = words.pop("silencers", ())
+    return replace(induced(), words={**words, "not": silencers})
 
 
 def playbook(made: Induced | None = None, offered: Sequence[str] = TOOLS) -> Playbook:
@@ -200,3 +207,35 @@ def test_it_ends_within_its_steps_whatever_comes_back(data: st.DataObject) -> No
     assert set(tools(made)) <= set(offered)
     start: Any = {"unit": UNIT, "evidence": [looked("ab")], "misses": misses}
     assert playbook(offered=offered).decide(start) == playbook(offered=offered).decide(start)
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ({}, []),
+        ({"at": ("car",)}, []),  # it is the very word that fires
+        ({"at": ("car", "bus"), "need": ("red",)}, [("substitute", ["car", "bus", "red"])]),
+        ({"repeat": ("the", "of"), "at": ("of",)}, [("substitute", ["of", "the"])]),
+        ({"silencers": ("not", "no")}, [("shift", ["not", "no"])]),
+        ({"silencers": tuple("abcdefg")}, [("shift", list("abcdefg")[:SILENCING])]),
+        ({"at": ("car", "bus"), "silencers": ("no",)}, [("substitute", ["car", "bus"]), ("shift", ["no"])]),
+    ],
+)
+def test_the_parts_of_a_draft_are_tested_in_two_patterns(words: Any, asked: list[tuple[str, list[str]]]) -> None:
+    book = Playbook(lambda *_: drafted(**words), (*TOOLS, "shift"))
+    made = decisions(book, answers(kept="xyzzz"))
+    tests = [(a.tool, a.arguments["words"]) for a in made if isinstance(a, Call) and a.arguments.get("words")]
+    assert tests == 2 * asked
+    assert all(a.arguments["proposers"] == [] for a in made if isinstance(a, Call) and a.tool == "substitute" and
+               a.arguments.get("words"))  # fmt: skip
+
+
+def test_a_draft_is_made_without_its_own_tests_and_the_conclusion_with_them() -> None:
+    seen: list[int] = []
+
+    def induce(_: UnitId, known: Sequence[Evidence]) -> Induced:
+        seen.append(sum(bool(e.arguments.get("words")) for e in known))
+        return drafted(at=("car", "bus"))
+
+    decisions(Playbook(induce, TOOLS), answers(kept="xyzzz"))
+    assert seen[0] == 0 and seen[-1] == 2 and sorted(set(seen)) == [0, 2]

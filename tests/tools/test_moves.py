@@ -1,6 +1,8 @@
-"""shift and tokens_in_place: what they find is what brute force finds, on neurons whose rules are known."""
+"""shift, tokens_in_place, and substitutes in all places of a repeated word, on neurons whose rules are known."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from lamplighter.tools.prune import filler_pool, make_frame
 from lamplighter.tools.rules import Clause, Matcher, Near, Rule
 from lamplighter.tools.shift import DISTANCES, DRAWS, GRID, shift
 from lamplighter.tools.subject import Subject
+from lamplighter.tools.substitute import substitute
+from lamplighter.tools.trials import Trials
 from lamplighter.tools.units import UnitId
 
 A, B, C, D, E, F, G, H, K = language().words[:9]
@@ -34,6 +38,7 @@ RULES = {
     "band": Clause(ids(D), position=(21, 37)),
     "silenced": Clause(ids(E), avoid=(Near(ids(F), 1, 3),)),
     "list": Clause(ids(G, H, K), need=(Near(ids(C), 1, 1),)),
+    "repeat": Clause(Matcher(cls="any"), "any", avoid=(Near(ids(F), 1, 1),), repeat=True),
 }
 
 
@@ -202,3 +207,53 @@ def test_no_tokens_are_no_question(planted: Subject) -> None:
     with pytest.raises(Refused, match="n = 0 tries no tokens"):
         tokens_in_place(planted, unit("word"), ids=text(planted, 5, A), n=0)
     assert in_place.CERTAIN > SHOWN
+
+
+# substitute
+
+
+def pair_twice(subject: Subject) -> list[int]:
+    """Different words, all but the pair A B, which stands at the end and six words before it."""
+    others = [token for token in language().common if token not in (A, B, C, D, F)]
+    return [subject.sink, *others[:4], A, B, *others[4:8], A, B]
+
+
+def repeated(subject: Subject) -> Evidence:
+    """Words in the places of the pair A B, which stands twice; all other tokens of the text are held."""
+    row = pair_twice(subject)
+    words: Any = SimpleNamespace(choose_mode=lambda _: {"mode": "masked"})
+    options: dict[str, Any] = {"proposers": [], "words": [word(t) for t in (C, D, F)], "kept": range(1, 13)}
+    return substitute(subject, words, unit("repeat"), ids=row, **options)
+
+
+def test_a_word_put_in_both_places_keeps_a_repeat_that_it_breaks_in_one(planted: Subject) -> None:
+    found = repeated(planted)
+    pair = [row for row in found.rows if row["original"] in (word(A), word(B))]
+    assert {row["effect"] for row in pair if row["places"] == 1} == {"kills"}
+    kept = {(row["original"], row["substitute"]) for row in pair if row["places"] == 2 and row["effect"] == "keeps"}
+    assert kept == {(word(a), word(b)) for a in (A, B) for b in (C, D, F)} - {(word(A), word(F))}
+    assert all(row["places"] == 1 for row in found.rows if row not in pair)
+
+
+def test_both_places_are_read_as_a_text_with_both_changed(planted: Subject) -> None:
+    row = pair_twice(planted)
+    token = {word(t): t for t in (A, B, C, D, F)}
+    both = [r for r in repeated(planted).rows if r["places"] == 2]
+    assert len(both) == 6
+    for r in both:
+        old, new = token[r["original"]], token[r["substitute"]]
+        assert r["ids"] == [new if i == old else i for i in row] and r["ids"][r["position"]] == new
+        (read,) = planted.readings([r["ids"]], unit("repeat")).tolist()
+        assert r["activation"] == pytest.approx(read, rel=1e-5, abs=1e-5)
+
+
+def test_what_silences_in_both_places_is_a_condition_and_what_only_breaks_the_pair_is_none(planted: Subject) -> None:
+    """The naive way, with single places alone, takes each substitute for a silencer."""
+    found = repeated(planted)
+    trials = Trials(planted, [found])
+    assert trials.breaking == {1: [F]}
+    (condition,) = (c for c in trials.conditions(planted.piece) if c.tested)
+    assert condition.near == Near(ids(F), 1, 1) and not condition.needed and condition.listed == 0
+    single = replace(found, rows=[row for row in found.rows if row["places"] == 1])
+    assert set(Trials(planted, [single]).killing[1]) == {word(t) for t in (C, D, F)}
+    assert not any(set(c.names) & {word(C), word(D)} for c in trials.conditions(planted.piece) if not c.needed)

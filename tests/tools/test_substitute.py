@@ -77,7 +77,7 @@ def test_planted_synonyms_keep_and_other_words_kill(synonyms: Any) -> None:
     assert [row["ratio"] for row in evidence.rows] == pytest.approx([1, 0, 1, 0], abs=1e-9)
     assert all(row["original"] == "car" and row["proposer"] == "masked" for row in evidence.rows)
     assert set(evidence.rows[0]) == {
-        "position", "original", "substitute", "activation", "ratio", "effect", "ids", "proposer", "ring",
+        "position", "original", "substitute", "places", "activation", "ratio", "effect", "ids", "proposer", "ring",
     }  # fmt: skip
     assert len(evidence.summary.split()) <= 60
     assert Evidence.from_json(evidence.to_json()) == evidence
