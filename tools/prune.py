@@ -13,7 +13,7 @@ search follows delta debugging (Zeller and Hildebrandt, 2002).
 
 import hashlib
 from collections.abc import Collection, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,9 +30,9 @@ from .subject import Subject
 from .units import UnitId
 
 MODES = ("resample", "delete", "mask")
-WHOLE = 16      # tokens up to which random orders start from the whole text; in longer ones from the suffix found
-ORDER_SETS = 256  # sets that random orders may read, reckoned at what the first search read; two orders are always run
-DISJOINT = 3    # minimal sets reported that share no token but the tracked one
+WHOLE = 16          # tokens up to which random orders start from the whole text; in longer ones from the suffix found
+ORDER_SETS = 96     # sets that random orders may read, reckoned at what the first search read
+DISJOINT = 3        # minimal sets reported that share no token but the tracked one
 
 Kept = frozenset[int]
 Search = Generator[list[Kept], list[bool], Kept]              # yields sets, is sent which of them pass
@@ -57,8 +57,8 @@ def minimal_example(
     follows it is cut off, since it cannot matter. A set passes if its reading at the tracked position is at least
     threshold × peak. Out of one deterministic and 16 random-order 1-minimal sets the smallest is reported (ties:
     the larger retention). Random orders start from the whole text if it has at most 16 tokens, else from the
-    shortest passing suffix of 1, 2, 4, 8, … tokens, whose length is checks["window"]. They are fewer, down to two,
-    where the deterministic search read more than 16 sets: checks["orders"] counts them.
+    shortest passing suffix of 1, 2, 4, 8, … tokens, whose length is checks["window"]. They are fewer where
+    the deterministic search read more than 6 sets, and none above 96: checks["orders"] counts them.
 
     Rows, the asked mode first, then the two others found by one deterministic search each:
     {text, tokens, ids, kept, kept_text, peak, retained, retention, mode, one_minimal, n_sets, shares}.
@@ -67,7 +67,7 @@ def minimal_example(
     the whole text; retained: of the kept set (resample: mean over 8 draws); retention = retained / peak, which is
     above 1 where a removed token held the unit down. one_minimal: every single further removal read below
     threshold × peak in a last batch. n_sets: distinct minimal sets found. shares: for each of ids, the share of the
-    random-order sets that hold it, None at the sink (and None as a whole in the two other rows).
+    random-order sets that hold it, None at the sink (and None as a whole without any, as in the two other rows).
 
     checks["inhibitors"] lists positions whose single removal from the whole text raises the reading to 1.25 × peak
     (in texts of more than 16 tokens found by halving). checks["disjoint"] has up to two more 1-minimal sets {kept,
@@ -83,24 +83,57 @@ def minimal_example(
         seed: seeds the draws and the random orders.
         fillers: token ids to draw replacements from; default: the tokens of the built-in corpus.
     """
+    given = subject.take(text, ids)
+    (found,) = minimal_examples(
+        subject, [(unit, given)], threshold=threshold, mode=mode, seed=seed, fillers=fillers
+    )  # fmt: skip
+    return found if ids is not None else replace(found, arguments={**found.arguments, "text": text, "ids": None})
+
+
+def minimal_examples(
+    subject: Subject,
+    cases: Sequence[tuple[UnitId, Sequence[int]]],
+    *,
+    threshold: float = KEEP,
+    mode: str = "resample",
+    seed: int = 0,
+    fillers: Sequence[int] | None = None,
+) -> list[Evidence]:
+    """`minimal_example` of many units and texts (ids, the sink first), whose searches run in step and share batches.
+
+    Equal to the results one by one within rounding. cost: of all, each case's share by the sets that it read.
+    Raises Refused as there, and then for the first case that cannot be pruned.
+    """
     if mode not in MODES:
         raise Refused(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}.")
     if not 0 < threshold <= 1:
         raise Refused(f"threshold {threshold} is outside (0, 1]; give the share of the reading to keep, as in 0.5.")
-    given = subject.take(text, ids)
+    given = [subject.take(None, ids) for _, ids in cases]
     pool = filler_pool(subject, fillers)
-    reader = Reader(subject, [unit.site])
+    reader = Reader(subject, sorted({unit.site for unit, _ in cases}))
+    modes = (mode, *(other for other in MODES if other != mode))
+    searches: list[tuple[UnitId, Frame, Pruning]] = []
     with subject.metered() as cost:
-        row, peak = track(reader, unit, given)
-        modes = (mode, *(other for other in MODES if other != mode))
-        frames = [make_frame(row, m, pool, seed) for m in modes]
-        searches = [prune(f, peak, threshold, seed, SHARE_SETS if f.mode == mode else 0) for f in frames]
-        found = run_prunings(reader, [(unit, f, s) for f, s in zip(frames, searches, strict=True)])
-    arguments = {
-        "text": text, "ids": None if ids is None else given, "threshold": threshold, "mode": mode, "seed": seed,
+        for (unit, _), ids in zip(cases, given, strict=True):
+            row, peak = track(reader, unit, ids)
+            for frame in (make_frame(row, m, pool, seed) for m in modes):
+                orders = SHARE_SETS if frame.mode == mode else 0
+                searches.append((unit, frame, prune(frame, peak, threshold, seed, orders)))
+        results = run_prunings(reader, searches)
+    found = [results[k : k + len(modes)] for k in range(0, len(results), len(modes))]
+    read = [sum(len(m.known) for m in one) for one in found]
+    options = {
+        "threshold": threshold, "mode": mode, "seed": seed,
         "fillers": None if fillers is None else [int(i) for i in fillers],
     }  # fmt: skip
-    return _evidence(subject, unit, arguments, found, pool, cost)
+    return [
+        _evidence(subject, unit, {"text": None, "ids": ids, **options}, one, pool, _share(cost, mine / sum(read)))
+        for (unit, _), ids, one, mine in zip(cases, given, found, read, strict=True)
+    ]
+
+
+def _share(cost: dict[str, float], share: float) -> dict[str, float]:
+    return {name: round(value * share, 3 if name == "seconds" else None) for name, value in cost.items()}
 
 
 def _evidence(
@@ -313,7 +346,7 @@ def prune(frame: Frame, peak: float, threshold: float, seed: int, orders: int) -
     found = yield from sets.follow([_shrink(suffix, sorted(suffix - {last}))])
     rng = _random("orders", seed, frame.ids)
     free = sorted(window - {last})
-    run = min(orders, max(2, ORDER_SETS // len(sets.known)))
+    run = min(orders, ORDER_SETS // len(sets.known))
     found += yield from sets.follow([_shrink(window, rng.permutation(free).tolist()) for _ in range(run)])
     best = min(found, key=lambda s: (len(s), -sets.known[s], sorted(s)))
     singles = yield from sets.read(best - {i} for i in best - {last})
@@ -402,8 +435,20 @@ def _shrink(start: Kept, order: Sequence[int]) -> Search:
     """A 1-minimal subset of `start`, which passes: tokens go in `order`, as many at once as halving finds.
 
     In a unit that only gains by added tokens this is the set that removal one by one in that order leaves, for about
-    k log2(n/k) readings in place of n. Any other unit may need the rounds of single removals at the end.
+    k log2(n/k) readings in place of n. In any other unit tokens that stayed may go once others are gone: then those
+    that can go by themselves are tried like that again.
     """
+    kept = yield from _without(start, order)
+    while True:
+        left = [i for i in order if i in kept]
+        flags = yield [kept - {i} for i in left]
+        if not any(flags):
+            return kept
+        kept = yield from _without(kept, [i for i, passes in zip(left, flags, strict=True) if passes])
+
+
+def _without(start: Kept, order: Sequence[int]) -> Search:
+    """`start` without what of `order` can go, one after the other."""
     kept, left = start, list(order)
     while left:
         goes, stays = 0, len(left) + 1  # the first `goes` of left can go together; the first `stays` cannot
@@ -415,12 +460,7 @@ def _shrink(start: Kept, order: Sequence[int]) -> Search:
                 stays = size
             size = (goes + stays) // 2
         kept, left = kept.difference(left[:goes]), left[goes + 1 :]
-    while True:
-        singles = [kept - {i} for i in order if i in kept]
-        flags = yield singles
-        if not any(flags):
-            return kept
-        kept = singles[flags.index(True)]
+    return kept
 
 
 # Showing

@@ -23,6 +23,7 @@ from .units import UnitId
 USUAL = ("masked", "form")
 AGAIN = ("masked", "next", "neighbours")   # proposers asked once more for a substitute's own substitutes
 STRONGEST = 3                              # substitutes that get substitutes of their own
+REPLACED = 6                               # words that are replaced: a text that needs thirty would cost as many times
 
 
 def substitute(
@@ -44,11 +45,12 @@ def substitute(
     The text is pruned by the first search of `minimal_example` in mode resample, and the kept tokens are widened to
     the words they lie in ("9th" to "19th"), because only words have substitutes. Each of these words is replaced by up
     to n words of each proposer: by default of a masked LM that sees the whole text and, where it is a number, by form
-    ("19th" → "15th", "fifth", …). A word that is kept twice is also replaced in both places at once, which a unit that
-    only asks for a repeat does not mind. The reading is taken in the minimal example's own frame: the other kept words
-    in place, the rest resampled with the same draws, mean over the draws. ratio = activation / reading of the minimal
-    example with its words whole, so that a word put in its own place has ratio 1; effect: kills (< 0.25), unsure (<
-    0.5), keeps (< 1.25), raises.
+    ("19th" → "15th", "fifth", …). Of more than six words these are the last one and the five without which the unit
+    reads least. A word that is kept twice is also replaced in both places at once, which a unit that only asks for a
+    repeat does not mind. The reading is taken in the minimal example's own frame: the other kept words in place, the
+    rest resampled with the same draws, mean over the draws. ratio = activation / reading of the minimal example with
+    its words whole, so that a word put in its own place has ratio 1; effect: kills (< 0.25), unsure (< 0.5), keeps (<
+    1.25), raises.
 
     The tracked position moves with the swap. Where the tracked token is itself swapped, the reading is taken at the
     substitute's last token if it was its word's last, else at the token of the same rank from the word's start (at
@@ -86,7 +88,7 @@ def substitute(
         held = hold(reader, unit, given, kept, seed)
         spelled, row = held.spelled, held.row
         found = _Found(reader, unit, held)
-        first = ((word, proposing.each(names, spelled, word, n)) for word in held.words)
+        first = ((word, proposing.each(names, spelled, word, n)) for word in _weightiest(reader, unit, held))
         found.read(_swaps(held, first))
         if rings == 2:
             again = [name for name in names if name in AGAIN]
@@ -118,6 +120,17 @@ def substitute(
         warnings=[] if rows else ["no kept token lies in a word that has substitutes"],
         cost=cost,
     )  # fmt: skip
+
+
+def _weightiest(reader: Reader, unit: UnitId, held: Held) -> list[Word]:
+    """The held words, or of more than REPLACED the last one and those without which the unit reads least, in order."""
+    if len(held.words) <= REPLACED:
+        return list(held.words)
+    *others, last = held.words
+    without = [held.frame.rows(held.held.difference(range(w.first, w.end))) for w in others]
+    values = read_means(reader, unit, without)
+    order = sorted(range(len(others)), key=values.__getitem__)[: REPLACED - 1]
+    return [*(others[i] for i in sorted(order)), last]
 
 
 def _names(proposers: Sequence[str] | None, words: Sequence[str] | None) -> list[str]:

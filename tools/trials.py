@@ -67,7 +67,7 @@ class Trials:
         """Files the words at these tokens under their distance in words from the tracked token, the last."""
         for index in indices:
             back, word = tokens.word[-1] - tokens.word[index], tokens.words[tokens.word[index]].lower()
-            if not word or len(word) > LONGEST:
+            if not word or len(word) > LONGEST or back >= WINDOW:
                 continue
             if back == 0 and keeps:
                 self.tracked[word] += 1
@@ -97,7 +97,7 @@ class Trials:
             if names:
                 yield made(names, (back, back), needed=False)
         for back, ids in self.breaking.items():
-            if back:
+            if 0 < back < WINDOW:
                 yield replace(Condition.of(ids, (back, back), "tokens", False, spell), tested=True)
         for span in self.ranges:
             if span["what"] == "distance":

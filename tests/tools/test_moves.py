@@ -257,3 +257,15 @@ def test_what_silences_in_both_places_is_a_condition_and_what_only_breaks_the_pa
     single = replace(found, rows=[row for row in found.rows if row["places"] == 1])
     assert set(Trials(planted, [single]).killing[1]) == {word(t) for t in (C, D, F)}
     assert not any(set(c.names) & {word(C), word(D)} for c in trials.conditions(planted.piece) if not c.needed)
+
+
+def test_what_stands_farther_back_than_a_window_is_no_condition(planted: Subject) -> None:
+    """Experiments may be on longer texts than the windows that rules are about."""
+    row = text(planted, 90, A, d2=B, d80=C)
+    example = {"ids": row, "kept": [len(row) - 81, len(row) - 3, len(row) - 1]}
+    swap = {"ids": row, "position": len(row) - 81, "places": 2, "effect": "kills", "original": "", "substitute": ""}
+    found = Trials(planted, [
+        Evidence(tool="minimal_example", unit=unit("word").bare, sign=1, summary="", rows=[example]),
+        Evidence(tool="substitute", unit=unit("word").bare, sign=1, summary="", rows=[swap]),
+    ])  # fmt: skip
+    assert {c.span for c in found.conditions(planted.piece)} == {(2, 2)} and 80 in found.breaking

@@ -1,6 +1,7 @@
 """minimal_example: units whose minimal sets are known by hand, all subsets as oracle, the naive ways failing."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,8 +21,7 @@ from lamplighter.tools.prune import (
     kept_text,
     make_frame,
     minimal_example,
-    prune,
-    run_prunings,
+    minimal_examples,
     track,
 )  # fmt: skip
 from lamplighter.tools.reader import Reader
@@ -213,19 +213,37 @@ def test_three_sets_that_share_nothing_are_as_many_as_are_shown(planted: Any) ->
     assert set.intersection(*sets) == {9} and len(set.union(*sets)) == 4
 
 
-def test_units_and_texts_side_by_side_find_what_each_finds_alone(planted: Any) -> None:
-    cases = [("and", [6, A, 7, 8, C]), ("bigram", [6, 7, B, C]), ("or", [E, 6, 7, C]), ("held down", [A, 6, C])]
-    pool = np.array(FILLERS)
-    together = []
-    for name, tokens in cases:
-        row, peak = track(Reader(planted, ["0-mlp"]), unit_of(name), [0, *tokens])
-        frame = make_frame(row, "resample", pool, 0)
-        together.append((unit_of(name), frame, prune(frame, peak, 0.5, 0, 16)))
-    reader = Reader(planted, ["0-mlp"])
-    for (name, tokens), found in zip(cases, run_prunings(reader, together), strict=True):
-        alone = minimal_example(planted, unit_of(name), ids=[0, *tokens], fillers=FILLERS)
-        assert sorted(found.kept) == alone.rows[0]["kept"] and found.one_minimal
-        assert list(found.inhibitors) == alone.checks["inhibitors"]
+def test_units_and_texts_side_by_side_find_what_each_finds_alone(
+    planted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = [("and", [6, A, 7, 8, C]), ("bigram", [6, 7, B, C]), ("or", [E, 6, 7, C]), ("held down", [A, 6, C])]
+    cases = [(unit_of(name), [0, *tokens]) for name, tokens in named]
+    passes: Counter[str] = Counter()
+    nodes = planted.run_nodes
+
+    def counting(which: str) -> Any:
+        def run(*arguments: Any) -> Any:
+            passes[which] += 1
+            return nodes(*arguments)
+
+        return run
+
+    monkeypatch.setattr(planted, "run_nodes", counting("together"))
+    together = minimal_examples(planted, cases, fillers=FILLERS)
+    for (unit, ids), found in zip(cases, together, strict=True):
+        monkeypatch.setattr(planted, "run_nodes", counting(str(unit)))
+        alone = minimal_example(planted, unit, ids=ids, fillers=FILLERS)
+        assert found.arguments == alone.arguments and found.warnings == alone.warnings
+        for row, own in zip(found.rows, alone.rows, strict=True):
+            assert {k: v for k, v in row.items() if k not in ("peak", "retained", "retention")} == {
+                k: v for k, v in own.items() if k not in ("peak", "retained", "retention")
+            }
+            assert row["retained"] == pytest.approx(own["retained"], abs=1e-6)
+        assert found.checks["inhibitors"] == alone.checks["inhibitors"]
+        assert 0 < found.cost["forward_rows"] <= alone.cost["forward_rows"] * len(cases)
+    # After a pass for each text's own readings, the longest of four searches and not their sum.
+    together_passes = passes.pop("together") - len(cases)
+    assert together_passes == max(passes.values()) - 1 < sum(passes.values()) - len(cases)
 
 
 def test_naive_suffixes_and_steps_of_five_are_not_minimal(planted: Any) -> None:

@@ -17,9 +17,10 @@ from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools.forms import by_form
 from lamplighter.tools.held import effect
 from lamplighter.tools.masked import PROBES, MaskedLM
-from lamplighter.tools.prune import filler_pool, make_frame, minimal_example
+from lamplighter.tools.prune import filler_pool, make_frame, minimal_example, track
+from lamplighter.tools.reader import Reader
 from lamplighter.tools.spelled import Spelled
-from lamplighter.tools.substitute import substitute
+from lamplighter.tools.substitute import REPLACED, substitute
 from lamplighter.tools.units import UnitId
 
 UNIT = UnitId("planted", "0-mlp", 0)
@@ -184,6 +185,31 @@ def test_ratios_are_read_in_the_frame_of_the_minimal_example(tiny: Any) -> None:
         assert row["activation"] == pytest.approx(tiny.readings(rows, unit).mean().item())
         assert row["ratio"] == pytest.approx(row["activation"] / whole)
         assert row["effect"] == effect(row["ratio"])
+
+
+def loud(subject: Any, unit: UnitId, ids: Sequence[int]) -> list[float]:
+    return Reader(subject, [unit.site]).along(ids, unit)[1:]
+
+
+def test_of_many_words_the_last_and_the_weightiest_are_replaced(tiny: Any) -> None:
+    ids = tiny.encode(" stop the red cars at the 9th street , and World War II")
+    units = (UnitId(tiny.name, "1-mlp", i) for i in range(24))
+    cut = ((unit, track(Reader(tiny, ["1-mlp"]), unit, ids)[0]) for unit in units if max(loud(tiny, unit, ids)) > 0)
+    unit, row = next((unit, row) for unit, row in cut if len(Spelled(tiny, row).words()) > REPLACED + 2)
+    masked: Any = Fake({})
+    options: dict[str, Any] = {"kept": range(1, len(row)), "proposers": [], "words": ["blue"]}
+    found = substitute(tiny, masked, unit, ids=row, **options)
+    words = Spelled(tiny, row).words_of(range(1, len(row)))
+    replaced = {r["position"] for r in found.rows if r["places"] == 1}
+    without = {}
+    for word in words[:-1]:     # everything is held, so that only the word's own tokens are drawn
+        frame = make_frame(row, "resample", filler_pool(tiny), 0)
+        kept = set(range(1, len(row))) - set(range(word.first, word.end))
+        without[word.first] = float(tiny.readings(frame.rows(kept), unit).mean())
+    least = sorted(without, key=without.__getitem__)[: REPLACED - 1]
+    assert len(words) > REPLACED and len(replaced) == REPLACED
+    places = [*sorted(least), words[-1].first]
+    assert all(first <= at <= first + 1 for first, at in zip(places, sorted(replaced), strict=True))
 
 
 def test_the_masked_lm_sees_the_whole_text_and_n(synonyms: Any) -> None:
