@@ -29,7 +29,7 @@ from .measures import MAX_ATOMS, MAX_CLAUSES, WINDOW
 MAX_IDS = 32          # tokens in one matcher: more would be a look-up table, not a rule
 MAX_PATTERN = 400     # characters of a pattern
 MAX_VALUE = 100       # y/P; real ones stay below about 2
-CACHED_MASKS = 128    # matchers whose mask over a text is remembered
+CACHED = 2**26        # bytes of masks over a text that are remembered
 PIECES = ("last", "first", "inner", "any")
 UNITS = ("tokens", "words")
 
@@ -406,6 +406,7 @@ class Text:
         self.vocabulary = list(known)
         self._encoded = [s.encode("utf-8", "replace") for s in known]
         self._masks: OrderedDict[Any, Flags] = OrderedDict()
+        self._held = 0
 
     @classmethod
     def of(cls, subject: Speller, windows: Sequence[Sequence[int]]) -> "Text":
@@ -431,9 +432,11 @@ class Text:
             found = np.zeros(len(self.kind), dtype=np.bool_)
             found[self.word[self.tokens(matcher) & ~self.blank]] = True
             return found
+        return self._cached((matcher, "kinds"), lambda: self._kinds(matcher))[self.kind] & (self.place > 0)
+
+    def _kinds(self, matcher: Matcher) -> Flags:
         test = _compile(str(matcher.pattern)).fullmatch
-        kinds = np.fromiter((test(word) is not None for word in self._encoded), np.bool_, len(self._encoded))
-        return kinds[self.kind] & (self.place > 0)
+        return np.fromiter((test(word) is not None for word in self._encoded), np.bool_, len(self._encoded))
 
     def piece(self, piece: str) -> Flags:
         """Tokens that are this piece of their word [N]."""
@@ -472,8 +475,9 @@ class Text:
         if key not in self._masks:
             self._masks[key] = make()
             self._masks[key].flags.writeable = False
-            if len(self._masks) > CACHED_MASKS:
-                self._masks.popitem(last=False)
+            self._held += self._masks[key].nbytes
+            while self._held > CACHED and len(self._masks) > 1:
+                self._held -= self._masks.popitem(last=False)[1].nbytes
         self._masks.move_to_end(key)
         return self._masks[key]
 
