@@ -1,6 +1,7 @@
 """The inducer finds planted functions of real words, and finds nothing in noise."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools.collect import position_key
 from lamplighter.tools.estimate import Candidate, Known
-from lamplighter.tools.induce import MIN_F1, Induced, induce
+from lamplighter.tools.induce import COMMON, MIN_F1, Induced, induce
 from lamplighter.tools.lexicon import FOLD, KNOWN, called, fitting, matching, merged, spelled
 from lamplighter.tools.measures import MAX_ATOMS, MAX_CLAUSES, STRATA
 from lamplighter.tools.rules import MAX_IDS, MAX_PATTERN, Clause, Matcher, Rule, Tokens, side_text
@@ -294,6 +295,17 @@ def test_exemplars_alone_come_close_and_cost_no_pass(world: World, name: str) ->
 @pytest.mark.parametrize("name", CONTEXT)
 def test_the_naive_list_of_tokens_fails_where_context_decides(world: World, name: str) -> None:
     assert lookup_f1(world, _unit(world, name)) < 0.9
+
+
+def test_only_where_pairs_must_repeat_the_commonest_words_are_named(world: World) -> None:
+    text = side_text(world.subject, world, "explain").text
+    counts = Counter(text.vocabulary[kind] for kind in text.kind if text.vocabulary[kind].isalpha())
+    named = {name: _made(world, name, 150).words.get("repeat") for name in PLANTED}
+    words = named.pop("repeated pairs")
+    assert words is not None and len(words) == len(set(words)) == COMMON
+    least = min(counts[word] for word in words)
+    assert all(n <= least for word, n in counts.items() if word not in words)
+    assert set(named.values()) == {None}
 
 
 def test_sentences_say_it_in_words(world: World) -> None:
