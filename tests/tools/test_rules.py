@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamplighter.store.records import Refused
+from lamplighter.tools import rules as module
 from lamplighter.tools.rules import CLASSES, Clause, Matcher, Near, Rule, Text, Tokens, side_text, split_words
 
 
@@ -187,6 +188,18 @@ def test_a_rule_predicts_what_its_definition_says(rule: Rule, ids: list[int]) ->
 def test_many_windows_at_once_read_as_one_by_one(rule: Rule, rows: list[list[int]]) -> None:
     together = rule.predict_all(Text.of(SPELLER, rows))
     assert [p.tolist() for p in together] == [rule.predict(Tokens.of(SPELLER, ids)).tolist() for ids in rows]
+
+
+def test_masks_that_are_forgotten_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = [Tokens.of(SPELLER, row) for row in ([0, 5, 6, 7, 8, 9, 10, 5, 6], [0, 7, 7, 8])]
+    nears = [Near(Matcher(cls=name), 1, 3) for name in CLASSES]
+    rules = [Rule((Clause(Matcher(ids=(i,)), need=(near,)),)) for i in range(5, 11) for near in nears]
+    text = Text(windows)
+    kept = [rule.predict_flat(text) for rule in rules]
+    monkeypatch.setattr(module, "CACHED", 1)
+    small = Text(windows)
+    for rule, values in zip([*rules, *rules], [*kept, *kept], strict=True):
+        assert (rule.predict_flat(small) == values).all() and len(small._masks) == 1
 
 
 @settings(max_examples=100, deadline=None)
