@@ -14,9 +14,10 @@ import numpy as np
 
 from ..agent.config import MASKED_LM
 from ..tools.corpus import load_corpus
+from ..tools.frames import filler_pool, make_frame, read_means
 from ..tools.masked import MaskedLM
 from ..tools.measures import FIRES, KEEP
-from ..tools.prune import filler_pool, make_frame, minimal_example, read_means
+from ..tools.prune import minimal_example
 from ..tools.reader import Reader
 from ..tools.subject import Subject
 from ..tools.sweep import Sweep, make_sweep

@@ -14,9 +14,9 @@ import numpy as np
 from ..agent.config import MASKED_LM
 from ..tools import stats
 from ..tools.corpus import load_corpus
+from ..tools.frames import filler_pool, make_frame
 from ..tools.masked import MaskedLM
 from ..tools.measures import KEEP
-from ..tools.prune import filler_pool, make_frame
 from ..tools.spelled import Spelled
 from ..tools.subject import Subject
 from ..tools.substitute import substitute, swap_word

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..tools.frames import filler_pool, make_frame
 from ..tools.masked import MaskedLM
-from ..tools.prune import filler_pool, make_frame
 from ..tools.rules import Flags, Text
 from ..tools.spelled import Spelled, Word
 from ..tools.subject import Subject

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..store.records import Refused
+from .frames import Frame, Kept, filler_pool, make_frame, read_means, track
 from .measures import KEEP, KILLS, RAISES, UNSURE
-from .prune import Frame, Kept, filler_pool, make_frame, prune, read_means, run_prunings, track
+from .prune import prune, run_prunings
 from .reader import Reader
 from .spelled import Spelled, Word
 from .units import UnitId

@@ -9,10 +9,10 @@ import torch
 from ..store.records import Evidence, Refused
 from .atlas import tokens_of_text
 from .collect import position_key
+from .frames import kept_text, read_means
 from .held import Held, effect, hold
 from .measures import FIRES, KILLS
 from .proposers import alike
-from .prune import kept_text, read_means
 from .reader import Reader
 from .subject import Subject
 from .units import UnitId

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..store.records import Evidence, Refused
+from .frames import filler_pool, track
 from .masked import MaskedLM
 from .measures import CONTROL_UNITS, KEEP, KILLS, PATCH_NOISE
-from .prune import filler_pool, track
 from .reader import Reader
 from .subject import Edit, Subject
 from .substitute import substitute

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..store.records import Evidence
+from .frames import filler_pool, kept_text, read_means
 from .held import Held, effect, hold
 from .measures import UNSURE, WINDOW
-from .prune import filler_pool, kept_text, read_means
 from .reader import Reader
 from .spelled import Word
 from .subject import Subject

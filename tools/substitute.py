@@ -10,11 +10,11 @@ from textwrap import shorten
 from typing import Any
 
 from ..store.records import Evidence, Refused
+from .frames import kept_text, read_means
 from .held import Held, effect, hold
 from .masked import MaskedLM
 from .measures import UNSURE
 from .proposers import NAMES, Proposers
-from .prune import kept_text, read_means
 from .reader import Reader
 from .spelled import Spelled, Word
 from .subject import Subject

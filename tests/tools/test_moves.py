@@ -15,9 +15,9 @@ from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools import in_place
 from lamplighter.tools import shift as module
 from lamplighter.tools.atlas import tokens_of_text
+from lamplighter.tools.frames import filler_pool, make_frame
 from lamplighter.tools.in_place import SHOWN, SILENT, tokens_in_place
 from lamplighter.tools.measures import WINDOW
-from lamplighter.tools.prune import filler_pool, make_frame
 from lamplighter.tools.rules import Clause, Matcher, Near, Rule
 from lamplighter.tools.shift import DISTANCES, DRAWS, GRID, shift
 from lamplighter.tools.subject import Subject

@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools import prune as module
 from lamplighter.tools.activate import activate
-from lamplighter.tools.prune import (
-    MODES,
-    Frame,
-    filler_pool,
-    kept_text,
-    make_frame,
-    minimal_example,
-    minimal_examples,
-    track,
-)  # fmt: skip
+from lamplighter.tools.frames import MODES, Frame, filler_pool, kept_text, make_frame, track
+from lamplighter.tools.prune import minimal_example, minimal_examples
 from lamplighter.tools.reader import Reader
 from lamplighter.tools.units import UnitId
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools.forms import by_form
+from lamplighter.tools.frames import filler_pool, make_frame, track
 from lamplighter.tools.held import effect
 from lamplighter.tools.masked import PROBES, MaskedLM
-from lamplighter.tools.prune import filler_pool, make_frame, minimal_example, track
+from lamplighter.tools.prune import minimal_example
 from lamplighter.tools.reader import Reader
 from lamplighter.tools.spelled import Spelled
 from lamplighter.tools.substitute import REPLACED, substitute
