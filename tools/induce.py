@@ -32,7 +32,6 @@ from .trials import TOOLS, Trials
 from .units import UnitId
 
 READS = 150            # windows read at most
-READ = 8               # clauses that are read for at a time
 MIN_DOCUMENTS = 8      # below this a shared pattern may be one author's or chance; the score side asks as many
 FEW_WORDS = 12         # words of one part of a rule that are named
 COMMON = 24            # commonest words: where a pair must repeat, those that make pairs by chance may be left out
@@ -87,11 +86,11 @@ def induce(
     search = Search(subject.piece, known, Trials(subject, used))
     rule, pool = search.cover()
     if reads:
-        chosen = search.shortlist(pool)[:READ]
+        chosen = search.chosen(pool)
         known.read([*search.shared_words(), *(c.at for c in chosen)], reads // 2)
         known.learn()
         rule, pool = search.cover()
-        chosen = search.shortlist([*rule, *pool])[:READ]
+        chosen = search.chosen([*rule, *pool])
         known.read([c.at for c in chosen], reads)
         rule = search.assemble(chosen)
     rule = search.polish(rule)

@@ -15,13 +15,14 @@ from . import stats
 from .estimate import Candidate, Known
 from .measures import MAX_ATOMS, MAX_CLAUSES
 from .propose import Proposals, Rest
-from .rules import Ints, Matcher
+from .rules import Clause, Ints, Matcher
 from .trials import Trials
 
 PRICE, ALTERNATIVE, DOUBT, GUESS = 0.02, 0.001, 0.3, 0.005
 DEPTH = 3              # conditions added to one matcher
 FRONTIER = 6           # clauses that get a further condition
 BEGUN = 8              # rules begun, each with another clause
+READ = 8               # clauses that are read for at a time
 SHORTLIST, SAME = 24, 3    # clauses that a rule is put together from, and of those so many with one matcher
 
 
@@ -46,9 +47,13 @@ class Search:
 
     def _shown(self, rule: Sequence[Candidate]) -> int:
         """Atoms that experiments stand behind: conditions, and clauses that only go on with a list too long for one."""
-        rests = [replace(c.clause, at=Matcher(cls="any")) for c in rule if self.proposals.found(c)]
+        rests = self._around_lists(rule)
         continued = sum(rest.atoms for k, rest in enumerate(rests) if rest in rests[:k])
         return continued + sum(condition.tested for c in rule for condition in c.conditions)
+
+    def _around_lists(self, rule: Sequence[Candidate]) -> list[Clause]:
+        """What stands around the lists that experiments found, which is the same for all parts of one list."""
+        return [replace(c.clause, at=Matcher(cls="any")) for c in rule if self.proposals.found(c)]
 
     def cover(self) -> tuple[list[Candidate], list[Candidate]]:
         """The best rule found clause by clause, and the better clauses seen on the way."""
@@ -117,6 +122,12 @@ class Search:
         best = {c.key: (worth, c) for worth, c in ranked}
         chosen = _each_place([*(best[c.key] for c in pool[:MAX_CLAUSES]), *_varied(ranked, SAME)])
         return [c for _, c in chosen[:SHORTLIST]]
+
+    def chosen(self, pool: Sequence[Candidate]) -> list[Candidate]:
+        """The first READ of the shortlist, and with a part of a list that experiments found its other parts."""
+        listed = self.shortlist(pool)
+        around = self._around_lists(listed[:READ])
+        return [c for k, c in enumerate(listed) if k < READ or any(rest in around for rest in self._around_lists([c]))]
 
     def shared_words(self) -> list[Ints]:
         """The places of each token seen firing, where one that always fires would not be drowned in others."""
