@@ -18,8 +18,8 @@ from lamplighter.tools.estimate import Candidate, Known
 from lamplighter.tools.induce import COMMON, MIN_F1, Induced, induce
 from lamplighter.tools.lexicon import FOLD, KNOWN, called, fitting, matching, merged, spelled
 from lamplighter.tools.measures import MAX_ATOMS, MAX_CLAUSES, STRATA
-from lamplighter.tools.rules import MAX_IDS, MAX_PATTERN, Clause, Matcher, Rule, Tokens, side_text
-from lamplighter.tools.search_rules import ALTERNATIVE, PRICE, Search
+from lamplighter.tools.rules import MAX_IDS, MAX_PATTERN, Clause, Matcher, Near, Rule, Tokens, side_text
+from lamplighter.tools.search_rules import ALTERNATIVE, PRICE, READ, Search
 from lamplighter.tools.trials import Trials
 from lamplighter.tools.units import UnitId
 
@@ -505,6 +505,20 @@ def test_a_union_loses_the_words_that_it_does_as_well_without(search: Search) ->
     assert set(both.names) == {"Rome", "house", "garden", "Prague"} and both.listed == 3
     assert both.words == called([str(name) for name in both.names])
     assert search.assemble(pool[:1]) == pool[:1]   # a list that was proposed stays as it was
+
+
+def test_with_one_part_of_a_long_list_its_other_parts_are_chosen(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = (Near(Matcher(word="war"), 1, 1),)
+    part, other = (Clause(Matcher(word=word), need=after) for word in ("paris", "rome"))
+    plain = [Clause(Matcher(ids=(i,))) for i in range(20)]
+    elsewhere = Clause(Matcher(word="rome"))
+    clauses = [part, *plain[: READ - 1], plain[-1], elsewhere, other]
+    pool = [Candidate(clause, np.arange(3), np.ones(1), 0, "") for clause in clauses]
+    monkeypatch.setattr(search, "shortlist", lambda pool: pool)
+    monkeypatch.setattr(search.proposals, "found", lambda c: c.clause.at.word is not None)
+    assert [c.clause for c in search.chosen(pool)] == [part, *plain[: READ - 1], other]
 
 
 def test_words_in_capitals_or_not_and_words_as_they_are_share_a_pattern() -> None:
