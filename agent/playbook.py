@@ -52,6 +52,7 @@ class Playbook:
         """What the inducer makes of the evidence; made once, since a draft that needs no test is the conclusion."""
         known = unit, tuple(e.id for e in evidence)
         if known not in self._made:
+            self._made = {key: made for key, made in self._made.items() if key[0] == unit}     # of one unit at a time
             self._made[known] = self._induce(unit, evidence)
         return self._made[known]
 

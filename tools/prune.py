@@ -49,8 +49,8 @@ def minimal_example(
     follows it is cut off, since it cannot matter. A set passes if its reading at the tracked position is at least
     threshold × peak. Out of one deterministic and 16 random-order 1-minimal sets the smallest is reported (ties:
     the larger retention). Random orders start from the whole text if it has at most 16 tokens, else from the
-    shortest passing suffix of 1, 2, 4, 8, … tokens, whose length is checks["window"]. They are fewer where
-    the deterministic search read more than 6 sets, and none above 96: checks["orders"] counts them.
+    shortest passing suffix of 1, 2, 4, 8, … tokens, whose length is checks["window"]. They are fewer where the
+    deterministic search read more than 6 sets, and none where it read more than 96: checks["orders"] counts them.
 
     Rows, the asked mode first, then the two others found by one deterministic search each:
     {text, tokens, ids, kept, kept_text, peak, retained, retention, mode, one_minimal, n_sets, shares}.
@@ -76,9 +76,7 @@ def minimal_example(
         fillers: token ids to draw replacements from; default: the tokens of the built-in corpus.
     """
     given = subject.take(text, ids)
-    (found,) = minimal_examples(
-        subject, [(unit, given)], threshold=threshold, mode=mode, seed=seed, fillers=fillers
-    )  # fmt: skip
+    (found,) = minimal_examples(subject, [(unit, given)], threshold=threshold, mode=mode, seed=seed, fillers=fillers)
     return found if ids is not None else replace(found, arguments={**found.arguments, "text": text, "ids": None})
 
 

@@ -47,13 +47,13 @@ class Search:
 
     def _shown(self, rule: Sequence[Candidate]) -> int:
         """Atoms that experiments stand behind: conditions, and clauses that only go on with a list too long for one."""
-        rests = self._around_lists(rule)
+        rests = [rest for c in rule if (rest := self._around(c)) is not None]
         continued = sum(rest.atoms for k, rest in enumerate(rests) if rest in rests[:k])
         return continued + sum(condition.tested for c in rule for condition in c.conditions)
 
-    def _around_lists(self, rule: Sequence[Candidate]) -> list[Clause]:
-        """What stands around the lists that experiments found, which is the same for all parts of one list."""
-        return [replace(c.clause, at=Matcher(cls="any")) for c in rule if self.proposals.found(c)]
+    def _around(self, c: Candidate) -> Clause | None:
+        """What stands around a list that experiments found, the same for all its parts; None for other clauses."""
+        return replace(c.clause, at=Matcher(cls="any")) if self.proposals.found(c) else None
 
     def cover(self) -> tuple[list[Candidate], list[Candidate]]:
         """The best rule found clause by clause, and the better clauses seen on the way."""
@@ -126,8 +126,8 @@ class Search:
     def chosen(self, pool: Sequence[Candidate]) -> list[Candidate]:
         """The first READ of the shortlist, and with a part of a list that experiments found its other parts."""
         listed = self.shortlist(pool)
-        around = self._around_lists(listed[:READ])
-        return [c for k, c in enumerate(listed) if k < READ or any(rest in around for rest in self._around_lists([c]))]
+        around = [rest for c in listed[:READ] if (rest := self._around(c)) is not None]
+        return [c for k, c in enumerate(listed) if k < READ or self._around(c) in around]
 
     def shared_words(self) -> list[Ints]:
         """The places of each token seen firing, where one that always fires would not be drowned in others."""

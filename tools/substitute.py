@@ -49,8 +49,8 @@ def substitute(
     reads least. A word that is kept twice is also replaced in both places at once, which a unit that only asks for a
     repeat does not mind. The reading is taken in the minimal example's own frame: the other kept words in place, the
     rest resampled with the same draws, mean over the draws. ratio = activation / reading of the minimal example with
-    its words whole, so that a word put in its own place has ratio 1; effect: kills (< 0.25), unsure (< 0.5), keeps (<
-    1.25), raises.
+    its words whole, so that a word put in its own place has ratio 1; effect: kills (< 0.25), unsure (< 0.5),
+    keeps (< 1.25), raises.
 
     The tracked position moves with the swap. Where the tracked token is itself swapped, the reading is taken at the
     substitute's last token if it was its word's last, else at the token of the same rank from the word's start (at
