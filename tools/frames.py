@@ -57,20 +57,22 @@ class Frame:
 def make_frame(ids: Sequence[int], mode: str, pool: NDArray[np.int64], seed: int) -> Frame:
     """The frame of `ids` (cut, sink first): 8 draws a position, seeded by `seed` and the ids; for mask, one token.
 
-    That token is the commonest of the pool (in English text a comma, a full stop or an article): it is plain text,
-    unlike a pad or mask token, which a causal model has hardly seen inside a text.
+    A draw is a stretch of the pool as long as the text, from a random place on (behind the pool's end from its start):
+    running text, which disturbs deep units less than tokens drawn one by one. The mask's token is the commonest of the
+    pool (in English text a comma, a full stop or an article): it is plain text, unlike a pad or mask token, which a
+    causal model has hardly seen inside a text.
     """
     if mode == "delete":
         return Frame(tuple(ids), mode, None)
     if mode == "mask":
         values, counts = np.unique(pool, return_counts=True)
         return Frame(tuple(ids), mode, np.full((1, len(ids)), values[counts.argmax()]))
-    draws = seeded("draws", seed, tuple(ids)).integers(len(pool), size=(DRAWS, len(ids)))
-    return Frame(tuple(ids), mode, pool[draws])
+    first = seeded("draws", seed, tuple(ids)).integers(len(pool), size=(DRAWS, 1))
+    return Frame(tuple(ids), mode, pool[(first + np.arange(len(ids))) % len(pool)])
 
 
 def filler_pool(subject: Subject, fillers: Iterable[int] | None = None) -> NDArray[np.int64]:
-    """The ids that replacements are drawn from, each as often as it occurs; sink and special tokens are left out.
+    """The ids that replacements are drawn from, in the text's order; sink and special tokens are left out.
 
     Default: the tokens of the built-in corpus's text, line by line. Raises Refused if nothing is left.
     """

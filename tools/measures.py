@@ -3,7 +3,7 @@
 Raise VERSION when a constant or a definition changes: scores of different versions are never compared.
 """
 
-VERSION = 3
+VERSION = 4
 
 # Documents, near copies and sides
 SALT = "lamplighter-1"

@@ -436,6 +436,14 @@ def test_draws_belong_to_positions_and_never_are_special(llama: Any) -> None:
     assert make_frame(ids, "delete", pool, 0).rows({1, len(ids) - 1}) == [[llama.sink, ids[1], ids[-1]]]
 
 
+def test_a_draw_is_a_stretch_of_running_text() -> None:
+    pool = np.arange(100, 150)
+    draws = make_frame(list(range(40)), "resample", pool, 0).draws
+    assert draws is not None and draws.shape == (8, 40)
+    assert (np.diff(draws) % len(pool) == 1).all()
+    assert len(set(draws[:, 0].tolist())) > 4
+
+
 def test_the_committed_text_fills_by_default(llama: Any) -> None:
     pool = filler_pool(llama)
     assert len(pool) > 1000
