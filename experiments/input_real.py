@@ -7,7 +7,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from ..tools import stats
 from ..tools.corpus import load_corpus
 from ..tools.frames import filler_pool, make_frame
 from ..tools.masked import MaskedLM
-from ..tools.measures import KEEP
+from ..tools.measures import BOOTSTRAP, KEEP
 from ..tools.spelled import Spelled
 from ..tools.subject import Subject
 from ..tools.substitute import substitute, swap_word
@@ -170,25 +169,41 @@ def _real_tables(tried: Sequence[_Tried], seed: int) -> Part:
         [np.sum(t.kept["ours"]), np.sum(t.kept["loop"]), t.cost["ours"], t.cost["loop"], *t.confirmed.values()]
         for t in tried
     ], dtype=np.float64)  # fmt: skip
-    draws = stats.resampled(columns, seed)
-
-    def ratios(t: Any) -> dict[str, Any]:
-        return {
-            "kept": stats.ratio(t[..., 0], t[..., 1]),
-            "cost": stats.ratio(t[..., 2] * t[..., 5], t[..., 3] * t[..., 4]),
-            "cost, rejected too": stats.ratio(t[..., 2] * t[..., 6], t[..., 3] * t[..., 4]),
-        }
-
-    point, spread = ratios(columns.sum(axis=0)), ratios(draws)
-    span = {name: stats.interval(spread[name], len(tried)) for name in spread}
     certified = [ok for t in tried for ok in t.certified]
     claims = [at_least("minimal examples certified anew", _mean(certified), 1.0, len(certified))]
+    ways = _ratios(columns, seed)
     for name, key, bar in (("kept tokens", "kept", 0.5), ("cost of a confirmed substitute", "cost", 0.2)):
-        claims.append(at_most(f"{name}, ours / loop's", float(point[key]), bar, len(tried), *span[key], by="high"))
-    strict = {"what": "cost a confirmed label, the loop's rejected words counted as labels too",
-              "ours / loop's": float(point["cost, rejected too"]), "low": span["cost, rejected too"][0],
-              "high": span["cost, rejected too"][1]}  # fmt: skip
-    return {"real units": rows, "beside": [strict]}, claims
+        for way, ratios in ways.items():
+            value, low, high = ratios[key]
+            claims.append(at_most(f"{name}, ours / loop's, {way}", value, bar, len(tried), low, high, by="high"))
+    what = "cost of a confirmed label, the loop's rejected words counted as labels too"
+    strict = [
+        {what: way, **dict(zip(("ours / loop's", "low", "high"), ratios["rejected too"], strict=True))}
+        for way, ratios in ways.items()
+    ]
+    return {"real units": rows, "beside": strict}, claims
+
+
+def _ratios(columns: stats.Floats, seed: int) -> dict[str, dict[str, tuple[float | None, float | None, float | None]]]:
+    """Ours / loop's of units' sums [U, 7], with intervals over units: of all units' sums, and of the median unit.
+
+    Of one unit the ratio of costs is 0 where the loop confirms nothing, and ∞ where we do not.
+    """
+    def ratios(t: stats.Floats) -> dict[str, stats.Floats]:
+        costs = {"cost": t[..., 5], "rejected too": t[..., 6]}
+        found = {"kept": stats.ratio(t[..., 0], t[..., 1])}
+        return found | {name: stats.ratio(t[..., 2] * loop, t[..., 3] * t[..., 4]) for name, loop in costs.items()}
+
+    each = {name: np.where(np.isnan(values), np.inf, values) for name, values in ratios(columns).items()}
+    picks = np.random.default_rng(seed).integers(len(columns), size=(BOOTSTRAP, len(columns)))
+    ways = {
+        "all units": (ratios(columns.sum(axis=0)), ratios(stats.resampled(columns, seed))),
+        "median unit": tuple({k: np.median(v[at], axis=-1) for k, v in each.items()} for at in (slice(None), picks)),
+    }
+    return {
+        way: {name: (stats.number(point[name]), *stats.interval(draws[name], len(columns))) for name in point}
+        for way, (point, draws) in ways.items()
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:

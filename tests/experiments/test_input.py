@@ -14,7 +14,7 @@ from lamplighter.experiments.by_playbook import playbook_rule
 from lamplighter.experiments.input_corrupted import SHARE, spoil
 from lamplighter.experiments.input_permuted import permuted_subject
 from lamplighter.experiments.input_planted import is_smallest
-from lamplighter.experiments.input_real import _confirmed, _Label
+from lamplighter.experiments.input_real import _confirmed, _Label, _ratios
 from lamplighter.experiments.input_rules import Scored, _tables, f1_of
 from lamplighter.experiments.input_sweep import _Best, _keep, _own
 from lamplighter.experiments.language import language
@@ -119,6 +119,19 @@ def test_a_label_is_confirmed_by_two_other_exemplars(own: Subject) -> None:
     wrong = {word(D): _Label(False, 0), word(C): _Label(True, 1)}
     assert _confirmed(own, unit_of(0), exemplars, wrong) == 0
     assert _confirmed(own, unit_of(0), exemplars[:2], labels) == 0, "one other exemplar is not enough"
+
+
+def test_units_where_the_loop_confirms_nothing_cost_it_everything() -> None:
+    """Nine units keep 1 of 4 tokens at twice the cost for 6 labels against 1, one needs all; of 3 the loop has none."""
+    sums = np.array([[1, 4, 20, 10, 6, 1, 6]] * 6 + [[1, 4, 20, 10, 6, 0, 6]] * 3 + [[40, 40, 20, 10, 6, 1, 6.0]])
+    ways = _ratios(sums, 0)
+    for way, wanted in (("all units", [49 / 76, 14 / 60, 2]), ("median unit", [1 / 4, 1 / 3, 2])):
+        assert [ways[way][k][0] for k in ("kept", "cost", "rejected too")] == pytest.approx(wanted)
+    for ratios in ways.values():
+        assert all(low <= value <= high for value, low, high in ratios.values())  # type: ignore[operator]
+    nothing = sums.copy()
+    nothing[:6, 4] = 0
+    assert _ratios(nothing, 0)["median unit"]["cost"][0] is None, "our failures count too"
 
 
 def test_the_playbook_finds_a_planted_pair(tmp_path: Path) -> None:
