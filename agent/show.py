@@ -67,9 +67,12 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def interval(row: Mapping[str, Any]) -> str:
     """An F1 is never shown without its interval."""
-    if row["input_f1"] is None:
-        return "undefined"
-    return f"{row['input_f1']:.2f} [{number(row['input_f1_low'])}, {number(row['input_f1_high'])}]"
+    return bounded(row["input_f1"], row["input_f1_low"], row["input_f1_high"])
+
+
+def bounded(value: float | None, low: float | None, high: float | None) -> str:
+    """A number with its interval."""
+    return "undefined" if value is None else f"{value:.2f} [{number(low)}, {number(high)}]"
 
 
 # Models, machine, sweep
@@ -289,6 +292,16 @@ def _scores(scores: list[dict[str, Any]]) -> None:
     table("scores on text that was never shown", ("metric", "value", "95 %", "n", "highest floor"), rows)
     for reason, metrics in lacks.items():
         say(f"undefined ({', '.join(metrics)}): {clean(reason)}")
+    _clauses(next((s["details"].get("clauses", []) for s in scores if s["metric"] == "f1"), []))
+
+
+def _clauses(clauses: list[dict[str, Any]]) -> None:
+    """Of a rule of several clauses, how well each does by itself."""
+    if len(clauses) > 1:
+        table("each clause by itself", ("clause", "precision [95 %]", "recall [95 %]", "F1 [95 %]", "n"), [
+            (c["clause"], *(bounded(**c[name]) for name in ("precision", "recall", "f1")), c["judged"]) for c in clauses
+        ])  # fmt: skip
+
 
 
 # Experiments, queries

@@ -22,7 +22,7 @@ from . import measures, stats
 from .floors import Floors, always_on, hit_f1, references, shift_floor
 from .labels import Judged, ScoreSide, Truth, kept_exemplars, per_stratum, stratified
 from .near_misses import NearMiss
-from .rules import Rule, Tokens
+from .rules import Clause, Rule, Tokens
 from .stats import Floats
 from .subject import Subject
 from .sweep import Sweep
@@ -65,7 +65,8 @@ def score_input(
 
     `f1` carries floors, references and, in details, precision, recall, counts, what was dropped, the cost, `margin` =
     F1 − highest floor with its interval, and `p`: of "F1 > .5 and F1 > every floor", the larger of the two one-sided
-    bootstrap p values (an intersection–union test). Every score is undefined, with the reason, if fewer than 10
+    bootstrap p values (an intersection–union test), and `clauses`: precision, recall and F1 of each clause as a rule of
+    its own, from the same places. Every score is undefined, with the reason, if fewer than 10
     firings or 8 clusters with one are left. Raises Refused at a second read. With each score stand the digests of the
     sides, the share of their 13-token runs that stand in explain as well, and the version of the constants.
     """
@@ -93,6 +94,7 @@ def score_input(
             case = _Case(sweep, unit, side, truth, judged, prediction, seed, record)
             shown = _references(subject, case)
             scores = [*_matches(case, floor_rules, shown, details), *_graded(case)]
+            details["clauses"] = [_clause(subject, case, clause) for clause in rule.clauses]
             scores += _coverage(case, subject, rule, near_misses)
     details["cost"] = cost
     return scores
@@ -204,6 +206,21 @@ def _matches(
         )
         for name, rest in more.items()
     ]  # fmt: skip
+
+
+def _clause(subject: Subject, case: _Case, clause: Clause) -> dict[str, Any]:
+    """One clause as a rule of its own, judged at those of the rule's judged places that it matches."""
+    judged, side, truth = case.judged, case.side, case.truth
+    says = judged.predicted & clause.mask(side.text.text)
+    own = says[judged.rows]
+    alone = Judged(says, judged.rows[own], judged.values[own], judged.fires[own])
+    totals = match_totals(side, truth, alone)
+    point = match_scores({name: column.sum() for name, column in totals.items()}, truth.scale)
+    draws = stats.resampled(np.stack(list(totals.values()), axis=1), case.seed)
+    spread = match_scores(dict(zip(totals, draws.T, strict=True)), truth.scale)
+    found = {name: {"value": stats.number(point[name]), **case.interval(spread[name])}
+             for name in ("precision", "recall", "f1")}  # fmt: skip
+    return {"clause": clause.text(subject.piece), "predicted": int(says.sum()), "judged": int(own.sum()), **found}
 
 
 # AUPRC and Pearson

@@ -419,6 +419,21 @@ def test_show(cli: Cli, finished: Any, project: Any) -> None:
     assert "none" in cli("show", unit(project, "0-mlp/4"), "--home", finished.home.path).out
 
 
+def test_show_lists_each_clause_of_several_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    certain, none = {"value": 0.9, "low": 0.8, "high": 1.0}, {"value": None, "low": None, "high": None}
+    names = ("precision", "recall", "f1")
+    clauses = [{"clause": "[red]war[/red]", "predicted": 400, "judged": 37, **dict.fromkeys(names, certain)},
+               {"clause": "peace", "predicted": 0, "judged": 0, **dict.fromkeys(names, none)}]  # fmt: skip
+    score = {"metric": "f1", "value": 0.9, "low": 0.8, "high": 1.0, "n": 40, "floors": {}}
+    show._scores([{**score, "details": {"clauses": clauses}}])
+    lines = capsys.readouterr().out.partition("each clause by itself")[2].splitlines()
+    war, peace = (next(line.split() for line in lines if word in line) for word in ("war", "peace"))
+    assert war == ["[red]war[/red]", *["0.90", "[0.80,", "1.00]"] * 3, "37"]
+    assert peace == ["peace", *["undefined"] * 3, "0"]
+    show._scores([{**score, "details": {"clauses": clauses[:1]}}])
+    assert "by itself" not in capsys.readouterr().out, "it is the rule"
+
+
 def test_show_lists_what_was_tried_by_hand(cli: Cli, copied: Any, project: Any) -> None:
     """Where the hint of `replay` sends people; also for a unit that no run has looked at."""
     home, ids = ["--home", copied.path], {}
@@ -454,8 +469,9 @@ def test_show_begins_with_the_newest_outcome(cli: Cli, copied: Any, project: Any
 
 
 def test_show_says_a_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
-    lack = {"value": None, "low": None, "high": None, "n": 3, "floors": {}, "reason": "too few positives (3)"}
-    had = {"metric": "recall", "value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "floors": {"a": 0.1}, "reason": None}
+    few, no_more = {"value": None, "low": None, "high": None, "reason": "too few positives (3)"}, {"details": {}}
+    lack = {**few, **no_more, "n": 3, "floors": {}}
+    had = {**no_more, "metric": "recall", "value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "floors": {"a": 0.1}}
     show._scores([lack | {"metric": "f1"}, had, lack | {"metric": "auprc"}])
     out = capsys.readouterr().out
     assert out.count("too few positives") == 1 and out.endswith("undefined (f1, auprc): too few positives (3)\n")

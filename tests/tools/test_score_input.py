@@ -210,6 +210,24 @@ def test_the_true_rule_holds_and_each_wrong_one_scores_lower(sweep: Any) -> None
     assert true["f1"].details["p"] == max(true["f1"].details["p_half"], true["f1"].details["p_floor"]) < 0.01
 
 
+def test_each_clause_is_scored_as_if_it_were_the_rule(sweep: Any) -> None:
+    """Clauses that overlap, one that is mostly wrong, and one that never matches, against rules of that clause."""
+    alone = [NARROW, rule(*CUES), rule(ids=[12]), NOWHERE]
+    several = Rule(tuple(clause for one in alone for clause in one.clauses))
+    whole = scored(sweep, several)["f1"].details
+    assert whole["predicted"] <= measures.SAMPLE, "else only samples could be compared"
+    assert len(whole["clauses"]) == len(alone)
+    for one, found in zip(alone, whole["clauses"], strict=True):
+        f1 = scored(sweep, one)["f1"]
+        assert found["clause"] == one.text(SUBJECT.piece)
+        assert found["predicted"] == found["judged"] == f1.details["predicted"]
+        assert found["f1"] == pytest.approx({"value": f1.value, "low": f1.low, "high": f1.high})
+        for name in ("precision", "recall"):
+            assert found[name]["value"] == f1.details[name]
+    right, wrong = whole["clauses"][1], whole["clauses"][2]
+    assert right["precision"]["low"] > 0.8 > 0.1 > wrong["precision"]["high"]
+
+
 def test_predicting_nothing_has_f1_0_and_constants_have_no_correlation(sweep: Any) -> None:
     nothing, everything = scored(sweep, NOWHERE), scored(sweep, EVERYWHERE)
     assert nothing["f1"].value == nothing["f1"].high == 0 and nothing["f1"].details["precision"] is None
