@@ -104,14 +104,14 @@ def _short(subject: Subject, sweep: Sweep, unit: UnitId) -> list[list[int]]:
 
 
 def is_smallest(subject: Subject, unit: UnitId, ids: Sequence[int]) -> bool:
-    """Whether no set of fewer tokens than the minimal example's keeps half of the reading: each is tried."""
+    """Whether the minimal example keeps half of the reading and no set of fewer tokens does: each is tried."""
     row = minimal_example(subject, unit, ids=ids).rows[0]
     frame = make_frame(row["ids"], "resample", filler_pool(subject), 0)
     last, free = len(frame.ids) - 1, range(1, len(frame.ids) - 1)
     smaller = (s for n in range(len(row["kept"]) - 1) for s in itertools.combinations(free, n))
-    groups = [frame.rows({*some, last}) for some in smaller]
-    values = read_means(Reader(subject, [unit.site]), unit, groups)
-    return all(value < KEEP * row["peak"] for value in values)
+    groups = [frame.rows(row["kept"]), *(frame.rows({*some, last}) for some in smaller)]
+    kept, *values = read_means(Reader(subject, [unit.site]), unit, groups)
+    return kept >= KEEP * row["peak"] and all(value < KEEP * row["peak"] for value in values)
 
 
 __all__ = ["is_smallest", "planted", "planted_models"]

@@ -16,17 +16,16 @@ from ..tools.corpus import load_corpus
 from ..tools.frames import filler_pool, make_frame
 from ..tools.masked import MaskedLM
 from ..tools.measures import BOOTSTRAP, KEEP
-from ..tools.spelled import Spelled
+from ..tools.spelled import Spelled, Word
 from ..tools.subject import Subject
 from ..tools.substitute import substitute, swap_word
 from ..tools.sweep import Sweep, make_sweep
 from ..tools.units import UnitId
-from .published import PROPOSALS, Loop, published_loop
+from .published import PROPOSALS, published_loop
 from .report import Part, Progress, at_least, at_most
 
 MODEL, LAYERS, EXEMPLARS, UNITS = "smollm2-135m", (1, 4, 8, 12, 17, 23), 5, 60
 TOKENS = 240_000
-COUNTED = ("ours", "loop", "loop, rejected too")
 CONFIRMED = 2          # other exemplars in which a substitute must do the same
 
 
@@ -39,16 +38,31 @@ class _Label:
 
 
 @dataclass
+class _Method:
+    """What one method gave for one unit.
+
+    kept: tokens kept of each exemplar; cost: padded tokens × layers; labels: of substitutes of the pivot's word, by
+    word, and beside them, in `all_labels`, those that the method made and threw away; confirmed, all_confirmed: how
+    many of them do the same in other exemplars.
+    """
+
+    kept: list[int] = field(default_factory=list)
+    cost: float = 0.0
+    labels: dict[str, _Label] = field(default_factory=dict)
+    all_labels: dict[str, _Label] = field(default_factory=dict)
+    confirmed: int = 0
+    all_confirmed: int = 0
+
+
+@dataclass
 class _Tried:
-    """One unit: for each method the kept tokens of each exemplar, its labelled substitutes, and its cost."""
+    """One unit. passed: of each exemplar, whether the loop's text fires at all."""
 
     unit: UnitId
     certified: list[bool] = field(default_factory=list)
-    kept: dict[str, list[int]] = field(default_factory=lambda: {"ours": [], "loop": []})
-    cost: dict[str, float] = field(default_factory=lambda: {"ours": 0.0, "loop": 0.0})
-    labels: dict[str, dict[str, "_Label"]] = field(default_factory=lambda: {name: {} for name in COUNTED})
-    confirmed: dict[str, int] = field(default_factory=dict)
-    failed: int = 0
+    passed: list[bool] = field(default_factory=list)
+    ours: _Method = field(default_factory=_Method)
+    loop: _Method = field(default_factory=_Method)
 
 
 def real(folder: Path, seed: int, size: float, progress: Progress) -> Part:
@@ -86,44 +100,37 @@ def draw_units(sweep: Sweep, count: int, seed: int) -> list[UnitId]:
 
 def _try(subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId) -> _Tried:
     tried, layers = _Tried(unit), unit.layer + 1
-    exemplars = []
-    for number, e in enumerate(sweep.exemplars(unit, "explain", "top")[:EXEMPLARS]):
-        ids, position = sweep.window(e.place)
-        exemplars.append((ids, position))
-        ours = substitute(
-            subject, masked, unit, ids=ids[: position + 1], n=PROPOSALS, proposers=["masked"], kept=None
-        )
-        tried.cost["ours"] += layers * ours.cost["forward_tokens"]
-        tried.kept["ours"].append(len(ours.checks["kept"]))
+    exemplars = [sweep.window(e.place) for e in sweep.exemplars(unit, "explain", "top")[:EXEMPLARS]]
+    for number, (ids, position) in enumerate(exemplars):
+        pivot = _word_at(Spelled(subject, ids), position)
+        ours = substitute(subject, masked, unit, ids=ids, n=PROPOSALS, proposers=["masked"])
+        tried.ours.cost += layers * ours.cost["forward_tokens"]
+        tried.ours.kept.append(len(ours.checks["kept"]))
         tried.certified.append(_certified(subject, unit, ids[: position + 1], ours.checks["kept"]))
-        pivot_word = _word_at(Spelled(subject, ids), position)
-        for row in ours.rows:
-            if row["original"] == pivot_word:
-                tried.labels["ours"].setdefault(row["substitute"], _Label(row["ratio"] >= KEEP, number))
         loop = published_loop(subject, masked, unit, ids, position)
-        tried.cost["loop"] += layers * loop.cost
-        tried.kept["loop"].append(loop.tokens)
-        tried.failed += not loop.passed
-        _loop_labels(tried, loop, pivot_word, number)
-    tried.confirmed = {name: _confirmed(subject, unit, exemplars, labels) for name, labels in tried.labels.items()}
+        tried.loop.cost += layers * loop.cost
+        tried.loop.kept.append(loop.tokens)
+        tried.passed.append(loop.passed)
+        if pivot is None:
+            continue
+        cut = pivot.first - (position - loop.pivot)      # where the pivot's word begins in the loop's text
+        for row in ours.rows:
+            if row["places"] == 1 and row["position"] >= pivot.first:
+                tried.ours.labels.setdefault(row["substitute"], _Label(row["ratio"] >= KEEP, number))
+        for pairs, keeps in ((loop.accepted, True), (loop.rejected, False)) if loop.passed else ():
+            for first, other in pairs:
+                if first == cut:
+                    tried.loop.all_labels.setdefault(other, _Label(keeps, number))
+    tried.loop.labels = {other: label for other, label in tried.loop.all_labels.items() if label.keeps}
+    tried.ours.all_labels = tried.ours.labels
+    for method in (tried.ours, tried.loop):
+        method.all_confirmed = _confirmed(subject, unit, exemplars, method.all_labels)
+        method.confirmed = _confirmed(subject, unit, exemplars, method.labels)
     return tried
 
 
-def _loop_labels(tried: _Tried, loop: Loop, pivot_word: str, number: int) -> None:
-    """What the loop reports is what it accepts; what it tried and threw away is counted apart."""
-    if not loop.passed:
-        return
-    for name, pairs, keeps in (
-        ("loop", loop.accepted, True), ("loop, rejected too", loop.accepted, True),
-        ("loop, rejected too", loop.rejected, False),
-    ):  # fmt: skip
-        for original, other in pairs:
-            if original == pivot_word:
-                tried.labels[name].setdefault(other, _Label(keeps, number))
-
-
 def _certified(subject: Subject, unit: UnitId, ids: Sequence[int], kept: Sequence[int]) -> bool:
-    """Every single further removal read once more, row by row, with nothing shared."""
+    """Every single further removal read once more, in whole rows, with no prefix shared."""
     frame = make_frame(ids, "resample", filler_pool(subject), 0)
     whole = float(subject.readings([ids], unit)[0])
     sets = [frozenset(kept), *(frozenset(kept) - {i} for i in kept[:-1])]
@@ -131,8 +138,8 @@ def _certified(subject: Subject, unit: UnitId, ids: Sequence[int], kept: Sequenc
     return values[0] >= KEEP * whole and all(v < KEEP * whole for v in values[1:])
 
 
-def _word_at(spelled: Spelled, position: int) -> str:
-    return next((w.text for w in spelled.words() if w.first <= position < w.end), "")
+def _word_at(spelled: Spelled, position: int) -> Word | None:
+    return next((w for w in spelled.words() if w.first <= position < w.end), None)
 
 
 def _confirmed(
@@ -141,8 +148,8 @@ def _confirmed(
     """Substitutes that do the same to the pivot's word in at least two exemplars other than their own."""
     agreed = dict.fromkeys(labels, 0)
     for number, (ids, position) in enumerate(exemplars):
-        spelled = Spelled(subject, ids[: position + 1])
-        word = next((w for w in spelled.words() if w.first <= position < w.end), None)
+        spelled = Spelled(subject, ids)
+        word = _word_at(spelled, position)
         if word is None:
             continue
         swaps = {other: swap_word(spelled, word, other, "", position + 1) for other in labels}
@@ -158,56 +165,57 @@ def _real_tables(tried: Sequence[_Tried], seed: int) -> Part:
     rows = []
     for layer in sorted({t.unit.layer for t in tried}):
         some = [t for t in tried if t.unit.layer == layer]
+        ours, loop, n = np.sum([_kept(t) for t in some], axis=0)
         rows.append({
-            "layer": layer, "units": len(some),
-            **{f"kept, {name}": _mean([k for t in some for k in t.kept[name]]) for name in ("ours", "loop")},
-            **{f"confirmed, {name}": sum(t.confirmed[name] for t in some) for name in some[0].confirmed},
-            **{f"cost, {name}": sum(t.cost[name] for t in some) for name in ("ours", "loop")},
-            "loop's failures": sum(t.failed for t in some),
+            "layer": layer, "units": len(some), "loop passes": int(n),
+            "kept, ours": stats.number(stats.ratio(ours, n)), "kept, loop": stats.number(stats.ratio(loop, n)),
+            "confirmed, ours": sum(t.ours.confirmed for t in some),
+            "confirmed, loop": sum(t.loop.confirmed for t in some),
+            "… with its rejected": sum(t.loop.all_confirmed for t in some),
+            "cost, ours": sum(t.ours.cost for t in some), "cost, loop": sum(t.loop.cost for t in some),
         })  # fmt: skip
-    columns = np.array([
-        [np.sum(t.kept["ours"]), np.sum(t.kept["loop"]), t.cost["ours"], t.cost["loop"], *t.confirmed.values()]
-        for t in tried
-    ], dtype=np.float64)  # fmt: skip
     certified = [ok for t in tried for ok in t.certified]
-    claims = [at_least("minimal examples certified anew", _mean(certified), 1.0, len(certified))]
-    ways = _ratios(columns, seed)
-    for name, key, bar in (("kept tokens", "kept", 0.5), ("cost of a confirmed substitute", "cost", 0.2)):
-        for way, ratios in ways.items():
-            value, low, high = ratios[key]
+    claims = [at_least("minimal examples certified anew", float(np.mean(certified)), 1.0, len(certified))]
+    kept = [(ours, n, loop, n) for ours, loop, n in map(_kept, tried)]
+    costs = [(t.ours.cost, t.ours.confirmed, t.loop.cost, t.loop.confirmed) for t in tried]
+    every = [(t.ours.cost, t.ours.confirmed, t.loop.cost, t.loop.all_confirmed) for t in tried]
+    for name, bar, parts in (("kept tokens", 0.5, kept), ("cost of a confirmed substitute", 0.2, costs)):
+        for way, (value, low, high) in _ratios(parts, seed).items():
             claims.append(at_most(f"{name}, ours / loop's, {way}", value, bar, len(tried), low, high, by="high"))
-    what = "cost of a confirmed label, the loop's rejected words counted as labels too"
-    strict = [
-        {what: way, **dict(zip(("ours / loop's", "low", "high"), ratios["rejected too"], strict=True))}
-        for way, ratios in ways.items()
-    ]
-    return {"real units": rows, "beside": strict}, claims
+    name = "cost of a confirmed substitute, ours / loop's with its rejected"
+    beside = [{name: way, "ratio": v, "low": low, "high": high} for way, (v, low, high) in _ratios(every, seed).items()]
+    return {"real units": rows, "beside": beside}, claims
 
 
-def _ratios(columns: stats.Floats, seed: int) -> dict[str, dict[str, tuple[float | None, float | None, float | None]]]:
-    """Ours / loop's of units' sums [U, 7], with intervals over units: of all units' sums, and of the median unit.
+def _kept(t: _Tried) -> tuple[int, int, int]:
+    """Tokens kept, ours and the loop's, of the exemplars on which the loop's text fires, and how many these are."""
+    both = [pair for pair, passed in zip(zip(t.ours.kept, t.loop.kept, strict=True), t.passed, strict=True) if passed]
+    return sum(ours for ours, _ in both), sum(loop for _, loop in both), len(both)
 
-    Of one unit the ratio of costs is 0 where the loop confirms nothing, and ∞ where we do not.
+
+def _ratios(
+    parts: Sequence[Sequence[float]], seed: int
+) -> dict[str, tuple[float | None, float | None, float | None]]:
+    """Ours / loop's, with its interval over units, of all units' sums and of the median unit.
+
+    parts [U, 4]: what is spent and what for, ours and the loop's. A unit for which we get nothing has the ratio ∞, one
+    for which only the loop gets nothing 0. An infinite end of an interval is None.
     """
-    def ratios(t: stats.Floats) -> dict[str, stats.Floats]:
-        costs = {"cost": t[..., 5], "rejected too": t[..., 6]}
-        found = {"kept": stats.ratio(t[..., 0], t[..., 1])}
-        return found | {name: stats.ratio(t[..., 2] * loop, t[..., 3] * t[..., 4]) for name, loop in costs.items()}
+    values = np.array(parts, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(values), size=(BOOTSTRAP, len(values)))
 
-    each = {name: np.where(np.isnan(values), np.inf, values) for name, values in ratios(columns).items()}
-    picks = np.random.default_rng(seed).integers(len(columns), size=(BOOTSTRAP, len(columns)))
+    def ratio(t: stats.Floats) -> stats.Floats:
+        return np.nan_to_num(stats.ratio(t[..., 0] * t[..., 3], t[..., 2] * t[..., 1]), nan=np.inf)
+
     ways = {
-        "all units": (ratios(columns.sum(axis=0)), ratios(stats.resampled(columns, seed))),
-        "median unit": tuple({k: np.median(v[at], axis=-1) for k, v in each.items()} for at in (slice(None), picks)),
+        "all units": (ratio(values.sum(axis=0)), ratio(values[picks].sum(axis=1))),
+        "median unit": (np.median(ratio(values)), np.median(ratio(values)[picks], axis=1)),
     }
-    return {
-        way: {name: (stats.number(point[name]), *stats.interval(draws[name], len(columns))) for name in point}
-        for way, (point, draws) in ways.items()
-    }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if len(values) else None
+    found = {}
+    for way, (value, draws) in ways.items():
+        low, high = np.quantile(draws, [0.025, 0.975], method="nearest")
+        found[way] = stats.number(value), stats.number(low), stats.number(high)
+    return found
 
 
 __all__ = ["MODEL", "draw_units", "real", "real_units"]

@@ -21,6 +21,8 @@ from .input_real import MODEL, real_units
 from .published import graph_fires, published_loop
 from .report import Claim, Part, Progress
 
+FIRING = ("top", "high", "mid")     # bands of exemplars that the inducer learns firing from, and so the graph too
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -34,7 +36,11 @@ class Scored:
 
 
 def rules(folder: Path, seed: int, size: float, progress: Progress) -> Part:
-    """The units of the part `real`; those that fire too seldom on the score side to be scored are left out of both."""
+    """The units of the part `real`; those that fire too seldom on the score side to be scored are left out of both.
+
+    The graph is made of every firing exemplar of the explain side that the inducer learns from. The rule has more to
+    go by: places that do not fire, and one revision by its misses on tune.
+    """
     subject, masked = Subject.load(MODEL), MaskedLM.load(MASKED_LM)
     sweep, units = real_units(subject, folder, seed, size, progress)
     side = ScoreSide.of(subject, sweep, [])
@@ -51,12 +57,10 @@ def _score(
     subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId, side: ScoreSide, truth: Truth
 ) -> Scored:
     rule = playbook_rule(subject, sweep, masked, unit)
-    loops = []
-    for e in sweep.exemplars(unit, "explain", "top"):
-        ids, position = sweep.window(e.place)
-        loops.append(published_loop(subject, masked, unit, ids, position))
+    places = dict.fromkeys(e.place for band in FIRING for e in sweep.exemplars(unit, "explain", band))
+    loops = [published_loop(subject, masked, unit, *sweep.window(place)) for place in places]
     text = side.text.text
-    graph = graph_fires(loops, text).astype(np.float64)
+    graph = graph_fires(loops, text, subject.piece).astype(np.float64)
     explain, tune = (kept_exemplars(subject, sweep, unit, name) for name in ("explain", "tune"))
     known = references(explain, tune, side, truth, sweep.statistics(unit).firings["tune"])
     ours = np.zeros(len(text.ids)) if rule is None else rule.predict_flat(text)

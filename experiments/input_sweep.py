@@ -129,7 +129,7 @@ def _own(subject: Subject, sites: Sequence[str]) -> Readings:
 def _transformer_lens(sites: Sequence[str]) -> Readings:
     from transformer_lens.model_bridge import TransformerBridge  # type: ignore[import-not-found]
 
-    own = Subject.load(MODEL)
+    own = _headless()
     bridge = TransformerBridge.boot_transformers(MODEL, hf_model=own.model, tokenizer=own.tokenizer, device="cpu")
 
     def read(rows: list[list[int]]) -> Iterator[tuple[str, Tensor]]:
@@ -145,10 +145,18 @@ def _transformer_lens(sites: Sequence[str]) -> Readings:
     return read
 
 
+def _headless() -> Subject:
+    """A copy that computes no logits and keeps no keys and values, as our own passes do not."""
+    own = Subject.load(MODEL)
+    own.model.lm_head = torch.nn.Identity()
+    own.model.config.use_cache = False
+    return own
+
+
 def _nnsight(sites: Sequence[str]) -> Readings:
     from nnsight import NNsight  # type: ignore[import-not-found]
 
-    model = NNsight(Subject.load(MODEL).model)
+    model = NNsight(_headless().model)
     layers = [int(site.split("-")[0]) for site in sites]
 
     def read(rows: list[list[int]]) -> Iterator[tuple[str, Tensor]]:

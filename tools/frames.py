@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..store.records import Refused
 from . import corpus
-from .measures import DRAWS, SALT
+from .measures import DRAWS, SALT, STRETCH
 from .reader import Reader
 from .subject import Subject
 from .units import UnitId
@@ -57,18 +57,27 @@ class Frame:
 def make_frame(ids: Sequence[int], mode: str, pool: NDArray[np.int64], seed: int) -> Frame:
     """The frame of `ids` (cut, sink first): 8 draws a position, seeded by `seed` and the ids; for mask, one token.
 
-    A draw is a stretch of the pool as long as the text, from a random place on (behind the pool's end from its start):
-    running text, which disturbs deep units less than tokens drawn one by one. The mask's token is the commonest of the
-    pool (in English text a comma, a full stop or an article): it is plain text, unlike a pad or mask token, which a
-    causal model has hardly seen inside a text.
+    The mask's token is the commonest of the pool (in English text a comma, a full stop or an article): it is plain
+    text, unlike a pad or mask token, which a causal model has hardly seen inside a text.
     """
     if mode == "delete":
         return Frame(tuple(ids), mode, None)
     if mode == "mask":
         values, counts = np.unique(pool, return_counts=True)
         return Frame(tuple(ids), mode, np.full((1, len(ids)), values[counts.argmax()]))
-    first = seeded("draws", seed, tuple(ids)).integers(len(pool), size=(DRAWS, 1))
-    return Frame(tuple(ids), mode, pool[(first + np.arange(len(ids))) % len(pool)])
+    return Frame(tuple(ids), mode, stretches(pool, DRAWS, len(ids), seeded("draws", seed, tuple(ids))))
+
+
+def stretches(
+    pool: NDArray[np.int64], rows: int, length: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Fillers [rows, length]: stretches of 12 tokens of the pool, each from a random place on (its end goes on at its
+    start). Running text disturbs deep units less than tokens drawn one by one.
+    """
+    column = np.arange(length)
+    first = generator.integers(len(pool), size=(rows, length // STRETCH + 1))
+    places: NDArray[np.int64] = (first[:, column // STRETCH] + column % STRETCH) % len(pool)
+    return pool[places]
 
 
 def filler_pool(subject: Subject, fillers: Iterable[int] | None = None) -> NDArray[np.int64]:

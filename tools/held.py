@@ -17,8 +17,8 @@ class Held:
     """A text cut at its tracked token, the last, and what of it stays while one thing at a time is changed.
 
     core: the positions of the minimal example; words: the words these lie in; held: their positions, or those of the
-    core alone; frame: what stands in for all others, in 8 draws. minimal: the mean reading of the core; whole: of what
-    is held, the divisor of every ratio.
+    core alone; frame: what stands in for all others, in 8 draws. peak: the reading of the whole text; minimal: the mean
+    reading of the core; whole: of what is held, the divisor of every ratio.
     """
 
     spelled: Spelled
@@ -26,6 +26,7 @@ class Held:
     core: Kept
     words: tuple[Word, ...]
     held: Kept
+    peak: float
     minimal: float
     whole: float
 
@@ -57,7 +58,7 @@ def hold(
     minimal, whole = read_means(reader, unit, [frame.rows(core), frame.rows(held)])
     if whole <= 0:
         raise Refused(f"{unit} reads {whole:.3g} on the kept words alone, so no ratio exists; keep more positions.")
-    return Held(spelled, frame, core, words, held, minimal, whole)
+    return Held(spelled, frame, core, words, held, peak, minimal, whole)
 
 
 def effect(ratio: float) -> str:

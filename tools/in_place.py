@@ -41,11 +41,12 @@ def tokens_in_place(
     token in place / that of the minimal example. Every token is read in the first of the 8 draws; the 256 strongest of
     those with a ratio of at least 0.25 there are then read over all draws, and only they can be said to keep.
 
-    Rows {token, id, activation, ratio, effect, ids}: up to 64 tokens read over all draws whose ratio is at least 0.5,
-    the strongest first, then up to 16 tokens below 0.25 in the first draw, by hash. ids: the cut text with the token
-    last. checks: tried; fires: how many keep half of the minimal example's reading over all draws (at least so many,
-    where more than 256 were candidates: candidates); kept and kept_text of the minimal example, and its reading
-    (whole). Raises Refused as `minimal_example` does, for n < 1, and for kept positions that are none.
+    Rows {token, id, activation, ratio, effect, in_text, ids}: up to 64 tokens read over all draws whose ratio is at
+    least 0.5, the strongest first, then up to 16 tokens below 0.25 in the first draw, by hash. ids: the cut text with
+    the token last; in_text: their reading / that of the text as it was. checks: tried; fires: how many keep half of the
+    minimal example's reading over all draws (at least so many, where more than 256 were candidates: candidates); kept
+    and kept_text of the minimal example, and its reading (whole). Raises Refused as `minimal_example` does, for n < 1,
+    and for kept positions that are none.
 
     Args:
         text: the text; the sink token is put in front of it.
@@ -68,15 +69,16 @@ def tokens_in_place(
         first = dict(zip(tokens, once.tolist(), strict=True))
         quiet = np.array([token for token in tokens if first[token] < KILLS], dtype=np.int64)
         silent = quiet[np.argsort(position_key(quiet), kind="stable")[:SILENT]].tolist()
-    firing = sorted(((ratio, token) for token, ratio in read.items() if ratio >= FIRES), key=lambda f: (-f[0], f[1]))
-    shown = [*((token, ratio) for ratio, token in firing[:SHOWN]), *((token, first[token]) for token in silent)]
+        firing = sorted(((r, token) for token, r in read.items() if r >= FIRES), key=lambda f: (-f[0], f[1]))
+        shown = [*((token, ratio) for ratio, token in firing[:SHOWN]), *((token, first[token]) for token in silent)]
+        in_text = reader([[*held.row[:-1], token] for token, _ in shown], unit) / held.peak
     pieces = subject.pieces(held.row)
     rows: list[dict[str, Any]] = [
         {
             "token": subject.piece(token), "id": token, "activation": ratio * held.whole, "ratio": ratio,
-            "effect": effect(ratio), "ids": [*held.row[:-1], token],
+            "effect": effect(ratio), "in_text": own, "ids": [*held.row[:-1], token],
         }
-        for token, ratio in shown
+        for (token, ratio), own in zip(shown, in_text.tolist(), strict=True)
     ]  # fmt: skip
     checks = {
         "fired": int(cost["forward_rows"]), "tried": len(tokens), "fires": len(firing), "candidates": len(hopeful),

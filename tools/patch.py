@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..store.records import Evidence, Refused
-from .frames import filler_pool, track
+from .frames import filler_pool, stretches, track
 from .masked import MaskedLM
 from .measures import CONTROL_UNITS, KEEP, KILLS, PATCH_NOISE
 from .reader import Reader
@@ -245,7 +245,7 @@ def _repeats(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
     """Clean and corrupt rows [1 + pairs, T]: the pair itself, then repeats with the same fillers on both sides."""
     pool = filler_pool(subject, fillers)
-    drawn = pool[generator.integers(len(pool), size=(1 + pairs, position + 1))]
+    drawn = stretches(pool, 1 + pairs, position + 1, generator)
     inside = [i for i in stays if i <= position]
     sides = []
     for row in (clean, corrupt):

@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 
 from ..store.records import Evidence, Refused
 from .frames import MODES, Frame, Kept, filler_pool, kept_text, make_frame, read_groups, seeded, track
-from .measures import KEEP, RAISES, SHARE_SETS
+from .measures import KEEP, ORDER_SETS, RAISES, SHARE_SETS, WHOLE_TEXT
 from .reader import Reader
 from .subject import Subject
 from .units import UnitId
 
-WHOLE = 16          # tokens up to which random orders start from the whole text; in longer ones from the suffix found
-ORDER_SETS = 96     # sets that random orders may read, reckoned at what the first search read
 DISJOINT = 3        # minimal sets reported that share no token but the tracked one
 
 Search = Generator[list[Kept], list[bool], Kept]              # yields sets, is sent which of them pass
@@ -59,7 +57,8 @@ def minimal_example(
     the whole text; retained: of the kept set (resample: mean over 8 draws); retention = retained / peak, which is
     above 1 where a removed token held the unit down. one_minimal: every single further removal read below
     threshold × peak in a last batch. n_sets: distinct minimal sets found. shares: for each of ids, the share of the
-    random-order sets that hold it, None at the sink (and None as a whole without any, as in the two other rows).
+    random-order sets that hold it, None where none could (the sink, and what stands before the window), and None as a
+    whole without any, as in the two other rows.
 
     checks["inhibitors"] lists positions whose single removal from the whole text raises the reading to 1.25 × peak
     (in texts of more than 16 tokens found by halving). checks["disjoint"] has up to two more 1-minimal sets {kept,
@@ -233,7 +232,7 @@ def prune(frame: Frame, peak: float, threshold: float, seed: int, orders: int) -
     sets = _Sets(frame, peak, threshold)
     last = len(frame.ids) - 1
     (suffix,) = yield from sets.follow([_grow(frame.whole)])
-    window = frame.whole if last <= WHOLE else suffix
+    window = frame.whole if last <= WHOLE_TEXT else suffix
     found = yield from sets.follow([_shrink(suffix, sorted(suffix - {last}))])
     rng = seeded("orders", seed, frame.ids)
     free = sorted(window - {last})
@@ -293,12 +292,12 @@ class _Sets:
     def inhibitors(self, best: Kept) -> Generator[list[Kept], list[float], tuple[int, ...]]:
         """Positions whose single removal raises the whole text's reading to RAISES × peak, each tried.
 
-        In texts of more than WHOLE tokens they are found by halving what `best` leaves out: one that only raises the
-        reading beside others that lower it as much may be missed there.
+        In texts of more than WHOLE_TEXT tokens they are found by halving what `best` leaves out: one that only raises
+        the reading beside others that lower it as much may be missed there.
         """
         whole, last = self.frame.whole, len(self.frame.ids) - 1
         found: list[int] = []
-        blocks = [Kept({i}) for i in range(1, last)] if last <= WHOLE else [whole - best]
+        blocks = [Kept({i}) for i in range(1, last)] if last <= WHOLE_TEXT else [whole - best]
         while blocks:
             values = yield from self.read(whole - block for block in blocks)
             raising = [sorted(b) for b, value in zip(blocks, values, strict=True) if value >= RAISES * self.peak]
@@ -359,8 +358,8 @@ def _without(start: Kept, order: Sequence[int]) -> Search:
 
 def _row(subject: Subject, pieces: list[str], found: Minimal) -> dict[str, Any]:
     ids, kept = found.frame.ids, sorted(found.kept)
-    n = len(found.random)
-    shares = [None, *(sum(i in s for s in found.random) / n for i in range(1, len(ids)))] if n else None
+    n, window = len(found.random), found.window
+    shares = [sum(i in s for s in found.random) / n if i in window else None for i in range(len(ids))] if n else None
     return {
         "text": subject.text(ids),
         "tokens": pieces,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..store.records import Evidence
-from .frames import filler_pool, kept_text, read_means
+from .frames import filler_pool, kept_text, read_means, stretches
 from .held import Held, effect, hold
 from .measures import UNSURE, WINDOW
 from .reader import Reader
@@ -62,8 +62,9 @@ def shift(
     ratio = reading / reading of the minimal example's words in their own places; effect: kills (< 0.25), unsure
     (< 0.5), keeps (< 1.25), raises.
 
-    Rows {what, moved, added, place, from, activation, ratio, effect, ids}; place: the position or distance tried;
-    from: the one it has in the text (None for what is added); ids: the first draw. checks: ranges [{what, moved,
+    Rows {what, moved, added, place, from, activation, ratio, effect, in_text, ids}; place: the position or distance
+    tried; from: the one it has in the text (None for what is added); ids: the first draw; in_text: the ratio in that
+    draw alone. checks: ranges [{what, moved,
     added, low, high, low_open, high_open}]: the places around its own at which the unit fires (ratio ≥ 0.5), or
     around the first that silences it those of what is added; open: nothing beyond was tried. kept, kept_text and
     whole as in `substitute`. Raises Refused as `minimal_example` does, and for kept positions that are none.
@@ -155,7 +156,7 @@ class _Tried:
         pool = filler_pool(reader.subject)
         size = max(WINDOW, len(held.row))
         draw = np.random.default_rng([seed, *held.row])
-        self.fillers = pool[draw.integers(len(pool), size=(DRAWS, size))]
+        self.fillers = stretches(pool, DRAWS, size, draw)
         self.fillers[:, 0] = held.row[0]
         self.rows: list[dict[str, Any]] = []
         self.ranges: list[dict[str, Any]] = []
@@ -185,16 +186,18 @@ class _Tried:
     def _read(self, move: _Move, places: Sequence[int]) -> dict[int, float]:
         made = {place: put for place in places if (put := move.put(place)) is not None}
         groups = {place: self._texts(*put) for place, put in made.items()}
-        values = dict(zip(groups, read_means(self.reader, self.unit, groups.values()), strict=True))
+        texts = [*groups.values(), *([rows[0]] for rows in groups.values())]
+        both = [value / self.held.whole for value in read_means(self.reader, self.unit, texts)]
+        ratios = dict(zip(groups, zip(both[: len(groups)], both[len(groups) :], strict=True), strict=True))
         self.rows += [
             {
                 "what": move.what, "moved": move.moved, "added": move.now is None, "place": place, "from": move.now,
-                "activation": value, "ratio": value / self.held.whole, "effect": effect(value / self.held.whole),
+                "activation": ratio * self.held.whole, "ratio": ratio, "effect": effect(ratio), "in_text": in_text,
                 "ids": groups[place][0],
             }
-            for place, value in values.items()
+            for place, (ratio, in_text) in ratios.items()
         ]  # fmt: skip
-        return {place: value / self.held.whole for place, value in values.items()}
+        return {place: ratio for place, (ratio, _) in ratios.items()}
 
     def _texts(self, placed: Placed, last: int) -> list[list[int]]:
         rows = self.fillers[:, : last + 1].copy()

@@ -56,15 +56,16 @@ def substitute(
     substitute's last token if it was its word's last, else at the token of the same rank from the word's start (at
     most the last), and the text ends there.
 
-    Rows {position, original, substitute, places, activation, ratio, effect, ids, proposer, ring}. ids: the cut text
-    with the substitute in place, sink first, ending at the token that was read; position: index in these ids of the
-    substitute's first token, of the last one if it stands in several places (a blank token before the word is replaced
-    with it and not counted to it). A word that several propose is the first one's. ring: 2 for substitutes of one of
-    the three strongest substitutes. checks: kept, kept_text and reading (minimal) of the minimal example; positions
-    (held) and reading (whole) of its words, the divisor of ratio; proposers: {name: {n, keeps}}, of which random is
-    the control; left_out: proposals that the subject's tokens cannot spell in place or that do not fit into its
-    context. Raises Refused as `minimal_example` does, for n < 1, an unknown proposer, rings other than 1 and 2, for
-    kept positions that are none, and where the held words read nothing.
+    Rows {position, original, substitute, places, activation, ratio, effect, in_text, ids, proposer, ring}. ids: the cut
+    text with the substitute in place, sink first, ending at the token that was read; in_text: the reading of these ids
+    themselves / that of the text as it was, which differs from ratio where other words do as well; position: index in
+    these ids of the substitute's first token, of the last one if it stands in several places (a blank token before the
+    word is replaced with it and not counted to it). A word that several propose is the first one's. ring: 2 for
+    substitutes of one of the three strongest substitutes. checks: kept, kept_text and reading (minimal) of the minimal
+    example; positions (held) and reading (whole) of its words, the divisor of ratio; proposers: {name: {n, keeps}}, of
+    which random is the control; left_out: proposals that the subject's tokens cannot spell in place or that do not fit
+    into its context. Raises Refused as `minimal_example` does, for n < 1, an unknown proposer, rings other than 1 and
+    2, for kept positions that are none, and where the held words read nothing.
 
     Args:
         text: the text; the sink token is put in front of it.
@@ -145,7 +146,8 @@ class _Found:
     """Swaps that were read, as rows, each substitute of a place once and none for itself; `strongest` ends ring 1."""
 
     def __init__(self, reader: Reader, unit: UnitId, held: Held) -> None:
-        self.reader, self.unit, self.row, self.base, self.whole = reader, unit, held.row, held.base, held.whole
+        self.reader, self.unit, self.row, self.base = reader, unit, held.row, held.base
+        self.whole, self.peak = held.whole, held.peak
         self.rows: list[dict[str, Any]] = []
         self.left_out, self.ring = 0, 1
         self._swaps: list[Swap] = []
@@ -160,9 +162,10 @@ class _Found:
                 new.append(swap)
         fit = [s for s in new if s.fits(self.row, self.reader.subject.context)]
         self.left_out += len(new) - len(fit)
-        values = read_means(self.reader, self.unit, [[s.put_in(r) for r in self.base] for s in fit])
+        texts = [[swap.put_in(row) for row in self.base] for swap in fit] + [[swap.put_in(self.row)] for swap in fit]
+        values = read_means(self.reader, self.unit, texts)
         self._swaps += fit
-        self.rows += [self._as_row(swap, value) for swap, value in zip(fit, values, strict=True)]
+        self.rows += [self._as_row(*found) for found in zip(fit, values[: len(fit)], values[len(fit) :], strict=True)]
 
     def strongest(self) -> list["Swap"]:
         """The first ring's substitutes that keep the unit firing and read highest; what is read from now is ring 2."""
@@ -171,7 +174,7 @@ class _Found:
         keep = [i for i in order if self.rows[i]["ratio"] >= UNSURE and self.rows[i]["proposer"] != "random"]
         return [self._swaps[i] for i in keep[:STRONGEST]]
 
-    def _as_row(self, swap: "Swap", value: float) -> dict[str, Any]:
+    def _as_row(self, swap: "Swap", value: float, in_text: float) -> dict[str, Any]:
         ratio = value / self.whole
         return {
             "position": swap.position,
@@ -181,6 +184,7 @@ class _Found:
             "activation": value,
             "ratio": ratio,
             "effect": effect(ratio),
+            "in_text": in_text / self.peak,
             "ids": swap.put_in(self.row),
             "proposer": swap.proposer,
             "ring": self.ring,

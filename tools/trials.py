@@ -1,8 +1,9 @@
 """What experiments say about rules.
 
-A text with one thing changed is a labelled text: the unit fires on it or falls silent. A rule that says otherwise is
-wrong there. And what experiments found to matter proposes what the corpus may never show: words that fire in a place
-where it never has them, how far before it a word may stand, and that a word is needed which always stands there.
+A text with one thing changed is a labelled text: read itself, the unit fires on it (half of what it did before) or
+falls silent (a quarter). A rule that says otherwise is wrong there. And what experiments found to matter proposes what
+the corpus may never show: words that fire in a place where it never has them, how far before it a word may stand, and
+that a word is needed which always stands there.
 """
 
 from collections import Counter
@@ -17,11 +18,11 @@ from ..store.records import Evidence
 from .conditions import Condition, Spell
 from .estimate import Candidate
 from .lexicon import LONGEST, folding
-from .measures import UNSURE, WINDOW
+from .measures import KILLS, UNSURE, WINDOW
 from .rules import Flags, Ints, Speller, Text, Tokens, split_words
 
 TOOLS = ("minimal_example", "substitute", "tokens_in_place", "shift")   # the experiments that rules are held against
-LABELS = ("kills", "keeps", "raises")    # of texts; what is unsure is none
+LABELS = ("kills", "keeps", "raises")    # effects of a change; what is unsure is none
 FEW = 0.25             # tokens in place that fire, as a share of those tried, up to which they are a list
 
 
@@ -35,33 +36,39 @@ class Trials:
     """
 
     def __init__(self, subject: Speller, evidence: Sequence[Evidence]) -> None:
-        rows = [(e, r) for e in evidence if e.tool in TOOLS[1:] for r in _telling(e) if r["effect"] in LABELS]
-        windows = [Tokens.of(subject, r["ids"]) for _, r in rows]
-        self.fires: Flags = np.array([r["effect"] != "kills" for _, r in rows], dtype=np.bool_)
-        asked = [(e.id, *map(r.get, ("position", "places", "moved")), r["effect"] == "kills") for e, r in rows]
-        number = {key: k for k, key in enumerate(dict.fromkeys(asked))}
-        self.question: Ints = np.array([number[key] for key in asked], dtype=np.int64)
-        self.text = Text(windows)
-        self.last: Ints = self.text.starts[1:] - 1
-        self.tracked: Counter[str] = Counter()
-        self.kept: dict[int, Counter[str]] = {}
-        self.killing: dict[int, Counter[str]] = {}
-        for e in evidence:
-            if e.tool == "minimal_example" and e.rows:
-                self._note(Tokens.of(subject, e.rows[0]["ids"]), e.rows[0]["kept"], True)
-        copied: dict[bool, set[tuple[int, int]]] = {True: set(), False: set()}
-        for (e, row), tokens in zip(rows, windows, strict=True):
-            if e.tool == "substitute":
-                self._note(tokens, [row["position"]], row["effect"] != "kills")
-                if row["places"] > 1:
-                    copied[row["effect"] != "kills"].add(_ending(tokens, row["position"]))
-        self.breaking: dict[int, list[int]] = {}
-        for back, token in sorted(copied[False] - copied[True]):
-            self.breaking.setdefault(back, []).append(token)
+        told = [(e, row) for e in evidence if e.tool in TOOLS[1:] for row in _telling(e)]
+        self._label(subject, [(e, row) for e, row in told if not KILLS <= row["in_text"] < UNSURE])
+        self._file(subject, evidence)
         placed = (e for e in evidence if e.tool == "tokens_in_place")
         self.names = _joined(_names(e.rows) for e in placed if 0 < e.checks["fires"] <= FEW * e.checks["tried"])
         self.ranges = [span for e in evidence if e.tool == "shift" for span in e.checks["ranges"]]
         self.distances, self.positions = (self._reaches(what) for what in ("distance", "position"))
+
+    def _label(self, subject: Speller, told: Sequence[tuple[Evidence, dict[str, Any]]]) -> None:
+        """Texts, where their last tokens are, whether the unit fires there, and which question each answers."""
+        self.text = Text([Tokens.of(subject, row["ids"]) for _, row in told])
+        self.last: Ints = self.text.starts[1:] - 1
+        self.fires: Flags = np.array([row["in_text"] >= UNSURE for _, row in told], dtype=np.bool_)
+        asked = [(e.id, *map(row.get, ("position", "places", "moved")), row["in_text"] < KILLS) for e, row in told]
+        number = {key: k for k, key in enumerate(dict.fromkeys(asked))}
+        self.question: Ints = np.array([number[key] for key in asked], dtype=np.int64)
+
+    def _file(self, subject: Speller, evidence: Sequence[Evidence]) -> None:
+        """Words by what they did: those of minimal examples, and those that were put in their places."""
+        self.tracked: Counter[str] = Counter()
+        self.kept: dict[int, Counter[str]] = {}
+        self.killing: dict[int, Counter[str]] = {}
+        copied: dict[bool, set[tuple[int, int]]] = {True: set(), False: set()}
+        for row in (e.rows[0] for e in evidence if e.tool == "minimal_example" and e.rows):
+            self._note(Tokens.of(subject, row["ids"]), row["kept"], True)
+        for row in (row for e in evidence if e.tool == "substitute" for row in e.rows if row["effect"] in LABELS):
+            tokens, keeps = Tokens.of(subject, row["ids"]), row["effect"] != "kills"
+            self._note(tokens, [row["position"]], keeps)
+            if row["places"] > 1:
+                copied[keeps].add(_ending(tokens, row["position"]))
+        self.breaking: dict[int, list[int]] = {}
+        for back, token in sorted(copied[False] - copied[True]):
+            self.breaking.setdefault(back, []).append(token)
 
     def _note(self, tokens: Tokens, indices: Sequence[int], keeps: bool) -> None:
         """Files the words at these tokens under their distance in words from the tracked token, the last."""

@@ -19,7 +19,7 @@ from lamplighter.experiments.input_rules import Scored, _tables, f1_of
 from lamplighter.experiments.input_sweep import _Best, _keep, _own
 from lamplighter.experiments.language import language
 from lamplighter.experiments.plant import SITE, PlantedUnit, plant
-from lamplighter.experiments.published import BEHIND, graph_fires, published_loop
+from lamplighter.experiments.published import BEHIND, _paths, graph_fires, normal, published_loop
 from lamplighter.experiments.report import at_least
 from lamplighter.tools.collect import Site
 from lamplighter.tools.corpus import load_corpus
@@ -84,13 +84,25 @@ def test_a_minimal_example_that_could_be_smaller_is_found_out(own: Subject, monk
     assert not is_smallest(own, unit_of(2), ids) and not is_smallest(own, unit_of(0), ids)
 
 
+def test_a_minimal_example_that_does_not_fire_is_found_out(own: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = text(own, *FILL[:4], B, A)
+
+    def bold(*args: Any, **options: Any) -> Any:
+        found = minimal_example(*args, **options)
+        found.rows[0]["kept"] = [6]
+        return found
+
+    monkeypatch.setattr(input_planted, "minimal_example", bold)
+    assert not is_smallest(own, unit_of(2), ids) and is_smallest(own, unit_of(0), ids)
+
+
 def test_the_loop_keeps_six_tokens_where_one_is_enough(own: Subject) -> None:
     ids = text(own, *FILL[:20], A, *FILL[20:30])
     loop = published_loop(own, Masked(word(D), word(C)), unit_of(0), ids, 21)  # type: ignore[arg-type]
     assert loop.passed and loop.tokens == 6 and loop.ids[loop.pivot] == A
     assert len(loop.ids) == 1 + 6 + BEHIND
     assert set(loop.important) == {loop.pivot}
-    assert (loop.accepted, loop.rejected) == (((word(A), word(D)),), ((word(A), word(C)),))
+    assert (loop.accepted, loop.rejected) == (((loop.pivot, word(D)),), ((loop.pivot, word(C)),))
     assert minimal_example(own, unit_of(0), ids=ids).rows[0]["kept"] == [21]
 
 
@@ -121,17 +133,21 @@ def test_a_label_is_confirmed_by_two_other_exemplars(own: Subject) -> None:
     assert _confirmed(own, unit_of(0), exemplars[:2], labels) == 0, "one other exemplar is not enough"
 
 
-def test_units_where_the_loop_confirms_nothing_cost_it_everything() -> None:
-    """Nine units keep 1 of 4 tokens at twice the cost for 6 labels against 1, one needs all; of 3 the loop has none."""
-    sums = np.array([[1, 4, 20, 10, 6, 1, 6]] * 6 + [[1, 4, 20, 10, 6, 0, 6]] * 3 + [[40, 40, 20, 10, 6, 1, 6.0]])
-    ways = _ratios(sums, 0)
-    for way, wanted in (("all units", [49 / 76, 14 / 60, 2]), ("median unit", [1 / 4, 1 / 3, 2])):
-        assert [ways[way][k][0] for k in ("kept", "cost", "rejected too")] == pytest.approx(wanted)
-    for ratios in ways.values():
-        assert all(low <= value <= high for value, low, high in ratios.values())  # type: ignore[operator]
-    nothing = sums.copy()
-    nothing[:6, 4] = 0
-    assert _ratios(nothing, 0)["median unit"]["cost"][0] is None, "our failures count too"
+def test_a_median_unit_and_all_units_are_two_ratios() -> None:
+    """Six units spend twice the loop's for six labels against its one, three the same against none, one a lot."""
+    units = [[20, 6, 10, 1]] * 6 + [[20, 6, 10, 0]] * 3 + [[400, 6, 10, 1]]
+    ways = _ratios(units, 0)
+    assert ways["all units"][0] == pytest.approx(580 / 60 / (100 / 7))
+    assert ways["median unit"][0] == pytest.approx(1 / 3)
+    for value, low, high in ways.values():
+        assert value is not None and low is not None and high is not None and low <= value <= high
+
+
+def test_where_we_get_nothing_our_cost_has_no_upper_end() -> None:
+    few, most = ([[20, 6, 10, 1]] * (20 - n) + [[20, 0, 10, 1]] * n for n in (7, 12))
+    value, low, high = _ratios(few, 0)["median unit"]
+    assert (value, low) == (pytest.approx(1 / 3), pytest.approx(1 / 3)) and high is None
+    assert _ratios(most, 0)["median unit"][0] is None
 
 
 def test_the_playbook_finds_a_planted_pair(tmp_path: Path) -> None:
@@ -159,18 +175,45 @@ def test_units_are_drawn_by_the_seed_evenly_over_the_sites(own: Subject, tmp_pat
 def test_a_path_of_the_graph_holds_each_important_token_at_its_distance(own: Subject) -> None:
     """And nothing else: what stands between is ignored, and a path that reaches beyond the window is none."""
     loop = published_loop(own, Masked(), unit_of(2), text(own, *FILL[:6], B, A), 8)
-    assert loop.patterns == ((A, ((1, B),)),)
+    assert loop.patterns == ((word(A), ((1, word(B)),)),)
     rows = [text(own, B, A), text(own, B, C, A), text(own, A), text(own, D, FILL[0], B, A, A)]
-    found = graph_fires([loop, loop], Text.of(own, rows))
+    found = graph_fires([loop, loop], Text.of(own, rows), own.piece)
     assert np.flatnonzero(found).tolist() == [2, 13]
     alone = published_loop(own, Masked(), unit_of(0), text(own, *FILL[:6], A), 7)
-    assert alone.patterns == ((A, ()),)
-    assert np.flatnonzero(graph_fires([alone], Text.of(own, rows))).tolist() == [2, 6, 8, 13, 14]
+    assert alone.patterns == ((word(A), ()),)
+    assert np.flatnonzero(graph_fires([alone], Text.of(own, rows), own.piece)).tolist() == [2, 6, 8, 13, 14]
+
+
+def test_each_firing_token_ends_a_path(own: Subject) -> None:
+    """Also one before the pivot; the text it stands in is one exemplar."""
+    loop = published_loop(own, Masked(), unit_of(0), text(own, *FILL[:4], D, FILL[4], A), 7)  # type: ignore[arg-type]
+    assert loop.patterns == ((word(D), ()), (word(A), ()))
+
+
+@pytest.mark.parametrize(("piece", "plain"), [
+    (" War", "war"), ("War", "war"), ("war", "war"), ("WAR", "WAR"), ("A", "A"), (" I", "i"), ("\n", "\n"),
+    (" (", " ("),
+])  # fmt: skip
+def test_the_graph_compares_tokens_without_a_capital_or_blanks(piece: str, plain: str) -> None:
+    assert normal(piece) == plain
 
 
 def test_accepted_substitutes_are_paths_too(own: Subject) -> None:
     loop = published_loop(own, Masked(word(D), word(C)), unit_of(0), text(own, *FILL[:6], A), 7)
-    assert loop.patterns == ((A, ()), (D, ()))
+    assert loop.patterns == ((word(A), ()), (word(D), ()))
+
+
+def test_what_mattered_in_the_text_as_it_was_stays_on_the_path(own: Subject) -> None:
+    """A substitute that does not need the context keeps it in the graph, as it is published."""
+    weights = np.full((5, 5), -np.inf)
+    weights[2, 4] = 0.9
+    y, ids = np.array([9.0, 0, 0, 0, 1]), text(own, *FILL[:3], A)
+    known, (path,) = _paths(own, ids, 4, weights, y, [])
+    assert path == (word(A), ((2, word(FILL[1])),)) and known == [set(), set(), set(), set(), {2}]
+    weights[2, 4], longer = 0, text(own, *FILL[:3], C, D)
+    wide = np.pad(weights, (0, 1))
+    _, (path,) = _paths(own, longer, 5, wide, np.array([9.0, 0, 0, 0, 0, 1]), known)
+    assert path == (word(D), ((3, word(FILL[1])),))
 
 
 @pytest.fixture(scope="module")

@@ -553,7 +553,8 @@ def trials(world: World, unit: UnitId, texts: Sequence[tuple[str, str, str]]) ->
     for text, word, effect in texts:
         ids = [0, *world.subject.encode(text)]
         at = world.subject.pieces(ids).index(word)
-        rows.append({"ids": ids, "position": at, "original": "", "substitute": word, "places": 1, "effect": effect})
+        told = {"effect": effect, "in_text": float(effect == "keeps")}
+        rows.append({"ids": ids, "position": at, "original": "", "substitute": word, "places": 1, **told})
     return Evidence(tool="substitute", unit=unit.bare, sign=unit.sign, summary="", rows=rows)
 
 

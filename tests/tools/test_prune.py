@@ -15,6 +15,7 @@ from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools import prune as module
 from lamplighter.tools.activate import activate
 from lamplighter.tools.frames import MODES, Frame, filler_pool, kept_text, make_frame, track
+from lamplighter.tools.measures import LEAK_RUN, STRETCH
 from lamplighter.tools.prune import minimal_example, minimal_examples
 from lamplighter.tools.reader import Reader
 from lamplighter.tools.units import UnitId
@@ -436,12 +437,15 @@ def test_draws_belong_to_positions_and_never_are_special(llama: Any) -> None:
     assert make_frame(ids, "delete", pool, 0).rows({1, len(ids) - 1}) == [[llama.sink, ids[1], ids[-1]]]
 
 
-def test_a_draw_is_a_stretch_of_running_text() -> None:
+def test_a_draw_is_made_of_stretches_of_running_text() -> None:
+    """Long enough to be text, too short to be a run that counts as seen."""
     pool = np.arange(100, 150)
     draws = make_frame(list(range(40)), "resample", pool, 0).draws
-    assert draws is not None and draws.shape == (8, 40)
-    assert (np.diff(draws) % len(pool) == 1).all()
-    assert len(set(draws[:, 0].tolist())) > 4
+    assert draws is not None and draws.shape == (8, 40) and STRETCH < LEAK_RUN
+    follows = np.diff(draws) % len(pool) == 1
+    inside = np.arange(1, 40) % STRETCH > 0
+    assert follows[:, inside].all() and not follows[:, ~inside].all()
+    assert len(set(draws[:, ::STRETCH].ravel().tolist())) > 16
 
 
 def test_the_committed_text_fills_by_default(llama: Any) -> None:

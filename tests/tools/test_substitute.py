@@ -18,6 +18,7 @@ from lamplighter.tools.forms import by_form
 from lamplighter.tools.frames import filler_pool, make_frame, track
 from lamplighter.tools.held import effect
 from lamplighter.tools.masked import PROBES, MaskedLM
+from lamplighter.tools.measures import KEEP
 from lamplighter.tools.prune import minimal_example
 from lamplighter.tools.reader import Reader
 from lamplighter.tools.spelled import Spelled
@@ -79,7 +80,8 @@ def test_planted_synonyms_keep_and_other_words_kill(synonyms: Any) -> None:
     assert [row["ratio"] for row in evidence.rows] == pytest.approx([1, 0, 1, 0], abs=1e-9)
     assert all(row["original"] == "car" and row["proposer"] == "masked" for row in evidence.rows)
     assert set(evidence.rows[0]) == {
-        "position", "original", "substitute", "places", "activation", "ratio", "effect", "ids", "proposer", "ring",
+        "position", "original", "substitute", "places", "activation", "ratio", "effect", "in_text", "ids", "proposer",
+        "ring",
     }  # fmt: skip
     assert len(evidence.summary.split()) <= 60
     assert Evidence.from_json(evidence.to_json()) == evidence
@@ -167,8 +169,7 @@ def test_ratios_are_read_in_the_frame_of_the_minimal_example(tiny: Any) -> None:
     )  # fmt: skip
     minimal = minimal_example(tiny, unit, text=CAR, seed=4).rows[0]
     proposals = dict.fromkeys(["She", "said", "Paris", "and", "the", "blue", "car"], ["stop", "green"])
-    evidence = swap(tiny, proposals, unit, text=CAR, seed=4)
-    assert evidence.checks["kept"] == minimal["kept"]
+    evidence = swap(tiny, proposals, unit, text=CAR, seed=4, kept=minimal["kept"])
     assert evidence.checks["minimal"] == pytest.approx(minimal["retained"])
     frame = make_frame(minimal["ids"], "resample", filler_pool(tiny), 4)
     spelled = Spelled(tiny, tiny.encode(CAR))
@@ -186,6 +187,21 @@ def test_ratios_are_read_in_the_frame_of_the_minimal_example(tiny: Any) -> None:
         assert row["activation"] == pytest.approx(tiny.readings(rows, unit).mean().item())
         assert row["ratio"] == pytest.approx(row["activation"] / whole)
         assert row["effect"] == effect(row["ratio"])
+        assert row["in_text"] == pytest.approx(tiny.readings([row["ids"]], unit).item() / minimal["peak"])
+
+
+def test_the_text_is_pruned_by_one_search(tiny: Any) -> None:
+    """Its result is 1-minimal, and held is all that has an effect: with it given, nothing changes."""
+    units = (UnitId(tiny.name, "1-mlp", i) for i in range(40))
+    unit = next(u for u in units if tiny.readings([tiny.encode(CAR)], u).item() > 0.3)
+    own = swap(tiny, {"car": ["stop"]}, unit, text=CAR, seed=4)
+    kept, whole = own.checks["kept"], minimal_example(tiny, unit, text=CAR, seed=4).rows[0]
+    frame = make_frame(whole["ids"], "resample", filler_pool(tiny), 4)
+    values = [tiny.readings(frame.rows(set(kept) - {i}), unit).mean().item() for i in [None, *kept[:-1]]]
+    assert values[0] >= KEEP * whole["peak"] > max([0.0, *values[1:]])
+    given = swap(tiny, {"car": ["stop"]}, unit, text=CAR, seed=4, kept=kept)
+    assert given.checks["held"] == own.checks["held"]
+    assert [r["ratio"] for r in given.rows] == pytest.approx([r["ratio"] for r in own.rows], rel=1e-5)
 
 
 def loud(subject: Any, unit: UnitId, ids: Sequence[int]) -> list[float]:
