@@ -42,27 +42,31 @@ class _Method:
     """What one method gave for one unit.
 
     kept: tokens kept of each exemplar; cost: padded tokens × layers; labels: of substitutes of the pivot's word, by
-    word, and beside them, in `all_labels`, those that the method made and threw away; confirmed, all_confirmed: how
-    many of them do the same in other exemplars.
+    word; confirmed: the words that do the same in other exemplars.
     """
 
     kept: list[int] = field(default_factory=list)
     cost: float = 0.0
     labels: dict[str, _Label] = field(default_factory=dict)
-    all_labels: dict[str, _Label] = field(default_factory=dict)
-    confirmed: int = 0
-    all_confirmed: int = 0
+    confirmed: list[str] = field(default_factory=list)
 
 
 @dataclass
 class _Tried:
-    """One unit. passed: of each exemplar, whether the loop's text fires at all."""
+    """One unit. passed: of each exemplar, whether the loop's text fires at all.
+
+    The loop reports the substitutes that it accepts; those that it tried and threw away are among its labels too.
+    """
 
     unit: UnitId
     certified: list[bool] = field(default_factory=list)
     passed: list[bool] = field(default_factory=list)
     ours: _Method = field(default_factory=_Method)
     loop: _Method = field(default_factory=_Method)
+
+    @property
+    def reported(self) -> int:
+        return sum(self.loop.labels[word].keeps for word in self.loop.confirmed)
 
 
 def real(folder: Path, seed: int, size: float, progress: Progress) -> Part:
@@ -120,11 +124,8 @@ def _try(subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId) -> _Tri
         for pairs, keeps in ((loop.accepted, True), (loop.rejected, False)) if loop.passed else ():
             for first, other in pairs:
                 if first == cut:
-                    tried.loop.all_labels.setdefault(other, _Label(keeps, number))
-    tried.loop.labels = {other: label for other, label in tried.loop.all_labels.items() if label.keeps}
-    tried.ours.all_labels = tried.ours.labels
+                    tried.loop.labels.setdefault(other, _Label(keeps, number))
     for method in (tried.ours, tried.loop):
-        method.all_confirmed = _confirmed(subject, unit, exemplars, method.all_labels)
         method.confirmed = _confirmed(subject, unit, exemplars, method.labels)
     return tried
 
@@ -144,7 +145,7 @@ def _word_at(spelled: Spelled, position: int) -> Word | None:
 
 def _confirmed(
     subject: Subject, unit: UnitId, exemplars: Sequence[tuple[list[int], int]], labels: dict[str, _Label]
-) -> int:
+) -> list[str]:
     """Substitutes that do the same to the pivot's word in at least two exemplars other than their own."""
     agreed = dict.fromkeys(labels, 0)
     for number, (ids, position) in enumerate(exemplars):
@@ -158,7 +159,7 @@ def _confirmed(
         for other, y in zip(rows, values[1:], strict=True):
             label = labels[other]
             agreed[other] += number != label.exemplar and (y >= KEEP * values[0]) == label.keeps
-    return sum(n >= CONFIRMED for n in agreed.values())
+    return [other for other, n in agreed.items() if n >= CONFIRMED]
 
 
 def _real_tables(tried: Sequence[_Tried], seed: int) -> Part:
@@ -169,16 +170,16 @@ def _real_tables(tried: Sequence[_Tried], seed: int) -> Part:
         rows.append({
             "layer": layer, "units": len(some), "loop passes": int(n),
             "kept, ours": stats.number(stats.ratio(ours, n)), "kept, loop": stats.number(stats.ratio(loop, n)),
-            "confirmed, ours": sum(t.ours.confirmed for t in some),
-            "confirmed, loop": sum(t.loop.confirmed for t in some),
-            "… with its rejected": sum(t.loop.all_confirmed for t in some),
+            "confirmed, ours": sum(len(t.ours.confirmed) for t in some),
+            "confirmed, loop": sum(t.reported for t in some),
+            "… with its rejected": sum(len(t.loop.confirmed) for t in some),
             "cost, ours": sum(t.ours.cost for t in some), "cost, loop": sum(t.loop.cost for t in some),
         })  # fmt: skip
     certified = [ok for t in tried for ok in t.certified]
     claims = [at_least("minimal examples certified anew", float(np.mean(certified)), 1.0, len(certified))]
     kept = [(ours, n, loop, n) for ours, loop, n in map(_kept, tried)]
-    costs = [(t.ours.cost, t.ours.confirmed, t.loop.cost, t.loop.confirmed) for t in tried]
-    every = [(t.ours.cost, t.ours.confirmed, t.loop.cost, t.loop.all_confirmed) for t in tried]
+    costs = [(t.ours.cost, len(t.ours.confirmed), t.loop.cost, t.reported) for t in tried]
+    every = [(t.ours.cost, len(t.ours.confirmed), t.loop.cost, len(t.loop.confirmed)) for t in tried]
     for name, bar, parts in (("kept tokens", 0.5, kept), ("cost of a confirmed substitute", 0.2, costs)):
         for way, (value, low, high) in _ratios(parts, seed).items():
             claims.append(at_most(f"{name}, ours / loop's, {way}", value, bar, len(tried), low, high, by="high"))

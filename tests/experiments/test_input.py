@@ -127,10 +127,10 @@ def test_the_loop_counts_every_padded_token_that_it_runs(own: Subject) -> None:
 def test_a_label_is_confirmed_by_two_other_exemplars(own: Subject) -> None:
     exemplars = [(text(own, *FILL[n : n + 5], A), 6) for n in range(3)]
     labels = {word(D): _Label(True, 0), word(C): _Label(False, 1)}
-    assert _confirmed(own, unit_of(0), exemplars, labels) == 2
+    assert _confirmed(own, unit_of(0), exemplars, labels) == [word(D), word(C)]
     wrong = {word(D): _Label(False, 0), word(C): _Label(True, 1)}
-    assert _confirmed(own, unit_of(0), exemplars, wrong) == 0
-    assert _confirmed(own, unit_of(0), exemplars[:2], labels) == 0, "one other exemplar is not enough"
+    assert _confirmed(own, unit_of(0), exemplars, wrong) == []
+    assert _confirmed(own, unit_of(0), exemplars[:2], labels) == [], "one other exemplar is not enough"
 
 
 def test_a_median_unit_and_all_units_are_two_ratios() -> None:
