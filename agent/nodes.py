@@ -120,12 +120,8 @@ class Investigator:
         return {"drafts": [Draft(hypothesis, rule, tune)]}
 
     def revise(self, state: State) -> State:
-        """Hands the tune-side misses of the last draft back to the planner, as ids up to the place that was missed."""
-        misses = []
-        for miss in state["drafts"][-1].tune["misses"]:
-            ids, position = self.sweep.window((miss["document"], miss["offset"]))
-            misses.append({**miss, "ids": ids[: position + 1]})
-        return {"misses": misses, "revisions": state["revisions"] + 1}
+        """Hands the tune-side misses of the last draft back to the planner."""
+        return {"misses": state["drafts"][-1].tune["misses"], "revisions": state["revisions"] + 1}
 
     def score(self, state: State) -> State:
         """Reads the score side once, for the draft that did best on the tune side."""

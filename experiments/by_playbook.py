@@ -31,8 +31,7 @@ def playbook_rule(subject: Subject, sweep: Sweep, masked: MaskedLM, unit: UnitId
     tried = trial(subject, sweep, unit, first, "tune")
     if (tried["f1"] or 0) >= GOOD_ENOUGH or not tried["misses"]:
         return first
-    misses = [{**m, "ids": up_to(sweep, (m["document"], m["offset"]))} for m in tried["misses"]]
-    second = _submitted(toolbox, planner, unit, evidence, misses)
+    second = _submitted(toolbox, planner, unit, evidence, tried["misses"])
     again = None if second is None else trial(subject, sweep, unit, second, "tune")["f1"]
     return second if (again or 0) > (tried["f1"] or 0) else first
 
@@ -49,10 +48,4 @@ def _submitted(
     raise AssertionError(f"the playbook did not end within {STEPS} steps on {unit}")
 
 
-def up_to(sweep: Sweep, place: tuple[int, int]) -> list[int]:
-    """The window of a place (sink first), cut behind it."""
-    ids, position = sweep.window(place)
-    return ids[: position + 1]
-
-
-__all__ = ["playbook_rule", "up_to"]
+__all__ = ["playbook_rule"]

@@ -22,7 +22,7 @@ from ..tools.reader import Reader
 from ..tools.subject import Subject
 from ..tools.sweep import Sweep, make_sweep
 from ..tools.units import UnitId
-from .by_playbook import playbook_rule, up_to
+from .by_playbook import playbook_rule
 from .plant import SITE, PlantedUnit
 from .planted import RECOVERED, AnswerKey, make_key
 from .report import Part, Progress, at_least
@@ -97,8 +97,8 @@ def _short(subject: Subject, sweep: Sweep, unit: UnitId) -> list[list[int]]:
     known = sweep.statistics(unit)
     if known.peak <= 0:
         return []
-    texts = [up_to(sweep, e.place) for e in sweep.exemplars(unit, "explain", "top")]
-    cut = [[ids[0], *ids[1:][-SHORT:]] for ids in texts]
+    places = (sweep.window(e.place) for e in sweep.exemplars(unit, "explain", "top"))
+    cut = [[ids[0], *ids[1 : position + 1][-SHORT:]] for ids, position in places]
     values = Reader(subject, [unit.site])(cut, unit).tolist() if cut else []
     return [ids for ids, y in zip(cut, values, strict=True) if y >= FIRES * known.peak][:EXEMPLARS]
 
