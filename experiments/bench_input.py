@@ -3,10 +3,10 @@
 planted   rules known by construction: minimal sets of the oracle's size in at least 99 % of short exemplars, and the
           rule recovered for at least 95 % of 210 units.
 real      60 units drawn by the seed over six depths, five exemplars each: every minimal example certified; kept tokens
-          at most half of the loop's 6; cost of a distinct substitute whose label two other exemplars confirm at most a
-          fifth of the loop's.
-rules     the same units: held-out F1 of the playbook's rules against the loop's graph, paired, no rule counting 0: the
-          interval lies above 0. A token look-up stands beside them.
+          at most half of the loop's; cost of a distinct substitute whose label two other exemplars confirm at most a
+          fifth of the loop's; each over all units and for the median unit.
+rules     the same units: held-out F1 of the playbook's rules against the graph of the loop on the same exemplars,
+          paired, no rule counting 0: the interval lies above 0. A token look-up stands beside them.
 corrupted true rules of planted units beside the same with a quarter of their places dropped or added: each headline
           falls, with its paired interval above 0, for at least 90 % of units.
 permuted  60 units of the same model with permuted weights through the same pipeline: at most 5 % are accepted.
