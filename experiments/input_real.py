@@ -1,6 +1,8 @@
 """Minimal examples and substitutes on real units, beside the published loop.
 
-Same exemplars, threshold, proposer and number of proposals. Cost: padded tokens × layers run.
+Same exemplars, threshold, proposer and number of proposals. Cost: padded tokens × layers run; ours share prefixes, the
+loop's rows are run whole, as published. Kept tokens are those of `minimal_example`, whose own cost, with its random
+orders and other modes, stands beside; the cost of substitutes is that of `substitute`, its one search included.
 """
 
 import random
@@ -16,6 +18,7 @@ from ..tools.corpus import load_corpus
 from ..tools.frames import filler_pool, make_frame
 from ..tools.masked import MaskedLM
 from ..tools.measures import BOOTSTRAP, KEEP
+from ..tools.prune import minimal_example
 from ..tools.spelled import Spelled, Word
 from ..tools.subject import Subject
 from ..tools.substitute import substitute, swap_word
@@ -53,7 +56,7 @@ class _Method:
 
 @dataclass
 class _Tried:
-    """One unit. passed: of each exemplar, whether the loop's text fires at all.
+    """One unit. passed: of each exemplar, whether the loop's text fires at all; pruning: cost of `minimal_example`.
 
     The loop reports the substitutes that it accepts; those that it tried and threw away are among its labels too.
     """
@@ -61,6 +64,7 @@ class _Tried:
     unit: UnitId
     certified: list[bool] = field(default_factory=list)
     passed: list[bool] = field(default_factory=list)
+    pruning: float = 0.0
     ours: _Method = field(default_factory=_Method)
     loop: _Method = field(default_factory=_Method)
 
@@ -107,10 +111,12 @@ def _try(subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId) -> _Tri
     exemplars = [sweep.window(e.place) for e in sweep.exemplars(unit, "explain", "top")[:EXEMPLARS]]
     for number, (ids, position) in enumerate(exemplars):
         pivot = _word_at(Spelled(subject, ids), position)
+        minimal = minimal_example(subject, unit, ids=ids)
+        tried.pruning += layers * minimal.cost["forward_tokens"]
+        tried.ours.kept.append(len(minimal.rows[0]["kept"]))
+        tried.certified.append(_certified(subject, unit, ids[: position + 1], minimal.rows[0]["kept"]))
         ours = substitute(subject, masked, unit, ids=ids, n=PROPOSALS, proposers=["masked"])
         tried.ours.cost += layers * ours.cost["forward_tokens"]
-        tried.ours.kept.append(len(ours.checks["kept"]))
-        tried.certified.append(_certified(subject, unit, ids[: position + 1], ours.checks["kept"]))
         loop = published_loop(subject, masked, unit, ids, position)
         tried.loop.cost += layers * loop.cost
         tried.loop.kept.append(loop.tokens)
@@ -174,6 +180,7 @@ def _real_tables(tried: Sequence[_Tried], seed: int) -> Part:
             "confirmed, loop": sum(t.reported for t in some),
             "… with its rejected": sum(len(t.loop.confirmed) for t in some),
             "cost, ours": sum(t.ours.cost for t in some), "cost, loop": sum(t.loop.cost for t in some),
+            "cost, minimal_example": sum(t.pruning for t in some),
         })  # fmt: skip
     certified = [ok for t in tried for ok in t.certified]
     claims = [at_least("minimal examples certified anew", float(np.mean(certified)), 1.0, len(certified))]
