@@ -19,7 +19,7 @@ from .conditions import Condition, Spell
 from .estimate import Candidate
 from .lexicon import LONGEST, folding
 from .measures import KILLS, UNSURE, WINDOW
-from .rules import Flags, Ints, Speller, Text, Tokens, split_words
+from .rules import MAX_IDS, Flags, Ints, Speller, Text, Tokens, split_words
 
 TOOLS = ("minimal_example", "substitute", "tokens_in_place", "shift")   # the experiments that rules are held against
 LABELS = ("kills", "keeps", "raises")    # effects of a change; what is unsure is none
@@ -58,17 +58,18 @@ class Trials:
         self.tracked: Counter[str] = Counter()
         self.kept: dict[int, Counter[str]] = {}
         self.killing: dict[int, Counter[str]] = {}
-        copied: dict[bool, set[tuple[int, int]]] = {True: set(), False: set()}
+        copied: dict[bool, dict[tuple[int, int], None]] = {True: {}, False: {}}     # in the order of their reading
         for row in (e.rows[0] for e in evidence if e.tool == "minimal_example" and e.rows):
             self._note(Tokens.of(subject, row["ids"]), row["kept"], True)
         for row in (row for e in evidence if e.tool == "substitute" for row in e.rows if row["effect"] in LABELS):
             tokens, keeps = Tokens.of(subject, row["ids"]), row["effect"] != "kills"
             self._note(tokens, [row["position"]], keeps)
             if row["places"] > 1:
-                copied[keeps].add(_ending(tokens, row["position"]))
+                copied[keeps][_ending(tokens, row["position"])] = None
         self.breaking: dict[int, list[int]] = {}
-        for back, token in sorted(copied[False] - copied[True]):
-            self.breaking.setdefault(back, []).append(token)
+        for back, token in copied[False]:
+            if (back, token) not in copied[True]:
+                self.breaking.setdefault(back, []).append(token)
 
     def _note(self, tokens: Tokens, indices: Sequence[int], keeps: bool) -> None:
         """Files the words at these tokens under their distance in words from the tracked token, the last."""
@@ -105,7 +106,7 @@ class Trials:
                 yield made(names, (back, back), needed=False)
         for back, ids in self.breaking.items():
             if 0 < back < WINDOW:
-                yield replace(Condition.of(ids, (back, back), "tokens", False, spell), tested=True)
+                yield replace(Condition.of(ids[:MAX_IDS], (back, back), "tokens", False, spell), tested=True)
         for span in self.ranges:
             if span["what"] == "distance":
                 yield Condition.of([span["moved"]], reach(span), "tokens", not span["added"], spell)

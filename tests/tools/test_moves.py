@@ -18,7 +18,7 @@ from lamplighter.tools.atlas import tokens_of_text
 from lamplighter.tools.frames import filler_pool, make_frame
 from lamplighter.tools.in_place import SHOWN, SILENT, tokens_in_place
 from lamplighter.tools.measures import WINDOW
-from lamplighter.tools.rules import Clause, Matcher, Near, Rule
+from lamplighter.tools.rules import MAX_IDS, Clause, Matcher, Near, Rule
 from lamplighter.tools.shift import DISTANCES, DRAWS, GRID, shift
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.substitute import substitute
@@ -257,6 +257,19 @@ def test_what_silences_in_both_places_is_a_condition_and_what_only_breaks_the_pa
     single = replace(found, rows=[row for row in found.rows if row["places"] == 1])
     assert set(Trials(planted, [single]).killing[1]) == {word(t) for t in (C, D, F)}
     assert not any(set(c.names) & {word(C), word(D)} for c in trials.conditions(planted.piece) if not c.needed)
+
+
+def test_of_more_silencers_than_a_list_holds_the_first_are_taken(planted: Subject) -> None:
+    row, others = pair_twice(planted), language().common[:MAX_IDS + 8]
+    swaps: list[dict[str, Any]] = [
+        {"ids": [t if i == A else i for i in row], "position": 11, "places": 2, "effect": "kills", "in_text": 0.0}
+        for t in others
+    ]
+    tool = Evidence(tool="substitute", unit=unit("repeat").bare, sign=1, summary="", rows=swaps)
+    trials = Trials(planted, [tool])
+    assert trials.breaking == {1: list(others)}
+    (condition,) = (c for c in trials.conditions(planted.piece) if c.tested)
+    assert set(condition.near.match.ids) == set(others[:MAX_IDS])
 
 
 def test_what_stands_farther_back_than_a_window_is_no_condition(planted: Subject) -> None:
