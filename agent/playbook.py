@@ -6,6 +6,7 @@ in each other's places, and those that it says silence the unit beside what fire
 that. After a weak score on the tune side it prunes what the rule missed.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -86,7 +87,10 @@ def tests(words: Mapping[str, Sequence[str]], evidence: Sequence[Evidence]) -> I
     """Tests of a rule whose parts (at, need, not, repeat) match these words, in minimal examples of different texts."""
     own = list(dict.fromkeys(word for part in ("at", "need", "repeat") for word in words.get(part, ())))
     silencing = list(words.get("not", ()))
-    for example in _distinct([e for e in evidence if not _is_test(e)])[:MOVED]:
+    examples = _distinct([e for e in evidence if not _is_test(e)])
+    if "repeat" in words:
+        examples = sorted(examples, key=lambda row: -_twice(row))
+    for example in examples[:MOVED]:
         found = {"ids": example["ids"], "kept": example["kept"]}
         if len(own) > 1:
             options = {**found, "words": own, "proposers": []}
@@ -135,6 +139,18 @@ def _distinct(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
     for row in sorted(_examples(evidence), key=lambda row: -row["retention"]):
         best.setdefault(row["kept_text"].strip().lower(), row)
     return list(best.values())
+
+
+def _twice(row: Mapping[str, Any]) -> int:
+    """Kept tokens that are words and stand in just two of its places: another word can be put into both."""
+    tokens = [*row["tokens"], ""]
+    counts = Counter(tokens[i].strip() for i in row["kept"] if _is_word(*tokens[i - 1 : i + 2]))
+    return sum(n == 2 for n in counts.values())
+
+
+def _is_word(before: str, token: str, after: str) -> bool:
+    alone = not after[:1].isalnum() and (token[:1].isspace() or not before[-1:].isalnum())
+    return alone and token.strip().isalnum()
 
 
 def _kills(evidence: Evidence) -> bool:

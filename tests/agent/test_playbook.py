@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lamplighter.agent import playbook as module
 from lamplighter.agent.budget import STEPS
 from lamplighter.agent.playbook import FIRST, MISSES, MOST, SILENCING, Playbook
 from lamplighter.agent.state import Abstain, Call, Submit
@@ -53,7 +54,8 @@ def looked(tokens: str) -> Evidence:
 
 def pruned(call: Call, kept_text: str, retention: float = 0.9) -> Evidence:
     ids = call.arguments["ids"]
-    row = {"ids": ids, "kept": [len(ids) - 1], "kept_text": kept_text, "retention": retention}
+    row = {"ids": ids, "tokens": [""] * len(ids), "kept": [len(ids) - 1], "kept_text": kept_text}
+    row["retention"] = retention
     return evidence("minimal_example", [row], **call.arguments, mode="resample", threshold=0.5)
 
 
@@ -228,6 +230,17 @@ def test_the_parts_of_a_draft_are_tested_in_two_patterns(words: Any, asked: list
     assert tests == 2 * asked
     assert all(a.arguments["proposers"] == [] for a in made if isinstance(a, Call) and a.tool == "substitute" and
                a.arguments.get("words"))  # fmt: skip
+
+
+def test_a_repeat_is_tested_where_other_words_can_be_put_into_both_places() -> None:
+    """Not in a row of one mark, nor in pieces of words; where there are none of these, what is retained decides."""
+    texts = [["_", "_", "_", "_"], [" bi", "s", " bi", "s"], ["1", "0", "2", "0"], [" a", ".", " a", "."]]
+    found = {"kept": [1, 2, 3, 4], "retention": 0.9}
+    rows = [{**found, "ids": [0, n], "tokens": ["", *text], "kept_text": str(n)} for n, text in enumerate(texts)]
+    known = [evidence("minimal_example", [row]) for row in rows]
+    asked = [call.arguments["ids"][1] for call in module.tests({"repeat": ["the", "of"]}, known)]
+    assert asked == [3, 0]
+    assert [call.arguments["ids"][1] for call in module.tests({"at": ["the", "of"]}, known)] == [0, 1]
 
 
 def test_a_draft_is_made_without_its_own_tests_and_the_conclusion_with_them() -> None:
