@@ -303,7 +303,6 @@ def _clauses(clauses: list[dict[str, Any]]) -> None:
         ])  # fmt: skip
 
 
-
 # Experiments, queries
 
 

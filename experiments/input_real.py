@@ -197,8 +197,8 @@ def _real_tables(tried: Sequence[_Tried], seed: int) -> Part:
 
 def _kept(t: _Tried) -> tuple[int, int, int]:
     """Tokens kept, ours and the loop's, of the exemplars on which the loop's text fires, and how many these are."""
-    both = [pair for pair, passed in zip(zip(t.ours.kept, t.loop.kept, strict=True), t.passed, strict=True) if passed]
-    return sum(ours for ours, _ in both), sum(loop for _, loop in both), len(both)
+    ours, loop, passed = (np.array(values) for values in (t.ours.kept, t.loop.kept, t.passed))
+    return int(ours[passed].sum()), int(loop[passed].sum()), int(passed.sum())
 
 
 def _ratios(

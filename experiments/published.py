@@ -81,13 +81,14 @@ def graph_fires(loops: Iterable[Loop], text: Text, piece: Callable[[int], str]) 
     """
     fires = np.zeros(len(text.ids), dtype=np.bool_)
     kinds, kind = np.unique(text.ids, return_inverse=True)
-    plain = np.array([normal(piece(int(i))) for i in kinds], dtype=object)
-    codes = {name: np.flatnonzero(plain == name) for name in set(plain.tolist())}
+    names = [normal(piece(int(i))) for i in kinds]
+    number = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    code = np.array([number[name] for name in names], dtype=np.int64)[kind]
     for token, before in dict.fromkeys(pattern for loop in loops for pattern in loop.patterns):
-        at = np.flatnonzero(np.isin(kind, codes.get(token, [])))
+        at = np.flatnonzero(code == number.get(token, -1))
         at = at[text.position[at] > max((d for d, _ in before), default=0)]
         for distance, other in before:
-            at = at[np.isin(kind[at - distance], codes.get(other, []))]
+            at = at[code[at - distance] == number.get(other, -1)]
         fires[at] = True
     return fires
 

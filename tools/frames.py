@@ -1,9 +1,9 @@
 """Frames: texts of which some tokens are kept and all others taken out, and how such texts are read.
 
 Tokens are taken out in one of three ways; the unit is read at the tracked position, which is the text's last token
-after the causal cut. `resample` (the default) puts seeded draws of corpus tokens in their places and averages over
-them; `mask` puts one and the same common token there; `delete` takes them out, which also moves the others towards the
-sink.
+after the causal cut. `resample` (the default) puts seeded stretches of other text in their places and averages over
+eight draws; `mask` puts one and the same common token there; `delete` takes them out, which also moves the others
+towards the sink.
 """
 
 import hashlib

@@ -126,6 +126,12 @@ def _tally(case: _Case, floor_rules: Floors) -> dict[str, Floats]:
     return tally
 
 
+def _summed(tally: Columns, seed: int) -> tuple[Columns, Columns]:
+    """Per-cluster totals [C] summed over all clusters, and over those of each bootstrap draw [B]."""
+    draws = stats.resampled(np.stack(list(tally.values()), axis=1), seed)
+    return {name: column.sum() for name, column in tally.items()}, dict(zip(tally, draws.T, strict=True))
+
+
 def match_totals(side: ScoreSide, truth: Truth, judged: Judged) -> dict[str, Floats]:
     """Per-cluster totals [C] of everything that `match_scores` is made of."""
     return {
@@ -176,9 +182,7 @@ def _matches(
     """F1 and F1 at prevalence .01; fills `details`."""
     truth, judged = case.truth, case.judged
     tally = _tally(case, floor_rules)
-    point = _statistics({name: column.sum() for name, column in tally.items()}, truth.scale)
-    draws = stats.resampled(np.stack(list(tally.values()), axis=1), case.seed)
-    spread = _statistics(dict(zip(tally, draws.T, strict=True)), truth.scale)
+    point, spread = (_statistics(totals, truth.scale) for totals in _summed(tally, case.seed))
     half, floor = stats.p_value(spread["f1"], measures.ACCEPT), stats.p_value(spread["margin"], 0.0)
     details |= {
         "precision": stats.number(point["precision"]),
@@ -214,10 +218,8 @@ def _clause(subject: Subject, case: _Case, clause: Clause) -> dict[str, Any]:
     says = judged.predicted & clause.mask(side.text.text)
     own = says[judged.rows]
     alone = Judged(says, judged.rows[own], judged.values[own], judged.fires[own])
-    totals = match_totals(side, truth, alone)
-    point = match_scores({name: column.sum() for name, column in totals.items()}, truth.scale)
-    draws = stats.resampled(np.stack(list(totals.values()), axis=1), case.seed)
-    spread = match_scores(dict(zip(totals, draws.T, strict=True)), truth.scale)
+    tally = match_totals(side, truth, alone)
+    point, spread = (match_scores(totals, truth.scale) for totals in _summed(tally, case.seed))
     found = {name: {"value": stats.number(point[name]), **case.interval(spread[name])}
              for name in ("precision", "recall", "f1")}  # fmt: skip
     return {"clause": clause.text(subject.piece), "predicted": int(says.sum()), "judged": int(own.sum()), **found}

@@ -25,6 +25,8 @@ TOOLS = ("minimal_example", "substitute", "tokens_in_place", "shift")   # the ex
 LABELS = ("kills", "keeps", "raises")    # effects of a change; what is unsure is none
 FEW = 0.25             # tokens in place that fire, as a share of those tried, up to which they are a list
 
+Row = dict[str, Any]
+
 
 class Trials:
     """Experiments as labelled texts, and what they found to matter.
@@ -36,33 +38,34 @@ class Trials:
     """
 
     def __init__(self, subject: Speller, evidence: Sequence[Evidence]) -> None:
-        told = [(e, row) for e in evidence if e.tool in TOOLS[1:] for row in _telling(e)]
-        self._label(subject, [(e, row) for e, row in told if not KILLS <= row["in_text"] < UNSURE])
-        self._file(subject, evidence)
+        self.tracked: Counter[str] = Counter()
+        self.kept: dict[int, Counter[str]] = {}
+        self.killing: dict[int, Counter[str]] = {}
+        rows = [(e, row) for e in evidence if e.tool in TOOLS[1:] for row in _telling(e)]
+        told = [(e, row, Tokens.of(subject, row["ids"])) for e, row in rows]
+        self._label([one for one in told if not KILLS <= one[1]["in_text"] < UNSURE])
+        for row in (e.rows[0] for e in evidence if e.tool == "minimal_example" and e.rows):
+            self._note(Tokens.of(subject, row["ids"]), row["kept"], True)
+        self._file([(row, tokens) for e, row, tokens in told if e.tool == "substitute" and row["effect"] in LABELS])
         placed = (e for e in evidence if e.tool == "tokens_in_place")
         self.names = _joined(_names(e.rows) for e in placed if 0 < e.checks["fires"] <= FEW * e.checks["tried"])
         self.ranges = [span for e in evidence if e.tool == "shift" for span in e.checks["ranges"]]
         self.distances, self.positions = (self._reaches(what) for what in ("distance", "position"))
 
-    def _label(self, subject: Speller, told: Sequence[tuple[Evidence, dict[str, Any]]]) -> None:
+    def _label(self, told: Sequence[tuple[Evidence, Row, Tokens]]) -> None:
         """Texts, where their last tokens are, whether the unit fires there, and which question each answers."""
-        self.text = Text([Tokens.of(subject, row["ids"]) for _, row in told])
+        self.text = Text([tokens for _, _, tokens in told])
         self.last: Ints = self.text.starts[1:] - 1
-        self.fires: Flags = np.array([row["in_text"] >= UNSURE for _, row in told], dtype=np.bool_)
-        asked = [(e.id, *map(row.get, ("position", "places", "moved")), row["in_text"] < KILLS) for e, row in told]
+        self.fires: Flags = np.array([row["in_text"] >= UNSURE for _, row, _ in told], dtype=np.bool_)
+        asked = [(e.id, *map(row.get, ("position", "places", "moved")), row["in_text"] < KILLS) for e, row, _ in told]
         number = {key: k for k, key in enumerate(dict.fromkeys(asked))}
         self.question: Ints = np.array([number[key] for key in asked], dtype=np.int64)
 
-    def _file(self, subject: Speller, evidence: Sequence[Evidence]) -> None:
-        """Words by what they did: those of minimal examples, and those that were put in their places."""
-        self.tracked: Counter[str] = Counter()
-        self.kept: dict[int, Counter[str]] = {}
-        self.killing: dict[int, Counter[str]] = {}
+    def _file(self, swapped: Sequence[tuple[Row, Tokens]]) -> None:
+        """Words by what they did in the places of others."""
         copied: dict[bool, dict[tuple[int, int], None]] = {True: {}, False: {}}     # in the order of their reading
-        for row in (e.rows[0] for e in evidence if e.tool == "minimal_example" and e.rows):
-            self._note(Tokens.of(subject, row["ids"]), row["kept"], True)
-        for row in (row for e in evidence if e.tool == "substitute" for row in e.rows if row["effect"] in LABELS):
-            tokens, keeps = Tokens.of(subject, row["ids"]), row["effect"] != "kills"
+        for row, tokens in swapped:
+            keeps = row["effect"] != "kills"
             self._note(tokens, [row["position"]], keeps)
             if row["places"] > 1:
                 copied[keeps][_ending(tokens, row["position"])] = None
