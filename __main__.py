@@ -1,9 +1,9 @@
 """The command line, put together: `lamplighter …` or `python -m lamplighter …`."""
 
 from .agent.cli import app, main
-from .experiments.command import experiment
+from .experiments.command import about, experiment
 
-app.command()(experiment)
+app.command(epilog=about())(experiment)
 
 if __name__ == "__main__":
     main()

@@ -226,17 +226,24 @@ def try_text(
     home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Reads a unit on a text of yours, token by token."""
-    _use_tool("activate", unit, {"text": text}, home, device, dtype, as_json, shown.heat_line, _strength)
+    _use_tool("activate", unit, {"text": text}, home, device, dtype, as_json, shown.heat_line)
 
 
 @app.command()
 def tool(
-    name: str, unit: str,
+    name: Annotated[str | None, typer.Argument(help="A tool; none lists them all.")] = None,
+    unit: Annotated[str | None, typer.Argument(help="A unit; none explains the tool and its options.")] = None,
     text: Annotated[str | None, typer.Option("--text", help="The text option, for tools that take one.")] = None,
     args: Annotated[str, typer.Option("--args", help='Options as JSON, as in \'{"mode": "delete"}\'.')] = "{}",
     device: DeviceOption = None, dtype: DtypeOption = None, home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Runs one experiment on a unit: the very function that a planner calls."""
+    """Runs one experiment on a unit, the very function that a planner calls; without a unit, explains the tool."""
+    if name is None or unit is None:
+        from ..tools.toolbox import TOOL_NAMES, describe
+
+        told = [describe(each).facts() for each in ([name] if name else TOOL_NAMES)]
+        _emit(told[0] if name else told, as_json, shown.tool_page if name else shown.tool_table)
+        return
     try:
         arguments = json.loads(args)
     except json.JSONDecodeError as error:
@@ -251,9 +258,8 @@ def tool(
 def _use_tool(
     name: str, unit: str, arguments: dict[str, Any], home: str | None, device: str | None, dtype: str | None,
     as_json: bool, people: Callable[[Any], None],
-    more: "Callable[[Toolbox, UnitId, Evidence], dict[str, Any]]" = lambda *_: {},
 ) -> None:  # fmt: skip
-    """Runs a tool, prints its report with what `more` says of it, and records it."""
+    """Runs a tool, prints its report and how strong what it read is, and records it."""
     from ..tools.toolbox import describe
     from ..tools.units import UnitId
 
@@ -264,15 +270,19 @@ def _use_tool(
     if not evidence.ok:
         raise Refused(evidence.summary)
     place.work.post([evidence])
-    _emit(evidence.report() | {"id": evidence.id} | more(toolbox, chosen, evidence), as_json, people)
+    facts = {"id": evidence.id, "recalled": evidence.provenance.get("recalled")}
+    _emit(evidence.report() | facts | _strength(toolbox, chosen, evidence), as_json, people)
     _deliver(place)
 
 
 def _strength(toolbox: "Toolbox", unit: "UnitId", evidence: "Evidence") -> dict[str, Any]:
-    """{scale, fires}: P and τ of the home's largest sweep of the unit, and whether the reading reaches τ.
+    """{scale, fires}: P and τ of the home's largest sweep of the unit, and whether the text's reading reaches τ.
 
-    Both are None where no sweep has the unit; `fires` also where the sweep never saw it active, so that τ is 0.
+    Nothing for a tool that reads no one text (checks["peak"]). Both are None where no sweep has the unit; `fires` also
+    where the sweep never saw it active, so that τ is 0.
     """
+    if "text" not in evidence.arguments or "peak" not in evidence.checks:
+        return {}
     try:
         sweep = toolbox.sweep(unit)
         known = sweep.statistics(unit)

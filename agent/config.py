@@ -57,12 +57,13 @@ class Home:
 
     def sweep_for(self, unit: "UnitId", weights: str) -> "Sweep":
         """The largest sweep of these weights that holds a unit's site; raises Refused with the command for one."""
-        from ..tools.sweep import find_sweep
+        from ..tools.sweep import find_sweep, swept_before
 
         found = find_sweep(self.path, weights, unit.site)
         if found is None:
+            how = "swept by another version" if swept_before(self.path, weights, unit.site) else "not swept"
             raise Refused(
-                f"{unit.site} of {unit.model} was not swept in {self.path}; "
+                f"{unit.site} of {unit.model} was {how} in {self.path}; "
                 f"run `lamplighter sweep --model {unit.model} --sites {unit.site}` first."
             )
         return found

@@ -309,12 +309,33 @@ def _clauses(clauses: list[dict[str, Any]]) -> None:
 def evidence_table(report: dict[str, Any]) -> None:
     """One tool's result: the summary, its rows (long lists of ids left out), its checks and warnings."""
     say(clean(report["summary"]))
+    if "scale" in report:
+        say(_strength(report))
     plain_table([{k: v for k, v in row.items() if k not in ("ids", "tokens")} for row in report["rows"]])
     for key, value in report["checks"].items():
         say(f"{key}: {clean(_short(value))}")
     for warning in report["warnings"]:
         say(f"note: {clean(warning)}")
+    cost = report["cost"]
+    spent = f"{cost['forward_rows']:,} rows, {cost['forward_tokens']:,} forward tokens, {cost['seconds']:.1f} s"
+    say("recalled: the same was asked before." if report["recalled"] else f"cost: {spent}")
     say(f"evidence {report['id']}; `lamplighter replay {report['id']}` runs it again.")
+
+
+def tool_table(tools: list[dict[str, Any]]) -> None:
+    """Every tool in a sentence."""
+    table("", ("tool", "what it does"), [(t["tool"], t["description"]) for t in tools])
+    say("`lamplighter tool NAME` explains one and its options.")
+
+
+def tool_page(facts: dict[str, Any]) -> None:
+    """All that is said of one tool, and its options."""
+    say(f"lamplighter tool {facts['tool']} UNIT --args '{{\"option\": value, …}}'\n")
+    say(facts["told"] + "\n")
+    table("options", ("option", "takes", "default", "what for"), [
+        (o["option"], o["takes"], "(needed)" if o["needed"] else json.dumps(o["default"]), o["told"])
+        for o in facts["options"]
+    ])  # fmt: skip
 
 
 def heat_line(report: dict[str, Any]) -> None:
@@ -339,10 +360,10 @@ def _strength(report: Mapping[str, Any]) -> str:
     scale, unit = report["scale"], UnitId.parse(report["unit"])
     if scale is None:
         command = f"lamplighter sweep --model {unit.model} --sites {unit.site}"
-        return f"no sweep in this home says how strong that is; `{command}` makes one."
+        return f"no sweep in this home says how strong that reading is; `{command}` makes one."
     if report["fires"] is None:
-        return f"the sweep of {scale['corpus']} never saw it active, so that it does not say how strong that is."
-    how = "fires" if report["fires"] else "does not fire"
+        return f"the sweep of {scale['corpus']} never saw the unit active, so that it does not say how strong that is."
+    how = "the unit fires on this text" if report["fires"] else "the unit does not fire on this text"
     return f"{how} (τ {scale['threshold']:.3g}; P {scale['peak']:.3g} in the sweep of {scale['corpus']})."
 
 

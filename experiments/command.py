@@ -1,5 +1,6 @@
 """`lamplighter experiment NAME`: runs a study of this folder and prints its tables and claims."""
 
+import ast
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,14 @@ from .report import Report
 
 MISSED = 5      # exit code: a claim does not hold
 BENCHES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py")))
+
+
+def about() -> str:
+    """What each bench says of its parts, for --help: read and not imported, as that would take torch."""
+    texts = {name: Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in BENCHES}
+    told = {name: ast.get_docstring(ast.parse(text)) or "" for name, text in texts.items()}
+    # \b keeps the lines of a paragraph as they are.
+    return "\n\n".join(f"{name}: " + doc.replace("\n\n", "\n\n\b\n") for name, doc in told.items())
 
 
 def experiment(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..store.records import Refused
 from .frames import Frame, Kept, filler_pool, make_frame, read_means, track
@@ -70,6 +71,15 @@ def effect(ratio: float) -> str:
     return "keeps" if ratio < RAISES else "raises"
 
 
+def otherwise_in_text(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A warning where a row's effect, on what is held alone, is the contrary of what its own text reads (in_text)."""
+    contrary = sum(r["effect"] in ("kills", "unsure") and r["in_text"] >= KEEP for r in rows)
+    contrary += sum(r["effect"] in ("keeps", "raises") and r["in_text"] < KILLS for r in rows)
+    if not contrary:
+        return []
+    return [f"{contrary} of {len(rows)} rows read otherwise in the text itself (in_text): its other words act too"]
+
+
 def _pruned(reader: Reader, unit: UnitId, frame: Frame, peak: float, seed: int) -> Kept:
     (found,) = run_prunings(reader, [(unit, frame, prune(frame, peak, KEEP, seed, 0))])
     return found.kept
@@ -85,4 +95,4 @@ def _asked(kept: Sequence[int] | None, length: int) -> list[int] | None:
     return held
 
 
-__all__ = ["Held", "effect", "hold"]
+__all__ = ["Held", "effect", "hold", "otherwise_in_text"]

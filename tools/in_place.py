@@ -10,7 +10,7 @@ from ..store.records import Evidence, Refused
 from .atlas import tokens_of_text
 from .collect import position_key
 from .frames import kept_text, read_means
-from .held import Held, effect, hold
+from .held import Held, effect, hold, otherwise_in_text
 from .measures import FIRES, KILLS
 from .proposers import alike
 from .reader import Reader
@@ -43,10 +43,10 @@ def tokens_in_place(
 
     Rows {token, id, activation, ratio, effect, in_text, ids}: up to 64 tokens read over all draws whose ratio is at
     least 0.5, the strongest first, then up to 16 tokens below 0.25 in the first draw, by hash. ids: the cut text with
-    the token last; in_text: their reading / that of the text as it was. checks: tried; fires: how many keep half of the
-    minimal example's reading over all draws (at least so many, where more than 256 were candidates: candidates); kept
-    and kept_text of the minimal example, and its reading (whole). Raises Refused as `minimal_example` does, for n < 1,
-    and for kept positions that are none.
+    the token last; in_text: their reading / that of the text as it was (peak). checks: tried; fires: how many keep half
+    of the minimal example's reading over all draws (at least so many, where more than 256 were candidates: candidates);
+    kept, kept_text and reading (whole) of the minimal example. Raises Refused as `minimal_example` does, for n < 1, and
+    for kept positions that are none.
 
     Args:
         text: the text; the sink token is put in front of it.
@@ -83,6 +83,7 @@ def tokens_in_place(
     checks = {
         "fired": int(cost["forward_rows"]), "tried": len(tokens), "fires": len(firing), "candidates": len(hopeful),
         "kept": sorted(held.core), "kept_text": kept_text(pieces, held.core), "whole": held.whole,
+        "peak": held.peak,
     }  # fmt: skip
     return Evidence(
         tool="tokens_in_place",
@@ -95,6 +96,7 @@ def tokens_in_place(
         summary=_summary(unit, checks, [subject.piece(token) for _, token in firing[:NAMED]]),
         rows=rows,
         checks=checks,
+        warnings=otherwise_in_text(rows),
         cost=cost,
     )  # fmt: skip
 
@@ -114,9 +116,10 @@ def _over_all_draws(reader: Reader, unit: UnitId, held: Held, tokens: Sequence[i
 
 def _summary(unit: UnitId, checks: dict[str, Any], strongest: Sequence[str]) -> str:
     named = f", the strongest {', '.join(repr(token) for token in strongest)}" if strongest else ""
+    bound = "at least " if checks["candidates"] > CERTAIN else ""
     return (
-        f"Of {checks['tried']} tokens in place of the last of {checks['kept_text'][-60:]!r}, {checks['fires']} keep "
-        f"{unit} firing{named}."
+        f"Of {checks['tried']} tokens in place of the last of {checks['kept_text'][-60:]!r}, {bound}{checks['fires']} "
+        f"keep half of what {unit} reads there{named}."
     )
 
 

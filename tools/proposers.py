@@ -46,10 +46,11 @@ class Proposers:
             "next": lambda: self._words(self._next(spelled.ids[: word.first], n), word),
             "neighbours": lambda: self._words(self._near(spelled.ids[word.first : word.end], n), word),
             "random": lambda: self._random(word.text, n),
-            "given": lambda: self.words,
         }
+        if name == "given":     # whoever names a word means its case as well
+            return list(dict.fromkeys(w for w in self.words if w != word.text))
         found = dict.fromkeys(w for w in ways[name]() if w.casefold() != word.text.casefold())
-        return list(found)[: None if name == "given" else n]
+        return list(found)[:n]
 
     def _words(self, tokens: Iterable[int], word: Word) -> Iterable[str]:
         """Tokens that begin with a blank and are a word of the kind of `word`: without the blank they may be pieces."""

@@ -133,6 +133,7 @@ def _evidence(
     pieces = subject.pieces(best.frame.ids)
     checks = {
         "fired": int(cost["forward_rows"]),
+        "peak": best.peak,
         "tracked": len(pieces) - 1,
         "sets_read": len(best.known),
         "window": len(best.window),
@@ -380,7 +381,7 @@ def _summary(unit: UnitId, pieces: list[str], found: Minimal) -> str:
     kept = shorten(kept_text(pieces, found.kept), 80, placeholder="…")
     sets = len(set(found.found))
     return (
-        f"{unit} keeps {found.retained / found.peak:.0%} of its peak {found.peak:.3g} on {kept!r} "
+        f"{unit} keeps {found.retained / found.peak:.0%} of its reading {found.peak:.3g} on {kept!r} "
         f"({len(found.kept)} of {len(pieces) - 1} tokens, {found.frame.mode}), "
         f"{'and no single token more can go' if found.one_minimal else 'NOT certified'}; "
         f"{sets} minimal set{'s' * (sets > 1)} found."

@@ -64,10 +64,10 @@ def shift(
 
     Rows {what, moved, added, place, from, activation, ratio, effect, in_text, ids}; place: the position or distance
     tried; from: the one it has in the text (None for what is added); ids: the first draw; in_text: the ratio in that
-    draw alone. checks: ranges [{what, moved,
-    added, low, high, low_open, high_open}]: the places around its own at which the unit fires (ratio ≥ 0.5), or
-    around the first that silences it those of what is added; open: nothing beyond was tried. kept, kept_text and
-    whole as in `substitute`. Raises Refused as `minimal_example` does, and for kept positions that are none.
+    draw alone. checks: ranges [{what, moved, added, low, high, low_open, high_open}]: the places around its own at
+    which the unit keeps half (ratio ≥ 0.5), or around the first that silences it those of what is added; open: nothing
+    beyond was tried. kept, kept_text, whole and peak as in `substitute`. Raises Refused as `minimal_example` does, and
+    for kept positions that are none.
 
     Args:
         text: the text; the sink token is put in front of it.
@@ -89,6 +89,7 @@ def shift(
     checks: dict[str, Any] = {
         "fired": int(cost["forward_rows"]), "ranges": tried.ranges, "kept": sorted(held.core),
         "kept_text": kept_text(pieces, held.core), "whole": held.whole,
+        "peak": held.peak,
     }  # fmt: skip
     return Evidence(
         tool="shift",
@@ -224,8 +225,10 @@ def _summary(unit: UnitId, kept: str, ranges: Sequence[dict[str, Any]]) -> str:
     parts = [f"{unit} on {kept[-60:]!r}"]
     for found in ranges:
         span = f"{found['low']} to {found['high']}{' and on' if found['high_open'] else ''}"
+        if found["low_open"] and found["high_open"] and found["low"] == found["high"]:
+            continue     # no other place could be tried
         if found["what"] == "position":
-            parts.append(f"fires at positions {span}")
+            parts.append(f"keeps half of its reading at positions {span}")
         else:
             does = "is silenced by" if found["added"] else "needs"
             parts.append(f"{does} {found['moved']!r} {span} tokens before")

@@ -5,6 +5,7 @@ are nonsense, and with one they are the sink's own. Rows are right-padded with p
 positions; a pass stops after the deepest site that is read and skips the LM head unless logits are asked for.
 """
 
+import difflib
 import hashlib
 import os
 import re
@@ -461,6 +462,9 @@ def embedded_subjects() -> dict[str, Entry]:
 def _find_weights(ref: str) -> str:
     if ref in embedded_subjects():
         return str(models.folder(ref))
+    meant = difflib.get_close_matches(ref, embedded_subjects(), n=1, cutoff=0.85)
+    if meant and not os.path.isdir(ref):
+        raise Refused(f"{ref!r} is no model; did you mean {meant[0]}?")
     if os.path.isdir(ref) or (re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) and not ref.startswith(".")):
         return ref
     known = ", ".join(embedded_subjects())

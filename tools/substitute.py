@@ -11,7 +11,7 @@ from typing import Any
 
 from ..store.records import Evidence, Refused
 from .frames import kept_text, read_means
-from .held import Held, effect, hold
+from .held import Held, effect, hold, otherwise_in_text
 from .masked import MaskedLM
 from .measures import UNSURE
 from .proposers import NAMES, Proposers
@@ -23,6 +23,7 @@ from .units import UnitId
 USUAL = ("masked", "form")
 AGAIN = ("masked", "next", "neighbours")   # proposers asked once more for a substitute's own substitutes
 STRONGEST = 3                              # substitutes that get substitutes of their own
+MOST = 1000                                # proposals a word: a table of more is nothing to read
 REPLACED = 6                               # words that are replaced: a text that needs thirty would cost as many times
 
 
@@ -64,8 +65,9 @@ def substitute(
     substitutes of one of the three strongest substitutes. checks: kept, kept_text and reading (minimal) of the minimal
     example; positions (held) and reading (whole) of its words, the divisor of ratio; proposers: {name: {n, keeps}}, of
     which random is the control; left_out: proposals that the subject's tokens cannot spell in place or that do not fit
-    into its context. Raises Refused as `minimal_example` does, for n < 1, an unknown proposer, rings other than 1 and
-    2, for kept positions that are none, and where the held words read nothing.
+    into its context; peak: the reading of the text as it was, the divisor of in_text. Raises Refused as
+    `minimal_example` does, for n outside 1 to 1,000, an unknown proposer, none and no words, a blank word, rings other
+    than 1 and 2, for kept positions that are none, and where the held words read nothing.
 
     Args:
         text: the text; the sink token is put in front of it.
@@ -78,8 +80,8 @@ def substitute(
         seed: seeds the draws, the pruning and the proposer random.
     """
     names = _names(proposers, words)
-    if n < 1:
-        raise Refused(f"n = {n} asks for no substitutes; give at least 1.")
+    if not 1 <= n <= MOST:
+        raise Refused(f"n = {n} is no number of proposals; give at least 1 and at most {MOST:,}.")
     if rings not in (1, 2):
         raise Refused(f"rings = {rings} is neither 1 nor 2.")
     given = subject.take(text, ids)
@@ -103,9 +105,10 @@ def substitute(
         "minimal": held.minimal,
         "held": sorted(held.held),
         "whole": held.whole,
+        "peak": held.peak,
         "masked_mode": proposing.mode,
         "proposers": {name: _tally(rows, name) for name in names},
-        "left_out": found.left_out,
+        "left_out": len(found.left_out),
     }
     return Evidence(
         tool="substitute",
@@ -118,7 +121,7 @@ def substitute(
         summary=_summary(unit, kept_text(subject.pieces(row), held.held), rows),
         rows=rows,
         checks=checks,
-        warnings=[] if rows else ["no kept token lies in a word that has substitutes"],
+        warnings=_warnings(rows, found.left_out, rings),
         cost=cost,
     )  # fmt: skip
 
@@ -139,6 +142,10 @@ def _names(proposers: Sequence[str] | None, words: Sequence[str] | None) -> list
     unknown = [name for name in names if name not in NAMES[:-1]]
     if unknown:
         raise Refused(f"{unknown[0]!r} is no proposer; there are {', '.join(NAMES[:-1])}.")
+    if not names and not words:
+        raise Refused(f"no proposer is asked and no words are given; name some of {', '.join(NAMES[:-1])}.")
+    if not all(word.strip() for word in words or ()):
+        raise Refused("one of the words is blank; leave it out.")
     return [*(["given"] if words else []), *names]
 
 
@@ -149,19 +156,23 @@ class _Found:
         self.reader, self.unit, self.row, self.base = reader, unit, held.row, held.base
         self.whole, self.peak = held.whole, held.peak
         self.rows: list[dict[str, Any]] = []
-        self.left_out, self.ring = 0, 1
+        self.left_out: list[Swap] = []
+        self.ring = 1
         self._swaps: list[Swap] = []
-        self._seen: set[tuple[int, str, int]] = set()
+        self._seen: set[tuple[int, int, str]] = set()
 
     def read(self, swaps: Iterable["Swap"]) -> None:
         new = []
         for swap in swaps:
-            key = swap.word.first, swap.substitute.casefold(), len(swap.earlier)
-            if key not in self._seen and key[1] != swap.word.text.casefold():
-                self._seen.add(key)
+            place, other = (swap.word.first, len(swap.earlier)), swap.substitute
+            # Whoever names a word means its case as well.
+            form = other if swap.proposer == "given" else other.casefold()
+            itself = swap.word.text if swap.proposer == "given" else swap.word.text.casefold()
+            if form != itself and (*place, form) not in self._seen:
+                self._seen |= {(*place, other), (*place, other.casefold())}
                 new.append(swap)
         fit = [s for s in new if s.fits(self.row, self.reader.subject.context)]
-        self.left_out += len(new) - len(fit)
+        self.left_out += [s for s in new if s not in fit]
         texts = [[swap.put_in(row) for row in self.base] for swap in fit] + [[swap.put_in(self.row)] for swap in fit]
         values = read_means(self.reader, self.unit, texts)
         self._swaps += fit
@@ -194,6 +205,16 @@ class _Found:
 def _tally(rows: list[dict[str, Any]], name: str) -> dict[str, int]:
     mine = [row["effect"] for row in rows if row["proposer"] == name]
     return {"n": len(mine), "keeps": sum(e in ("keeps", "raises") for e in mine)}
+
+
+def _warnings(rows: list[dict[str, Any]], left_out: Sequence["Swap"], rings: int) -> list[str]:
+    said = [] if rows else ["nothing was put in: no proposer has another word for what is kept"]
+    given = list(dict.fromkeys(swap.substitute for swap in left_out if swap.proposer == "given"))
+    if given:
+        said.append(f"not tried, since the subject's tokens cannot spell them in place: {', '.join(given[:5])}")
+    if rings == 2 and rows and rows[-1]["ring"] == 1:
+        said.append(f"no second ring: {', '.join(AGAIN)} propose nothing for substitutes that keep the unit firing")
+    return said + otherwise_in_text(rows)
 
 
 def _summary(unit: UnitId, kept: str, rows: list[dict[str, Any]]) -> str:

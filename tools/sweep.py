@@ -271,6 +271,19 @@ def find_sweep(home: Path, weights: str, site: str) -> Sweep | None:
     return Sweep(max(found)[2]) if found else None
 
 
+def swept_before(home: Path, weights: str, site: str) -> bool:
+    """Whether a sweep of the model of digest `weights` with `site` is there that this version does not read."""
+    current = {folder for folder, _ in _finished(home)}
+    for path in (home / "sweeps").glob("[!.]*/sweep.json"):
+        try:
+            facts = json.loads(path.read_text("utf-8"))
+            if path.parent not in current and facts["provenance"]["model"] == weights and site in facts["sites"]:
+                return True
+        except (ValueError, KeyError, TypeError):
+            continue
+    return False
+
+
 def _finished(home: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Folders and facts of the sweeps that this version reads; a folder whose facts are damaged is no sweep."""
     for path in sorted((home / "sweeps").glob("[!.]*/sweep.json")):
@@ -520,4 +533,6 @@ def _store(
     (folder / "sweep.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
 
 
-__all__ = ["Exemplar", "KEPT", "Place", "Statistics", "Sweep", "SweptDocument", "find_sweep", "make_sweep"]
+__all__ = [
+    "Exemplar", "KEPT", "Place", "Statistics", "Sweep", "SweptDocument", "find_sweep", "make_sweep", "swept_before",
+]  # fmt: skip

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -65,6 +66,16 @@ class Tool:
     def schema(self) -> dict[str, Any]:
         """JSON schema of the options."""
         return self.options.model_json_schema()
+
+    def facts(self) -> dict[str, Any]:
+        """What people read of it: {tool, description, told: its whole docstring, options: [{option, takes, …}]}."""
+        told = (inspect.getdoc(self.function) or "").partition("Args:")[0].strip()
+        options = [
+            {"option": name, "takes": _takes(self, name), "needed": field.is_required(),
+             "default": None if field.is_required() else field.default, "told": field.description or ""}
+            for name, field in self.options.model_fields.items()
+        ]  # fmt: skip
+        return {"tool": self.name, "description": self.description, "told": told, "options": options}
 
 
 def describe(name: str) -> Tool:
@@ -129,7 +140,8 @@ class Toolbox:
                 tool=name, unit=unit.bare, sign=unit.sign, arguments=dict(arguments),
                 ok=False, summary=str(refusal), **stamps,
             )  # fmt: skip
-        made = replace(made, arguments=options, provenance=provenance, **stamps)
+        said = [*made.warnings, *_on_ids(self.subject, options.get("ids"))]
+        made = replace(made, arguments=options, provenance=provenance, warnings=said, **stamps)
         self.remember(key, made.to_json())
         return made
 
@@ -153,7 +165,7 @@ class Toolbox:
             "tokenizer": subject.tokenizer_digest,
             "dtype": str(subject.dtype).removeprefix("torch."),
             "device": subject.device.type,
-            "code": __version__,
+            "code": f"{__version__}+{_sources()}",
             "measures": measures.VERSION,
         }
         for thing in provided.values():
@@ -164,15 +176,47 @@ class Toolbox:
         return facts
 
 
+def _on_ids(subject: Subject, ids: list[int] | None) -> list[str]:
+    """A warning where the first of given ids, which is read as the sink, is another token than the subject's."""
+    if not ids or ids[0] == subject.sink:
+        return []
+    first, sink = subject.piece(ids[0]), subject.piece(subject.sink)
+    return [f"ids begin with {first!r}, which is read as the sink; this model's is {sink!r}"]
+
+
+@cache
+def _sources() -> str:
+    """A digest of the code that measures: evidence is recalled only by the code that made it."""
+    total = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        total.update(path.read_bytes())
+    return total.hexdigest()[:12]
+
+
 def _validate(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Options with their defaults; raises Refused naming the first that does not fit."""
     try:
         return tool.options.model_validate(dict(arguments)).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "arguments"
-        known = ", ".join(tool.options.model_fields)
-        raise Refused(f"{tool.name}: {where}: {first['msg']}; its options are {known}.") from error
+        where, fields = ".".join(map(str, first["loc"])) or "arguments", tool.options.model_fields
+        name = str(first["loc"][0]) if first["loc"] else ""
+        if name not in fields:
+            raise Refused(f"{tool.name} has no option {where!r}; its options are {', '.join(fields)}.") from error
+        wanted = "is needed" if first["type"] == "missing" else f"is {first['input']!r}; it takes {_takes(tool, name)}"
+        raise Refused(f"{tool.name}: {where} {wanted}. Its options are {', '.join(fields)}.") from error
+
+
+def _takes(tool: Tool, option: str) -> str:
+    """What an option may be, in words, from its schema."""
+    schema = tool.schema()["properties"][option]
+    kinds = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
+    names = {"array": "a list", "string": "a text", "integer": "a whole number", "number": "a number",
+             "boolean": "true or false", "object": "an object"}  # fmt: skip
+    said = [names.get(part.get("type", ""), "another value") for part in kinds]
+    said += [f"of {inner}s" for part in kinds if (inner := part.get("items", {}).get("type"))]
+    return " ".join(said)
+
 
 
 def _key(name: str, unit: UnitId, options: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:

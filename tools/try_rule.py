@@ -27,10 +27,11 @@ def try_rule(
 ) -> Evidence:  # fmt: skip
     """Runs a rule on known text and shows what it gets wrong: tokens it should not predict, and firings it misses.
 
-    Rows: `{kind, document, offset, text, token, ids, activation}`, kind false positive (weakest first) or false
-    negative (strongest first), activation in units of P, `text` and `ids` up to the token. checks: `f1, precision,
-    recall, firings, firings_sampled, predicted, predicted_sampled` (see `trial`) and `rule`: the same rule, each
-    clause's value now its mean y/P over the places read. Raises Refused for a malformed rule, and for the score side.
+    Rows: `{kind, document, offset, text, token, ids, activation, ratio}`, kind false positive (weakest first) or false
+    negative (strongest first), ratio = activation / P (it fires from 0.5), `text` and `ids` up to the token. checks:
+    `f1, precision, recall, firings, firings_sampled, predicted, predicted_sampled` (see `trial`) and `rule`: the same
+    rule, each clause's value now its mean y/P over the places read. Raises Refused for a malformed rule, for reads < 1,
+    and for the score side.
 
     Args:
         rule: the rule; patterns are RE2 and match a whole word.
@@ -40,9 +41,11 @@ def try_rule(
     """
     if side not in ("explain", "tune"):
         raise Refused(f"side {side!r} cannot be shown; choose explain or tune.")
+    if reads < 1:
+        raise Refused(f"reads = {reads} reads nothing; give at least 1.")
     asked = Rule.from_json(rule)
     with subject.metered() as cost:
-        found = trial(subject, sweep, unit, asked, side, max(reads, 1))
+        found = trial(subject, sweep, unit, asked, side, reads)
     values = found.pop("values")
     fitted = [c if v is None else replace(c, value=max(v, LEAST)) for c, v in zip(asked.clauses, values, strict=True)]
     idle = [str(number) for number, value in enumerate(values, 1) if value is None]
@@ -72,7 +75,7 @@ def trial(
     Keys: f1, precision, recall (None where undefined), firings, firings_sampled, predicted, predicted_sampled,
     `values`: each clause's mean y/P over the places read that it matches (None if none), `misses`: up to five false
     positives (lowest y/P first) and five false negatives (highest first), each {kind, document, offset, text up to
-    the token, token, ids, activation = y/P}.
+    the token, token, ids, activation y, ratio y/P}.
     """
     known = sweep.statistics(unit)
     sample = kept_exemplars(subject, sweep, unit, side)
@@ -101,18 +104,20 @@ def trial(
         "predicted_sampled": len(judged),
         "values": [float(values[mask[judged]].mean()) if mask[judged].any() else None for mask in masks],
         "misses": [
-            _miss(subject, sweep, sample.text, kind, row, v)
+            _miss(subject, sweep, sample.text, kind, row, v, known.peak)
             for kind, found in (("false positive", false), ("false negative", missed))
             for v, row in found[:MISSES]
         ],
     }
 
 
-def _miss(subject: Subject, sweep: Sweep, text: SideText, kind: str, row: int, value: float) -> dict[str, Any]:
+def _miss(
+    subject: Subject, sweep: Sweep, text: SideText, kind: str, row: int, ratio: float, peak: float
+) -> dict[str, Any]:
     place = int(text.document[row]), int(text.offset[row])
     window, position = sweep.window(place)
     ids = window[: position + 1]
     return {
-        "kind": kind, "document": place[0], "offset": place[1], "text": subject.text(ids),
-        "token": subject.piece(ids[-1]), "ids": ids, "activation": value,
+        "kind": kind, "document": sweep.documents[place[0]].name, "offset": place[1], "text": subject.text(ids),
+        "token": subject.piece(ids[-1]), "ids": ids, "activation": ratio * peak, "ratio": ratio,
     }  # fmt: skip

@@ -26,6 +26,7 @@ from lamplighter.store.findings import Findings
 from lamplighter.store.records import Embedding, Failure, Hypothesis
 from lamplighter.testing import ScriptedEndpoint
 from lamplighter.tools.sweep import Sweep
+from lamplighter.tools.toolbox import TOOL_NAMES
 
 CONTRACT = {"ok", "tool", "unit", "summary", "rows", "artifact", "checks", "warnings", "cost"}
 
@@ -206,7 +207,7 @@ def test_errors_as_json_are_an_object_and_a_line(cli: Cli, project: Any, finishe
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["fly"], ["run", "--fast"], ["tool"], ["tool", "activate"], ["sql"], ["show"], ["models", "push"],
+        ["fly"], ["run", "--fast"], ["tool", "--fast"], ["sql"], ["show"], ["models", "push"],
         ["run", "--minutes", "-1"], ["run", "--minutes", "soon"], ["run", "--tokens", "0"],
         ["query", "x", "--top", "0"], ["try", "unit"], ["status", "extra"],
     ],
@@ -495,34 +496,62 @@ def test_try_measures_a_reading_by_the_sweep_and_not_by_itself(cli: Cli, copied:
     known = copied.findings.sql("SELECT peak, threshold FROM unit_cards WHERE unit = ?", [target])[0]
     said = cli("try", target, "the car", "--json", *home).json
     assert said["fires"] is True and {k: said["scale"][k] for k in known} == pytest.approx(known)
-    marks = f"(τ {known['threshold']:.3g}; P {known['peak']:.3g} in the sweep of"
+    marks = f"on this text (τ {known['threshold']:.3g}; P {known['peak']:.3g} in the sweep of"
     shown = cli("try", target, "the car", *home).out
     assert f"fires {marks}" in shown and shown.count("█") > 10
     weak = {"peak": 100 * known["peak"], "threshold": 50 * known["peak"], "corpus": "c"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Sweep, "statistics", lambda *_: SimpleNamespace(**weak))
         shown = cli("try", target, "the car", *home).out
-        assert "does not fire (τ" in shown and "█" not in shown
+        assert "does not fire on this text (τ" in shown and "█" not in shown
         patch.setattr(Sweep, "statistics", lambda *_: SimpleNamespace(peak=0.0, threshold=0.0))
-        assert "never saw it active" in cli("try", target, "the car", *home).out
+        assert "never saw the unit active" in cli("try", target, "the car", *home).out
     shutil.rmtree(copied.path / "sweeps")
     said = cli("try", target, "the car", *home)
     command = f"`lamplighter sweep --model {project.model} --sites 0-mlp`"
-    assert said.code == 0 and f"no sweep in this home says how strong that is; {command}" in said.out.replace("\n", " ")
+    lack = f"no sweep in this home says how strong that reading is; {command}"
+    assert said.code == 0 and lack in said.out.replace("\n", " ")
     assert "█" not in said.out and "fire" not in said.out
     bare = cli("try", target, "the car", "--json", *home).json
     assert bare["scale"] is None and bare["fires"] is None
+
+
+def test_tools_are_listed_and_explained(cli: Cli) -> None:
+    listed = cli("tool").out
+    assert all(name in listed for name in TOOL_NAMES)
+    page = cli("tool", "substitute").out
+    assert "in_text" in page and "proposals a word from each proposer" in page.replace("\n", " ")
+    facts = cli("tool", "substitute", "--json").json
+    assert {o["option"] for o in facts["options"]} >= {"text", "words", "proposers", "rings"}
+    assert "no tool" in cli("tool", "fly").err
+
+
+def test_a_name_that_is_nearly_an_embedded_one_is_asked_of_no_hub(cli: Cli) -> None:
+    said = cli("try", "smolm2-135m/2-mlp/36", "x")
+    assert said.code == 1 and "'smolm2-135m' is no model; did you mean smollm2-135m?" in said.err
+
+
+def test_a_sweep_of_another_version_is_said_to_be_one(cli: Cli, copied: Any, project: Any) -> None:
+    for path in (copied.path / "sweeps").glob("*/sweep.json"):
+        facts = json.loads(path.read_text()) | {"format": 1}
+        path.write_text(json.dumps(facts))
+    said = cli("tool", "top_examples", unit(project, "0-mlp/1"), "--home", copied.path)
+    assert said.code == 1 and "was swept by another version in" in said.err
 
 
 def test_a_tool_prints_the_contract_and_is_recorded_and_replayed(cli: Cli, copied: Any, project: Any) -> None:
     home = ["--home", copied.path]
     said = cli("tool", "minimal_example", unit(project, "0-mlp/1"), "--text", "the in a stop", "--json", *home)
     report = said.json
-    assert said.code == 0 and report.keys() == CONTRACT | {"id"} and report["ok"] is True
+    assert said.code == 0 and report.keys() == CONTRACT | {"id", "recalled", "scale", "fires"} and report["ok"] is True
+    assert report["recalled"] is None and report["fires"] == (report["rows"][0]["peak"] >= report["scale"]["threshold"])
     assert report["cost"].keys() == {"forward_rows", "forward_tokens", "backward", "seconds"}
     assert report["rows"][0]["kept_text"].strip() == "stop" and report["rows"][0]["one_minimal"] is True
     asked = cli("tool", "minimal_example", unit(project, "0-mlp/1"), "--args", '{"text": "the in a stop"}', *home)
     assert "stop" in asked.out and "lamplighter replay" in asked.out
+    assert "on this text (τ" in asked.out and "recalled: the same was asked before." in asked.out
+    other = cli("tool", "minimal_example", unit(project, "0-mlp/1"), "--text", "a stop", *home)
+    assert "cost: " in other.out and "forward tokens" in other.out
     (row,) = copied.findings.sql("SELECT * FROM evidence WHERE id = ?", [report["id"]])
     assert json.loads(row["rows"]) == report["rows"] and row["run"] is None
     again = cli("replay", report["id"], "--json", *home)

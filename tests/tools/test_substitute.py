@@ -244,6 +244,23 @@ def test_what_does_not_fit_the_context_is_left_out(synonyms: Any) -> None:
     assert evidence.checks["left_out"] == 1
 
 
+def test_given_words_are_tried_in_the_case_they_are_given_in(synonyms: Any) -> None:
+    """The case of a word is the first thing that one wonders about; what is proposed differs by more than that."""
+    made = swap(synonyms, {"car": ["CAR", "stop"]}, text=CAR, words=["Car", "CAR", "car", "STOP"], n=2)
+    assert [(r["substitute"], r["proposer"]) for r in made.rows] == [
+        ("Car", "given"), ("CAR", "given"), ("STOP", "given")
+    ]  # fmt: skip
+    alone = swap(synonyms, {"car": ["CAR", "stop"]}, text=CAR, n=2)
+    assert [r["substitute"] for r in alone.rows] == ["stop"]
+
+
+def test_given_words_that_cannot_be_spelled_are_named(synonyms: Any) -> None:
+    made = swap(synonyms, {"car": ["stop"]}, ids=[synonyms.sink, *synonyms.encode(CAR)[1:]], words=["stop"] * 2)
+    assert made.warnings == [] or "in_text" in made.warnings[0]
+    long = swap(synonyms, {"car": []}, text=CAR, words=["street " * 200])
+    assert long.rows == [] and any("not tried" in said and "street" in said for said in long.warnings)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -252,6 +269,9 @@ def test_what_does_not_fit_the_context_is_left_out(synonyms: Any) -> None:
         ({"text": CAR, "kept": [0]}, "strongest"),
         ({"text": "Paris"}, "silent"),
         ({"text": " "}, "empty"),
+        ({"text": CAR, "n": 1001}, "at most 1,000"),
+        ({"text": CAR, "proposers": []}, "no proposer is asked and no words are given"),
+        ({"text": CAR, "words": [" "]}, "one of the words is blank"),
     ],
 )
 def test_refusals(synonyms: Any, options: dict[str, Any], words: str) -> None:

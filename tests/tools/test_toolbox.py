@@ -146,12 +146,12 @@ def refused(evidence: Evidence, words: str) -> None:
     [
         ("telescope", {}, "'telescope' is no tool; there are top_examples"),
         ("", {}, "is no tool"),
-        ("activate", {"txt": TEXT}, r"activate: txt: .*; its options are text, ids\."),
-        ("activate", {"text": 7}, "activate: text: "),
-        ("activate", {"ids": ["a"]}, r"activate: ids\.0: "),
-        ("activate", {"ids": "0"}, "activate: ids: "),
-        ("top_examples", {"n": "many"}, r"top_examples: n: .*; its options are band, side, n\."),
-        ("top_examples", {"n": 1.5}, "top_examples: n: "),
+        ("activate", {"txt": TEXT}, r"activate has no option 'txt'; its options are text, ids\."),
+        ("activate", {"text": 7}, "activate: text is 7; it takes a text"),
+        ("activate", {"ids": ["a"]}, r"activate: ids\.0 is 'a'; it takes a list of integers"),
+        ("activate", {"ids": "0"}, "activate: ids is '0'; it takes a list of integers"),
+        ("top_examples", {"n": "many"}, r"n is 'many'; it takes a whole number\. Its options are band, side, n\."),
+        ("top_examples", {"n": 1.5}, "top_examples: n is 1.5; it takes a whole number"),
         ("activate", {}, "either text or ids"),
         ("activate", {"text": "   "}, "text is empty"),
         ("activate", {"text": "a " * 500}, "shorten it"),
@@ -209,9 +209,11 @@ def test_evidence_names_what_it_rests_on(llama: Any, box: Toolbox) -> None:
     assert evidence.ok
     assert evidence.arguments == {"text": TEXT, "ids": None}     # defaults are written out
     assert (evidence.run, evidence.investigation) == ("r1", "i1")
-    assert evidence.provenance == {
+    facts = dict(evidence.provenance)
+    assert re.fullmatch(re.escape(module.__version__) + r"\+[0-9a-f]{12}", facts.pop("code"))    # and of its sources
+    assert facts == {
         "model": llama.digest, "tokenizer": llama.tokenizer_digest, "dtype": "float64", "device": llama.device.type,
-        "code": module.__version__, "measures": measures.VERSION,
+        "measures": measures.VERSION,
     }  # fmt: skip
 
 
@@ -302,6 +304,21 @@ def test_other_weights_dtype_text_code_or_definitions_are_measured_again(
     assert keys(llama, sweeps[0]) == 1
     monkeypatch.setattr(measures, "VERSION", -1)
     assert keys(llama, sweeps[0]) == 1
+
+
+def test_ids_that_do_not_begin_with_the_sink_are_read_and_said(llama: Any, box: Toolbox) -> None:
+    ids = llama.encode(TEXT)
+    assert box.call("activate", UNIT, {"ids": ids}).warnings == []
+    (said,) = box.call("activate", UNIT, {"ids": ids[1:]}).warnings
+    assert llama.piece(ids[1]) in said and "is read as the sink" in said
+
+
+def test_every_tool_explains_itself() -> None:
+    for name in TOOL_NAMES:
+        facts = module.describe(name).facts()
+        assert facts["tool"] == name and facts["description"] in re.sub(r"\s+", " ", facts["told"])
+        assert "Args:" not in facts["told"] and all(option["told"] for option in facts["options"])
+        assert all(option["takes"] != "another value" for option in facts["options"])
 
 
 # Identities

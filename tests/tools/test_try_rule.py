@@ -142,15 +142,17 @@ def test_the_errors_shown_are_the_worst_of_each_kind(llama: Any, sweep: Sweep, t
     at = {(document, offset): m for (_, document, offset, _, _), m in zip(truth[side], marks, strict=True)}
     missed = [y for band in kept_firings(sweep, side) for place, y in band.items() if not at[place]]
     shown = {k: [r for r in made.rows if r["kind"] == k] for k in ("false positive", "false negative")}
-    assert [r["activation"] for r in shown["false positive"]] == pytest.approx(false[:MISSES], abs=1e-5)
-    assert [r["activation"] for r in shown["false negative"]] == pytest.approx(
+    assert [r["ratio"] for r in shown["false positive"]] == pytest.approx(false[:MISSES], abs=1e-5)
+    assert [r["ratio"] for r in shown["false negative"]] == pytest.approx(
         sorted(missed, reverse=True)[:MISSES], abs=1e-5
     )
     assert len(made.rows) == sum(map(len, shown.values())) > 2
-    places = {(document, offset): (ids, t, value) for value, document, offset, ids, t in truth[side]}
+    peak, names = sweep.statistics(UNIT).peak, [d.name for d in sweep.documents]
+    places = {(names[document], offset): (ids, t, value) for value, document, offset, ids, t in truth[side]}
     for row in made.rows:
         ids, t, value = places[(row["document"], row["offset"])]
-        assert row["ids"] == ids[: t + 1] and row["activation"] == pytest.approx(value, abs=1e-5)
+        assert row["ids"] == ids[: t + 1] and row["ratio"] == pytest.approx(value, abs=1e-5)
+        assert row["activation"] == pytest.approx(value * peak, rel=1e-4, abs=1e-5)
         assert row["text"] == llama.text(row["ids"]) and row["text"].endswith(row["token"])
 
 
