@@ -250,8 +250,12 @@ class Swap:
         return put
 
     def fits(self, row: Sequence[int], context: int) -> bool:
-        """Whether the subject's tokens spell it in every place, and the text is then not too long."""
-        return all(swap.new for swap in (self, *self.earlier)) and len(self.put_in(row)) <= context
+        """Whether the subject's tokens spell it in every place, and the text is then not too long.
+
+        Where the tracked token is an inner piece, a substitute whose first piece is a blank leaves nothing to read.
+        """
+        spelled = all(len(swap.new) > swap.blanks for swap in (self, *self.earlier))
+        return spelled and len(self.put_in(row)) <= context
 
 
 def _swaps(held: Held, proposed: Iterable[tuple[Word, Iterable[tuple[str, str]]]]) -> Iterable[Swap]:

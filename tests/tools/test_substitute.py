@@ -22,7 +22,7 @@ from lamplighter.tools.measures import KEEP
 from lamplighter.tools.prune import minimal_example
 from lamplighter.tools.reader import Reader
 from lamplighter.tools.spelled import Spelled
-from lamplighter.tools.substitute import REPLACED, substitute
+from lamplighter.tools.substitute import REPLACED, substitute, swap_word
 from lamplighter.tools.units import UnitId
 
 UNIT = UnitId("planted", "0-mlp", 0)
@@ -543,3 +543,15 @@ def test_the_control_is_no_stronghold_of_the_second_ring(synonyms: Any) -> None:
 def test_unknown_proposers_and_rings_are_refused(synonyms: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(Refused, match=words):
         swap(synonyms, {}, text=CAR, **options)
+
+
+def test_a_substitute_of_which_only_its_blank_is_left_is_not_read(llama: Any) -> None:
+    """The tracked token is the first piece of its word, and the substitute's first piece is the blank before it."""
+    spelled = Spelled(llama, llama.encode("the regiment left"))
+    word = next(w for w in spelled.words() if w.text == "regiment")
+    assert word.end - word.first > 1
+    blank = next(w for w in ("7", "Zq", "@", "Q") if llama.pieces(spelled.respell(word, w))[0].isspace())
+    cut = swap_word(spelled, word, blank, "given", word.first + 1)
+    assert cut.new and cut.position == len(cut.put_in(spelled.ids[: word.first + 1]))     # behind its own text
+    assert not cut.fits(spelled.ids[: word.first + 1], 128)
+    assert swap_word(spelled, word, blank, "given", word.end).fits(spelled.ids[: word.end], 128)
