@@ -148,7 +148,7 @@ def _transformer_lens(sites: Sequence[str]) -> Readings:
 def _headless() -> Subject:
     """A copy that computes no logits and keeps no keys and values, as our own passes do not."""
     own = Subject.load(MODEL)
-    own.model.lm_head = torch.nn.Identity()
+    own.model.lm_head.forward = lambda hidden: hidden      # it stays: transformer-lens looks at its weight
     own.model.config.use_cache = False
     return own
 

@@ -7,11 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
+from ..agent import show as shown
 from ..tools import measures
 
 Progress = Callable[[str, int, int], None]
@@ -82,7 +82,7 @@ class Report:
 
     def show(self) -> None:
         """Prints the tables, then a line a claim."""
-        console = Console()
+        console = shown.console()
         for name, rows in self.tables.items():
             table = Table(title=name, title_justify="left", box=None, header_style="dim")
             for column in rows[0] if rows else ():
@@ -100,7 +100,9 @@ class Report:
 def _cell(value: Any) -> str:
     if value is None:
         return "undefined"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 __all__ = ["Claim", "Part", "Parts", "Progress", "Report", "at_least", "at_most"]
