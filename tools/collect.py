@@ -8,8 +8,6 @@ Firing is rare and counted everywhere. What lies below 0.5 P is not rare: it is 
 tokens of a side that have the smallest keys, and each of them stands for 1 / share.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -79,12 +77,12 @@ class Reservoir:
 
 
 class Side:
-    """One sign of one site on one side of the corpus."""
+    """One site on one side of the corpus. Of a signed unit there are two, one a sign, and `width` counts both."""
 
     def __init__(
-        self, width: int, device: torch.device, peak: Tensor | None, firings: int, sign: int = 1, share: float = 1.0
+        self, width: int, device: torch.device, peak: Tensor | None, firings: int, share: float = 1.0
     ) -> None:
-        self.width, self.sign, self.share = width, sign, share
+        self.width, self.share = width, share
         self.peak = None if peak is None else torch.where(peak > 0, peak, torch.inf)   # without a peak: never fires
         best = (measures.PEAK_DOCUMENTS, width)
         self.best_value = torch.zeros(best, device=device)
@@ -149,13 +147,19 @@ class Side:
         self.bands.add((units * len(SAMPLED) + band)[stays], *(part[stays] for part in taken))
 
     def documents(self, x: Tensor, place: Tensor, document: Tensor, cluster: Tensor) -> None:
-        """Takes raw x [N, U] at places [N] with their documents and clusters, in order, for the best documents."""
+        """Takes x [N, U] at places [N] with their documents and clusters, in order, for the best documents.
+
+        Where `width` is 2 U, x is raw: units 0 to U − 1 read x, and the others −x.
+        """
         numbers, lengths = torch.unique_consecutive(document, return_counts=True)
         start = 0
         for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
             part = x[start : start + length]
-            value, row = part.max(dim=0) if self.sign > 0 else part.min(dim=0)
-            value, where = self.sign * value, place[start + row]
+            value, row = part.max(dim=0)
+            if self.width > len(value):
+                low, low_row = part.min(dim=0)
+                value, row = torch.cat([value, -low]), torch.cat([row, low_row])
+            where = place[start + row]
             if number == self.open_document:
                 more = value > self.open_value
                 self.open_value = torch.where(more, value, self.open_value)
@@ -188,27 +192,29 @@ class Site:
         self.squares = torch.zeros(width, dtype=torch.float64, device=device)
         self.count = 0
         self.sink = torch.zeros(width, device=device)
-        self.peak: list[Tensor] = []
-        self.sides: dict[str, list[Side]] = {}
+        self.peak: Tensor | None = None
+        self.sides: dict[str, Side] = {}
         self.random: dict[str, list[tuple[int, Tensor]]] = {side: [] for side in measures.SIDES}
+
+    @property
+    def frozen(self) -> Tensor:
+        """The peaks P [2, U] of both signs, once the explain side has ended."""
+        assert self.peak is not None, "the explain side freezes the peaks"
+        return self.peak
 
     def begin(self, side: str, tokens: int = 0) -> None:
         """Starts a side of so many tokens; the peaks are frozen by then unless it is the explain side."""
         share = min(1.0, measures.LOW_TOKENS / max(tokens, 1))
         firings = measures.SAMPLE if side == "score" else 0
-        peaks: Sequence[Tensor | None] = self.peak or [None] * len(SIGNS)
-        self.sides[side] = [
-            Side(self.width, self.device, peak, firings, sign, share)
-            for sign, peak in zip(SIGNS, peaks, strict=True)
-        ]
+        peak = None if self.peak is None else self.peak.flatten()
+        self.sides[side] = Side(len(SIGNS) * self.width, self.device, peak, firings, share)
 
     def add(
         self, side: str, x: Tensor, place: Tensor, key: Tensor, document: Tensor, cluster: Tensor, drawn: Tensor
     ) -> None:
         """Takes raw activations x [N, U]; `drawn` [N] marks the side's random positions."""
         self._moments(side, x, place, drawn)
-        for kept in self.sides[side]:
-            kept.documents(x, place, document, cluster)
+        self.sides[side].documents(x, place, document, cluster)
         self._bands(side, x, place, key)
 
     def _moments(self, side: str, x: Tensor, place: Tensor, drawn: Tensor) -> None:
@@ -220,46 +226,49 @@ class Site:
             self.random[side].append((int(place[row]), x[row].clone()))
 
     def _bands(self, side: str, x: Tensor, place: Tensor, key: Tensor) -> None:
-        everywhere = self._reaching(side, x, EVERYWHERE)
-        near = torch.nonzero(key < self.sides[side][0].share)[:, 0]
-        rows, units, value = self._reaching(side, x[near], measures.STRATA[-1], EVERYWHERE)
-        found = [torch.cat(pair) for pair in zip(everywhere, (near[rows], units, value), strict=True)]
-        for kept in self.sides[side]:
-            rows, units, value = (part[kept.sign * found[2] > 0] for part in found)
-            kept.keep(units, kept.sign * value, key[rows], place[rows])
+        kept = self.sides[side]
+        everywhere = self._reaching(kept, x, EVERYWHERE)
+        near = torch.nonzero(key < kept.share)[:, 0]
+        rows, units, value = self._reaching(kept, x[near], measures.STRATA[-1], EVERYWHERE)
+        rows, units, value = (torch.cat(pair) for pair in zip(everywhere, (near[rows], units, value), strict=True))
+        kept.keep(units + self.width * (value < 0), value.abs(), key[rows], place[rows])
 
-    def _reaching(self, side: str, x: Tensor, low: float, high: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    @staticmethod
+    def _reaching(kept: Side, x: Tensor, low: float, high: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, units and raw values [E] of x [N, U] whose y, of either sign, is from low to below high × the scale."""
-        plus, minus = self.sides[side]
-        inside = (x >= plus.least(low)) | (x <= -minus.least(low))
+        plus, minus = kept.least(low).view(len(SIGNS), -1)
+        inside = (x >= plus) | (x <= -minus)
         if high is not None:
-            inside &= (x < plus.least(high)) & (x > -minus.least(high))
+            plus, minus = kept.least(high).view(len(SIGNS), -1)
+            inside &= (x < plus) & (x > -minus)
         rows, units = torch.nonzero(inside, as_tuple=True)
         return rows, units, x[rows, units]
 
     def end(self, side: str) -> None:
-        """Closes a side; after the explain side the peaks P [U] of both signs are frozen."""
-        for kept in self.sides[side]:
-            kept.close()
+        """Closes a side; after the explain side the peaks P [2, U] of both signs are frozen."""
+        self.sides[side].close()
         if side == "explain":
-            self.peak = [kept.scale() for kept in self.sides[side]]
+            self.peak = self.sides[side].scale().view(len(SIGNS), self.width)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by name; leading dimension 2 = the signs +1 and −1."""
         mean = self.sum / max(self.count, 1)
         spread = (self.squares / max(self.count, 1) - mean.square()).clamp(min=0).sqrt()
-        out = {"peak": torch.stack(self.peak), "mean": mean.float(), "std": spread.float(), "sink": self.sink}
+        out = {"peak": self.frozen, "mean": mean.float(), "std": spread.float(), "sink": self.sink}
         for side, kept in self.sides.items():
-            out[f"{side}.best_value"] = torch.stack([k.best_value for k in kept])
-            for name in ("best_place", "strata", "histogram", "clusters"):
-                out[f"{side}.{name}"] = torch.stack([getattr(k, name) for k in kept]).round().int()
-            shape = (len(SIGNS), self.width, len(SAMPLED), KEPT)
-            out[f"{side}.band_place"] = torch.stack([k.bands.place for k in kept]).view(shape)
-            out[f"{side}.band_value"] = torch.stack([k.bands.value for k in kept]).view(shape)
+            signed = (len(SIGNS), self.width)
+            for name in ("best_value", "best_place"):
+                out[f"{side}.{name}"] = getattr(kept, name).view(-1, *signed).transpose(0, 1)
+            for name in ("strata", "histogram", "clusters"):
+                counts = getattr(kept, name)
+                out[f"{side}.{name}"] = counts.view(*signed, *counts.shape[1:]).round().int()
+            out[f"{side}.band_place"] = kept.bands.place.view(*signed, len(SAMPLED), KEPT)
+            out[f"{side}.band_value"] = kept.bands.value.view(*signed, len(SAMPLED), KEPT)
             if self.random[side]:
                 out[f"{side}.random_place"] = torch.tensor([p for p, _ in self.random[side]], dtype=torch.int32)
                 out[f"{side}.random_value"] = torch.stack([v for _, v in self.random[side]])
             if side == "score":
-                out["score.firing_place"] = torch.stack([k.firings.place for k in kept])  # type: ignore[union-attr]
-                out["score.firing_value"] = torch.stack([k.firings.value for k in kept])  # type: ignore[union-attr]
+                assert kept.firings is not None
+                out["score.firing_place"] = kept.firings.place.view(*signed, -1)
+                out["score.firing_value"] = kept.firings.value.view(*signed, -1)
         return {name: tensor.cpu().contiguous() for name, tensor in out.items()}

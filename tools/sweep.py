@@ -327,7 +327,7 @@ def make_sweep(
     everything = tokenise(subject, corpus, tokens, progress)
     documents = apart(corpus.name, everything)
     kept = _pass(subject, documents, sites, progress)
-    atlases = make_atlas(subject, {site: torch.stack(keeper.peak) for site, keeper in kept.items()}, progress)
+    atlases = make_atlas(subject, {site: keeper.frozen for site, keeper in kept.items()}, progress)
     facts = _facts(subject, corpus, sites, digest, documents)
     facts["overlap"] |= {f"{side}_left_out": n for side, n in _left_out(everything, documents).items()}
     facts["basis"] = basis

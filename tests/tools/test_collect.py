@@ -434,7 +434,7 @@ def test_the_peak_is_frozen_when_the_explain_side_ends() -> None:
         site.end(side)
     frozen = text.feed(Side(3, CPU, None, 0)).scale()
     kept = site.tensors()
-    assert torch.equal(kept["peak"][0], frozen)
+    assert torch.allclose(kept["peak"][0], frozen, rtol=1e-6, atol=0)     # sums of six columns and of three
     naive = kept["score.best_value"][0].sum(dim=0) / 10     # a peak that is still learning on the score side
     assert (naive > 100 * frozen).all()
     assert torch.allclose(kept["mean"], text.y.mean(dim=0), atol=1e-6)
