@@ -206,7 +206,7 @@ def test_a_weak_rule_is_revised_with_what_it_missed(bench: Bench) -> None:
     misses = planner.seen[-1]["misses"]
     assert misses and {m["kind"] for m in misses} == {"false negative"}
     assert {bench.subject.piece(m["ids"][-1]) for m in misses} == {" World"}
-    assert {bench.sweep.documents[m["document"]].side for m in misses} == {"tune"}
+    assert {m["document"] for m in misses} <= {d.name for d in bench.sweep.documents if d.side == "tune"}
     assert all(m["ids"][0] == bench.subject.sink for m in misses)
     dropped, kept = found.hypotheses
     assert (dropped.kept, kept.kept) == (False, True) and kept.rule == WHOLE.rule.to_json()

@@ -62,7 +62,7 @@ class MadeUp:
         for number in range(documents):
             length = int(generator.integers(30, 160))
             side = measures.SIDES[min(number * 10 // documents // 4, 2)]
-            self.documents.append(SweptDocument(str(number), "", side, number // 2, start, length))
+            self.documents.append(SweptDocument(str(number), f"made {number}", side, number // 2, start, length))
             start += length
             rate = target * generator.gamma(2.0, 0.5)
             p = np.full(WORDS, (1 - 3 * rate) / (WORDS - 4))
@@ -499,9 +499,9 @@ def test_tune_scores_show_the_misses_and_leave_the_score_side_alone(sweep: Any) 
     assert good["f1"] > broad["f1"] and good["f1"] > narrow["f1"]
     false = [m for m in broad["misses"] if m["kind"] == "false positive"]
     missed = [m for m in narrow["misses"] if m["kind"] == "false negative"]
-    assert len(false) == 5 and all(m["token"] == f" w{TARGET}" and m["activation"] < 0.5 for m in false)
-    assert missed and all(m["activation"] >= 0.5 and m["text"].endswith(m["token"]) for m in missed)
-    tune = set(sweep.side("tune"))
+    assert len(false) == 5 and all(m["token"] == f" w{TARGET}" and m["ratio"] < 0.5 for m in false)
+    assert missed and all(m["ratio"] >= 0.5 and m["text"].endswith(m["token"]) for m in missed)
+    tune = {sweep.documents[number].name for number in sweep.side("tune")}
     assert {m["document"] for found in (good, broad, narrow) for m in found["misses"]} <= tune
     nothing = trial(subject, sweep, UNIT, NOWHERE, "tune")
     assert nothing["f1"] == 0 and nothing["precision"] is None and nothing["predicted"] == 0
