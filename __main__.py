@@ -1,9 +1,9 @@
 """The command line, put together: `lamplighter …` or `python -m lamplighter …`."""
 
 from .agent.cli import app, main
-from .experiments.command import about, experiment
+from .experiments.command import WithParts, experiment
 
-app.command(epilog=about())(experiment)
+app.command(cls=WithParts)(experiment)
 
 if __name__ == "__main__":
     main()

@@ -4,9 +4,10 @@ import ast
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..agent.cli import HomeOption, JsonOption
 from ..agent.config import Home
@@ -19,8 +20,16 @@ MISSED = 5      # exit code: a claim does not hold
 BENCHES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py")))
 
 
-def about() -> str:
-    """What each bench says of its parts, for --help: read and not imported, as that would take torch."""
+class WithParts(TyperCommand):
+    """A command whose --help ends with what each bench says of its parts."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        self.epilog = _about()
+        super().format_epilog(ctx, formatter)
+
+
+def _about() -> str:
+    """The benches' own texts: read and not imported, as that would take torch."""
     texts = {name: Path(__file__).with_name(f"{name}.py").read_text("utf-8") for name in BENCHES}
     told = {name: ast.get_docstring(ast.parse(text)) or "" for name, text in texts.items()}
     # \b keeps the lines of a paragraph as they are.

@@ -7,9 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from .. import __version__
 from ..agent import show as shown
 from ..tools import measures
@@ -82,19 +79,13 @@ class Report:
 
     def show(self) -> None:
         """Prints the tables, then a line a claim."""
-        console = shown.console()
         for name, rows in self.tables.items():
-            table = Table(title=name, title_justify="left", box=None, header_style="dim")
-            for column in rows[0] if rows else ():
-                table.add_column(column, overflow="fold")
-            for row in rows:
-                table.add_row(*(Text(_cell(value)) for value in row.values()))
-            console.print(table)
+            heads = tuple(rows[0]) if rows else ()
+            shown.table(name, heads, ([_cell(value) for value in row.values()] for row in rows))
         for claim in self.claims:
             word = {True: "holds", False: "DOES NOT HOLD", None: "NOT MEASURED"}[claim.holds]
             span = "" if claim.low is None else f" [{_cell(claim.low)}, {_cell(claim.high)}]"
-            said = f"{claim.name}: {_cell(claim.value)}{span}, n {claim.n}, {claim.bar}: {word}"
-            console.print(said, highlight=False, markup=False)
+            shown.say(f"{claim.name}: {_cell(claim.value)}{span}, n {claim.n}, {claim.bar}: {word}")
 
 
 def _cell(value: Any) -> str:

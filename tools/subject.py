@@ -460,15 +460,16 @@ def embedded_subjects() -> dict[str, Entry]:
 
 
 def _find_weights(ref: str) -> str:
-    if ref in embedded_subjects():
+    embedded = embedded_subjects()
+    if ref in embedded:
         return str(models.folder(ref))
-    meant = difflib.get_close_matches(ref, embedded_subjects(), n=1, cutoff=0.85)
-    if meant and not os.path.isdir(ref):
-        raise Refused(f"{ref!r} is no model; did you mean {meant[0]}?")
-    if os.path.isdir(ref) or (re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) and not ref.startswith(".")):
+    if os.path.isdir(ref):
         return ref
-    known = ", ".join(embedded_subjects())
-    raise Refused(f"{ref!r} is no model: neither embedded ({known}), nor a folder, nor a hub id.")
+    for meant in difflib.get_close_matches(ref, embedded, n=1, cutoff=0.85):
+        raise Refused(f"{ref!r} is no model; did you mean {meant}?")
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref) and not ref.startswith("."):
+        return ref
+    raise Refused(f"{ref!r} is no model: neither embedded ({', '.join(embedded)}), nor a folder, nor a hub id.")
 
 
 def _embedded_sink(ref: str, tokenizer: Any) -> int | None:

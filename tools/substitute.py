@@ -165,14 +165,13 @@ class _Found:
         new = []
         for swap in swaps:
             place, other = (swap.word.first, len(swap.earlier)), swap.substitute
-            # Whoever names a word means its case as well.
-            form = other if swap.proposer == "given" else other.casefold()
-            itself = swap.word.text if swap.proposer == "given" else swap.word.text.casefold()
-            if form != itself and (*place, form) not in self._seen:
+            form = str if swap.proposer == "given" else str.casefold     # whoever names a word means its case as well
+            if form(other) != form(swap.word.text) and (*place, form(other)) not in self._seen:
                 self._seen |= {(*place, other), (*place, other.casefold())}
                 new.append(swap)
-        fit = [s for s in new if s.fits(self.row, self.reader.subject.context)]
-        self.left_out += [s for s in new if s not in fit]
+        fit: list[Swap] = []
+        for swap in new:
+            (fit if swap.fits(self.row, self.reader.subject.context) else self.left_out).append(swap)
         texts = [[swap.put_in(row) for row in self.base] for swap in fit] + [[swap.put_in(self.row)] for swap in fit]
         values = read_means(self.reader, self.unit, texts)
         self._swaps += fit

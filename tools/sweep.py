@@ -273,26 +273,27 @@ def find_sweep(home: Path, weights: str, site: str) -> Sweep | None:
 
 def swept_before(home: Path, weights: str, site: str) -> bool:
     """Whether a sweep of the model of digest `weights` with `site` is there that this version does not read."""
-    current = {folder for folder, _ in _finished(home)}
-    for path in (home / "sweeps").glob("[!.]*/sweep.json"):
-        try:
-            facts = json.loads(path.read_text("utf-8"))
-            if path.parent not in current and facts["provenance"]["model"] == weights and site in facts["sites"]:
-                return True
-        except (ValueError, KeyError, TypeError):
-            continue
-    return False
+    others = (facts for _, facts in _sweeps(home) if not _current(facts))
+    return any(facts["provenance"]["model"] == weights and site in facts["sites"] for facts in others)
 
 
 def _finished(home: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folders and facts of the sweeps that this version reads; a folder whose facts are damaged is no sweep."""
+    """Folders and facts of the sweeps that this version reads."""
+    return ((folder, facts) for folder, facts in _sweeps(home) if _current(facts))
+
+
+def _current(facts: dict[str, Any]) -> bool:
+    return (facts["format"], facts["measures"]) == (FORMAT, measures.VERSION)
+
+
+def _sweeps(home: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders and facts of the sweeps of every version; a folder whose facts are damaged is no sweep."""
     for path in sorted((home / "sweeps").glob("[!.]*/sweep.json")):
         try:
             facts = json.loads(path.read_text("utf-8"))
-            current = (facts["format"], facts["measures"]) == (FORMAT, measures.VERSION)
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             continue
-        if current:
+        if isinstance(facts, dict) and {"format", "measures", "provenance", "sites"} <= facts.keys():
             yield path.parent, facts
 
 

@@ -70,8 +70,9 @@ class Tool:
     def facts(self) -> dict[str, Any]:
         """What people read of it: {tool, description, told: its whole docstring, options: [{option, takes, …}]}."""
         told = (inspect.getdoc(self.function) or "").partition("Args:")[0].strip()
+        schemas = self.schema()["properties"]
         options = [
-            {"option": name, "takes": _takes(self, name), "needed": field.is_required(),
+            {"option": name, "takes": _takes(schemas[name]), "needed": field.is_required(),
              "default": None if field.is_required() else field.default, "told": field.description or ""}
             for name, field in self.options.model_fields.items()
         ]  # fmt: skip
@@ -203,20 +204,19 @@ def _validate(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
         name = str(first["loc"][0]) if first["loc"] else ""
         if name not in fields:
             raise Refused(f"{tool.name} has no option {where!r}; its options are {', '.join(fields)}.") from error
-        wanted = "is needed" if first["type"] == "missing" else f"is {first['input']!r}; it takes {_takes(tool, name)}"
+        takes = _takes(tool.schema()["properties"][name])
+        wanted = "is needed" if first["type"] == "missing" else f"is {first['input']!r}; it takes {takes}"
         raise Refused(f"{tool.name}: {where} {wanted}. Its options are {', '.join(fields)}.") from error
 
 
-def _takes(tool: Tool, option: str) -> str:
+def _takes(schema: Mapping[str, Any]) -> str:
     """What an option may be, in words, from its schema."""
-    schema = tool.schema()["properties"][option]
     kinds = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
     names = {"array": "a list", "string": "a text", "integer": "a whole number", "number": "a number",
              "boolean": "true or false", "object": "an object"}  # fmt: skip
     said = [names.get(part.get("type", ""), "another value") for part in kinds]
     said += [f"of {inner}s" for part in kinds if (inner := part.get("items", {}).get("type"))]
     return " ".join(said)
-
 
 
 def _key(name: str, unit: UnitId, options: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
