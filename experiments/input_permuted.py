@@ -18,6 +18,7 @@ from ..tools.subject import Subject
 from ..tools.sweep import Sweep
 from ..tools.units import UnitId
 from .by_playbook import playbook_rule
+from .by_unit import by_unit
 from .input_real import MODEL, real_units
 from .report import Part, Progress, at_most
 
@@ -31,11 +32,12 @@ def permuted(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     def other(unit: UnitId) -> Rule | None:
         return induce(subject, sweep, unit, reads=0).rule
 
-    ended = []
-    for number, unit in enumerate(units):
-        progress("units", number, len(units))
+    def end(unit: UnitId) -> tuple[str, list[Score]]:
         rule = playbook_rule(subject, sweep, masked, unit)
-        ended.append(("abstained", []) if rule is None else ("submitted", _scores(subject, sweep, unit, rule, other)))
+        return ("abstained", []) if rule is None else ("submitted", _scores(subject, sweep, unit, rule, other))
+
+    file = folder / "units" / "permuted"
+    ended = by_unit(end, tuple[str, list[Score]], sweep, units, file, progress)
     decided = [what for what, _, _ in verdict.conclude(ended)]
     counts = Counter(decided)
     rows = [{"verdict": what, "units": n} for what, n in counts.most_common()]

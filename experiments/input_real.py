@@ -8,6 +8,7 @@ orders and other modes, stands beside; the cost of substitutes is that of `subst
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..tools.subject import Subject
 from ..tools.substitute import substitute, swap_word
 from ..tools.sweep import Sweep, make_sweep
 from ..tools.units import UnitId
+from .by_unit import by_unit
 from .published import PROPOSALS, published_loop
 from .report import Part, Progress, at_least, at_most
 
@@ -77,10 +79,8 @@ def real(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     """Ours and the loop on the same exemplars, threshold, proposer and number of proposals."""
     subject, masked = Subject.load(MODEL), MaskedLM.load(MASKED_LM)
     sweep, units = real_units(subject, folder, seed, size, progress)
-    tried = []
-    for number, unit in enumerate(units):
-        progress("units", number, len(units))
-        tried.append(_try(subject, masked, sweep, unit))
+    file = folder / "units" / "real"
+    tried = by_unit(partial(_try, subject, masked, sweep), _Tried, sweep, units, file, progress)
     return _real_tables(tried, seed)
 
 

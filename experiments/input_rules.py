@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..tools.subject import Subject
 from ..tools.sweep import Sweep
 from ..tools.units import UnitId
 from .by_playbook import playbook_rule
+from .by_unit import by_unit
 from .input_real import MODEL, real_units
 from .published import graph_fires, published_loop
 from .report import Claim, Part, Progress
@@ -44,18 +46,15 @@ def rules(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     subject, masked = Subject.load(MODEL), MaskedLM.load(MASKED_LM)
     sweep, units = real_units(subject, folder, seed, size, progress)
     side = ScoreSide.of(subject, sweep, [])
-    scored = []
-    for number, unit in enumerate(units):
-        progress("units", number, len(units))
-        truth = Truth.of(subject, sweep, unit, side)
-        if truth.shortage is None:
-            scored.append(_score(subject, masked, sweep, unit, side, truth))
-    return _tables(scored, len(units), seed)
+    score = partial(_score, subject, masked, sweep, side)
+    found = by_unit(score, Scored | None, sweep, units, folder / "units" / "rules", progress)
+    return _tables([scored for scored in found if scored is not None], len(units), seed)
 
 
-def _score(
-    subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId, side: ScoreSide, truth: Truth
-) -> Scored:
+def _score(subject: Subject, masked: MaskedLM, sweep: Sweep, side: ScoreSide, unit: UnitId) -> Scored | None:
+    truth = Truth.of(subject, sweep, unit, side)
+    if truth.shortage is not None:
+        return None
     rule = playbook_rule(subject, sweep, masked, unit)
     places = dict.fromkeys(e.place for band in FIRING for e in sweep.exemplars(unit, "explain", band))
     loops = [published_loop(subject, masked, unit, *sweep.window(place)) for place in places]
