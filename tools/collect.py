@@ -8,6 +8,9 @@ Firing is rare and counted everywhere. What lies below 0.5 P is not rare: it is 
 tokens of a side that have the smallest keys, and each of them stands for 1 / share.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +23,6 @@ FIRING = measures.STRATA.index(measures.FIRES) + 1   # of these, the bands in wh
 KEPT = 24                                       # places a band, unit and side
 BINS, PER_OCTAVE, LOWEST = 200, 8, -10          # histogram of log2 y: bin 0 starts at 2**LOWEST
 EVERYWHERE = measures.FIRES * 2 ** (-1 / PER_OCTAVE)    # × the scale: from here all count, a bin below what fires
-EDGES = torch.tensor(measures.STRATA[::-1])
 
 
 def position_key(tokens: np.ndarray) -> np.ndarray:
@@ -34,46 +36,64 @@ def position_key(tokens: np.ndarray) -> np.ndarray:
     return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2**53
 
 
+class Members(NamedTuple):
+    """Activations to choose from [E]: group, key, place and value of each."""
+
+    group: Tensor
+    key: Tensor
+    place: Tensor
+    value: Tensor
+
+    def where(self, chosen: Tensor) -> "Members":
+        """Those that `chosen` [E] marks."""
+        rows = torch.nonzero(chosen)[:, 0]
+        return Members(*(part.index_select(0, rows) for part in self))
+
+
 class Reservoir:
-    """For each group, the `size` members of smallest key seen so far: their places and values."""
+    """For each group, the `size` members of smallest key.
+
+    Who is added waits until as many do as there are places; then one sort chooses among all, whatever came at a time.
+    """
 
     def __init__(self, groups: int, size: int, device: torch.device) -> None:
         self.size = size
         self.key = torch.full((groups, size), torch.inf, device=device)
         self.place = torch.full((groups, size), -1, dtype=torch.int32, device=device)
         self.value = torch.zeros((groups, size), device=device)
-        self.worst = torch.full((groups,), torch.inf, device=device)   # the largest key kept by each group
+        self.worst = torch.full((groups,), torch.inf, device=device)   # a larger key than this is not chosen
+        self._waiting: list[Members] = []
 
-    def add(self, group: Tensor, key: Tensor, place: Tensor, value: Tensor) -> None:
-        """Offers members [E] to their groups [E]; cost grows with those that get in, few once the groups are full."""
-        fits = torch.nonzero(key < self.worst[group])[:, 0]
-        fits = fits[torch.argsort(group[fits].double() + key[fits])]   # by group, then by key (below 1)
-        if not len(fits):
-            return
-        touched, line, counts = torch.unique_consecutive(group[fits], return_inverse=True, return_counts=True)
-        rank = torch.arange(len(fits), device=key.device) - (counts.cumsum(0) - counts)[line]
-        fits, line, rank = (t[rank < self.size] for t in (fits, line, rank))
-        shape = (len(touched), int(rank.max()) + 1)
-        merged_key = torch.cat([self.key[touched], self._table(shape, line, rank, key[fits], torch.inf)], dim=1)
-        self.key[touched], order = merged_key.topk(self.size, dim=1, largest=False)
-        self.worst[touched] = self.key[touched].amax(dim=1)
-        for mine, new, empty in ((self.place, place, -1), (self.value, value, 0)):
-            merged = torch.cat([mine[touched], self._table(shape, line, rank, new[fits], empty)], dim=1)
-            mine[touched] = merged.gather(1, order)
+    @property
+    def full(self) -> bool:
+        """Whether so many wait that it is time to settle."""
+        return sum(len(members.group) for members in self._waiting) >= self.key.numel()
 
-    def take(self, groups: Tensor, gone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Removes the members that `gone` [G, size] marks in `groups` [G]; their keys, places and values."""
-        key, place = self.key[groups], self.place[groups]
-        taken = key[gone], place[gone], self.value[groups][gone]
-        key[gone], place[gone] = torch.inf, -1
-        self.key[groups], self.place[groups], self.worst[groups] = key, place, key.amax(dim=1)
-        return taken
+    def add(self, members: Members, enters: Tensor) -> None:
+        """Takes those of `members` that `enters` [E] marks."""
+        self._waiting.append(members.where(enters & (members.key < self.worst[members.group])))
 
-    @staticmethod
-    def _table(shape: tuple[int, int], line: Tensor, rank: Tensor, values: Tensor, empty: float) -> Tensor:
-        table = torch.full(shape, empty, dtype=values.dtype, device=values.device)
-        table[line, rank] = values
-        return table
+    def members(self) -> Members:
+        """All that are kept or wait."""
+        slots = torch.arange(self.key.numel(), device=self.key.device)
+        kept = Members(slots // self.size, *(t.flatten() for t in (self.key, self.place, self.value)))
+        kept = kept.where(kept.place >= 0)
+        return Members(*(torch.cat(parts) for parts in zip(kept, *self._waiting, strict=True)))
+
+    def settle(self, members: Members) -> None:
+        """Keeps those of smallest key in each group, and none else."""
+        self._waiting = []
+        # One sort, by group and then by key: the bits of positive float32 numbers are in their order.
+        order = (members.group << 32 | members.key.view(torch.int32)).argsort()
+        group = members.group.index_select(0, order)
+        first = torch.searchsorted(group, torch.arange(len(self.key), device=group.device))
+        rank = torch.arange(len(group), device=group.device) - first[group]
+        chosen = torch.nonzero(rank < self.size)[:, 0]
+        slot, order = (group * self.size + rank).index_select(0, chosen), order.index_select(0, chosen)
+        for table, empty, values in ((self.key, torch.inf, members.key), (self.place, -1, members.place),
+                                     (self.value, 0, members.value)):  # fmt: skip
+            table.fill_(empty).view(-1)[slot] = values.index_select(0, order)
+        self.worst = self.key.amax(dim=1)
 
 
 class Side:
@@ -110,41 +130,44 @@ class Side:
         """Takes y [E] of units [E] at places [E] with their keys: all of at least EVERYWHERE × the scale, and of at
         least 0.1 × it those whose key is below `share`."""
         scale = self.scale()
-        if self.peak is None:
-            self._reband(scale)
-        band = self._band(value, scale[units]).clamp(max=len(SAMPLED) - 1)
-        group = units * len(SAMPLED) + band
-        enters = self._enters(band, key)
-        self.bands.add(group[enters], key[enters], place[enters], value[enters])
-        stands = torch.where(value >= EVERYWHERE * scale[units], 1.0, 1 / self.share).double()
+        # Where the scale has grown, some of what is kept will move down and make room: all may enter.
+        self.bands.worst.view(-1, len(SAMPLED))[scale != self.banded] = torch.inf
+        scale = scale[units]
+        band = self._band(value, scale)
+        group = units * len(SAMPLED) + band.clamp(max=len(SAMPLED) - 1)
+        self.bands.add(Members(group, key, place, value), self._enters(band, key))
+        stands = torch.where(value >= EVERYWHERE * scale, 1.0, 1 / self.share).double()
         bins = units * BINS + ((torch.log2(value) - LOWEST) * PER_OCTAVE).long().clamp(0, BINS - 1)
         for counts, where in ((self.strata, group), (self.histogram, bins)):
-            counts += torch.bincount(where, stands, minlength=counts.numel()).view_as(counts)
+            counts.view(-1).index_add_(0, where, stands)
         if self.firings is not None:
-            fires = value >= measures.FIRES * scale[units]
-            self.firings.add(units[fires], key[fires], place[fires], value[fires])
+            self.firings.add(Members(units, key, place, value), value >= measures.FIRES * scale)
+        self._settle(lambda reservoir: reservoir.full)
 
     @staticmethod
     def _band(value: Tensor, scale: Tensor) -> Tensor:
         """Number in SAMPLED of the band that each value belongs to; len(SAMPLED) below the last."""
-        return len(SAMPLED) - torch.bucketize(value / scale, EDGES.to(value.device), right=True)
+        ratio, band = value / scale, torch.full(value.shape, len(SAMPLED), device=value.device)
+        for edge in measures.STRATA:
+            band -= (ratio >= edge).long()
+        return band
 
     def _enters(self, band: Tensor, key: Tensor) -> Tensor:
         """Which members may be in their bands: those of a low one are a sample, whatever they were before."""
         return (band < FIRING) | ((band < len(SAMPLED)) & (key < self.share))
 
-    def _reband(self, scale: Tensor) -> None:
-        """Moves what is kept to the bands where it belongs at this scale, and drops what is below them all."""
-        grown = torch.nonzero(scale != self.banded)[:, 0]
-        self.banded = scale
-        groups = (grown[:, None] * len(SAMPLED) + torch.arange(len(SAMPLED), device=scale.device)).flatten()
-        value, place = self.bands.value[groups], self.bands.place[groups]
-        band = self._band(value, scale[grown].repeat_interleave(len(SAMPLED))[:, None])
-        gone = (place >= 0) & (band != (groups % len(SAMPLED))[:, None])
-        units, band = (groups // len(SAMPLED))[:, None].expand_as(gone)[gone], band[gone]
-        taken = self.bands.take(groups, gone)
-        stays = self._enters(band, taken[0])
-        self.bands.add((units * len(SAMPLED) + band)[stays], *(part[stays] for part in taken))
+    def _settle(self, due: Callable[[Reservoir], bool]) -> None:
+        if self.firings is not None and due(self.firings):
+            self.firings.settle(self.firings.members())
+        if due(self.bands):
+            self.bands.settle(self._rebanded(self.bands.members()))
+
+    def _rebanded(self, members: Members) -> Members:
+        """Members in the bands where they belong at this scale, without those below them all."""
+        self.banded = self.scale()
+        units = members.group // len(SAMPLED)
+        band = self._band(members.value, self.banded[units])
+        return members._replace(group=units * len(SAMPLED) + band).where(self._enters(band, members.key))
 
     def documents(self, x: Tensor, place: Tensor, document: Tensor, cluster: Tensor) -> None:
         """Takes x [N, U] at places [N] with their documents and clusters, in order, for the best documents.
@@ -154,21 +177,21 @@ class Side:
         numbers, lengths = torch.unique_consecutive(document, return_counts=True)
         start = 0
         for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
-            part = x[start : start + length]
-            value, row = part.max(dim=0)
-            if self.width > len(value):
-                low, low_row = part.min(dim=0)
-                value, row = torch.cat([value, -low]), torch.cat([row, low_row])
-            where = place[start + row]
-            if number == self.open_document:
-                more = value > self.open_value
-                self.open_value = torch.where(more, value, self.open_value)
-                self.open_place = torch.where(more, where, self.open_place)
-            else:
+            if number != self.open_document:
                 self.close()
                 self.open_document, self.open_cluster = number, int(cluster[start])
-                self.open_value, self.open_place = value, where
+            self._read(x[start : start + length], place[start : start + length])
             start += length
+
+    def _read(self, x: Tensor, place: Tensor) -> None:
+        """Takes x [N, U] of the document in progress."""
+        value = torch.cat([x.amax(dim=0), -x.amin(dim=0)])[: self.width]
+        # Where it was is looked up only for what may be among the best in the end.
+        units = torch.nonzero(value > torch.maximum(self.open_value, self.best_value.amin(dim=0)))[:, 0]
+        sign = torch.where(units < x.shape[1], 1, -1)
+        row = (x.index_select(1, units % x.shape[1]) * sign).max(dim=0).indices
+        self.open_place[units] = place[row]
+        self.open_value = torch.maximum(self.open_value, value)
 
     def close(self) -> None:
         """Lets the document in progress compete for a place among the best, and counts its cluster if it fires."""
@@ -176,11 +199,16 @@ class Side:
             fires = self.open_value >= measures.FIRES * self.peak
             self.clusters += fires & (self.last_cluster != self.open_cluster)
             self.last_cluster[fires] = self.open_cluster
-        slot = self.best_value.argmin(dim=0, keepdim=True)
-        better = self.open_value[None] > self.best_value.gather(0, slot)
-        for best, new in ((self.best_value, self.open_value), (self.best_place, self.open_place)):
-            best.scatter_(0, slot, torch.where(better, new[None], best.gather(0, slot)))
+        better = torch.nonzero(self.open_value > self.best_value.amin(dim=0))[:, 0]
+        slot = self.best_value[:, better].argmin(dim=0)
+        self.best_value[slot, better] = self.open_value[better]
+        self.best_place[slot, better] = self.open_place[better]
         self.open_value = torch.zeros_like(self.open_value)
+
+    def end(self) -> None:
+        """Closes the last document and settles what waits."""
+        self.close()
+        self._settle(lambda _: True)
 
 
 class Site:
@@ -246,7 +274,7 @@ class Site:
 
     def end(self, side: str) -> None:
         """Closes a side; after the explain side the peaks P [2, U] of both signs are frozen."""
-        self.sides[side].close()
+        self.sides[side].end()
         if side == "explain":
             self.peak = self.sides[side].scale().view(len(SIGNS), self.width)
 

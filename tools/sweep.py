@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,7 +40,8 @@ from .units import UnitId, parse_site
 STEP = measures.WINDOW - 1       # tokens of text in a window
 RANDOM = 64                      # random positions a side, read for every unit
 PER_BAND = 12                    # exemplars a band that are handed out
-FORMAT = 5
+FIRST = 4 * measures.PEAK_DOCUMENTS    # short clusters that a side begins with
+FORMAT = 6
 
 Place = tuple[int, int]
 Progress = Callable[[str, int, int], None]
@@ -375,7 +377,11 @@ class Read:
 
 
 def tokenise(subject: Subject, corpus: Corpus, tokens: int | None, progress: Progress) -> list[Read]:
-    """Documents as ids, explain first, clusters together and numbered in reading order."""
+    """Documents as ids, explain first, clusters together and numbered in reading order.
+
+    A side begins with its FIRST shortest clusters: the bound on P, which is low until ten documents were read, is soon
+    near it.
+    """
     chosen, total = [], 0
     order = sorted(range(len(corpus.documents)), key=lambda i: corpus.documents[i].id)
     for done, number in enumerate(order):
@@ -386,12 +392,21 @@ def tokenise(subject: Subject, corpus: Corpus, tokens: int | None, progress: Pro
             chosen.append((number, ids))
             total += len(ids)
         progress("tokenise", done + 1, len(order))
-    chosen.sort(key=lambda pair: (measures.SIDES.index(corpus.sides[pair[0]]), corpus.clusters[pair[0]]))
     numbers: dict[int, int] = {}
     return [
         Read(corpus.documents[n], corpus.sides[n], numbers.setdefault(corpus.clusters[n], len(numbers)), ids)
-        for n, ids in chosen
+        for side in measures.SIDES
+        for n, ids in _short_first(corpus, [pair for pair in chosen if corpus.sides[pair[0]] == side])
     ]
+
+
+def _short_first(corpus: Corpus, chosen: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
+    """Numbers and ids of the documents of one side, cluster by cluster, the FIRST shortest clusters first."""
+    length: Counter[int] = Counter()
+    for number, ids in chosen:
+        length[corpus.clusters[number]] += len(ids)
+    soon = set(sorted(length, key=lambda cluster: (length[cluster], cluster))[:FIRST])
+    return sorted(chosen, key=lambda pair: ((at := corpus.clusters[pair[0]]) not in soon, at))
 
 
 def apart(name: str, documents: list[Read]) -> list[Read]:

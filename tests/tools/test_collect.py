@@ -21,6 +21,7 @@ from lamplighter.tools.collect import (
     PER_OCTAVE,
     SAMPLED,
     SIGNS,
+    Members,
     Reservoir,
     Side,
     Site,
@@ -82,13 +83,15 @@ Member = tuple[int, float, int, float]   # group, key, place, value
 
 def offer(reservoir: Reservoir, members: Sequence[Member]) -> None:
     group, key, place, value = zip(*members, strict=True) if members else ((), (), (), ())
-    reservoir.add(
-        torch.tensor(group, dtype=torch.int64), torch.tensor(key, dtype=torch.float32),
-        torch.tensor(place, dtype=torch.int32), torch.tensor(value, dtype=torch.float32),
-    )  # fmt: skip
+    dtypes = (torch.int64, torch.float32, torch.int32, torch.float32)
+    columns = (torch.tensor(part, dtype=d) for part, d in zip((group, key, place, value), dtypes, strict=True))
+    reservoir.add(Members(*columns), torch.ones(len(group), dtype=torch.bool))
+    if reservoir.full:
+        reservoir.settle(reservoir.members())
 
 
 def held(reservoir: Reservoir, group: int) -> list[tuple[float, int, float]]:
+    reservoir.settle(reservoir.members())
     rows = zip(*(t[group].tolist() for t in (reservoir.key, reservoir.place, reservoir.value)), strict=True)
     return sorted(row for row in rows if row[1] >= 0)
 
@@ -183,7 +186,7 @@ class Text:
                 enters = (y >= side.least(EVERYWHERE)) | (drawn & (y >= side.least(measures.STRATA[-1])))
                 rows, units = torch.nonzero(enters, as_tuple=True)
                 side.keep(units, y[rows, units], hashed[rows], where[rows])
-        side.close()
+        side.end()
         return side
 
     def maxima(self, unit: int) -> list[tuple[float, int]]:

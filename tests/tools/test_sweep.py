@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import resource
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,10 +175,24 @@ def test_windows_are_disjoint_and_hold_every_token_once(case: Case) -> None:
 
 
 def test_a_document_is_longer_than_two_batches(case: Case) -> None:
-    first = case.sweep.documents[0]
-    assert first.name == "long"
-    assert first.length > 2 * module.BATCH_TOKENS
-    assert first.length % STEP != 0
+    long = next(d for d in case.sweep.documents if d.name == "long")
+    assert long.length > 2 * module.BATCH_TOKENS
+    assert long.length % STEP != 0
+
+
+def test_a_side_begins_with_its_shortest_clusters(case: Case) -> None:
+    """All of the shortest before any other; a cluster stays together."""
+    for side in measures.SIDES:
+        documents = [d for d in case.sweep.documents if d.side == side]
+        length = Counter[int]()
+        for document in documents:
+            length[document.cluster] += document.length
+        order = list(dict.fromkeys(d.cluster for d in documents))
+        assert [d.cluster for d in documents] == sorted(d.cluster for d in documents)
+        later = [length[cluster] for cluster in order[module.FIRST :]]
+        assert max(length[cluster] for cluster in order[: module.FIRST]) <= min(later, default=10**9)
+        if side == "explain":
+            assert later and len(order) < len(documents)
 
 
 # Numbers
