@@ -9,7 +9,7 @@ import gc
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..tools.collect import Site, position_key
 from ..tools.corpus import load_corpus
 from ..tools.measures import WINDOW
-from ..tools.subject import Subject
+from ..tools.subject import Subject, Take
 from ..tools.sweep import apart, batches, tokenise
 from .report import Claim, Part, Progress, at_most
 
@@ -32,7 +32,7 @@ LONG = 120_000         # tokens of the explain side of a usual sweep, which sets
 FEW = 8                # sites of the pass whose memory is measured
 RIVALS = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
 
-Readings = Callable[[list[list[int]]], Iterator[tuple[str, Tensor]]]     # of rows, all of one length: [rows, T, width]
+Readings = Callable[[list[list[int]], Take], None]     # gives those of rows, all of one length, to `take`
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,19 @@ def _keep(
         keeper.begin("explain", LONG)
     for batch in work:
         drawn = torch.zeros(len(batch.place), dtype=torch.bool)
-        for site, x in readings(batch.rows):
+
+        def keep(site: str, x: Tensor, batch: _Batch = batch, drawn: Tensor = drawn) -> None:
             flat = x[:, 1:].flatten(0, 1).float()
             kept[site].add("explain", flat, batch.place, batch.key, batch.document, batch.cluster, drawn)
+
+        readings(batch.rows, keep)
     for keeper in kept.values():
         keeper.end("explain")
 
 
 def _own(subject: Subject, sites: Sequence[str]) -> Readings:
-    def read(rows: list[list[int]]) -> Iterator[tuple[str, Tensor]]:
-        yield from subject.run(rows, read=sites).readings.items()
+    def read(rows: list[list[int]], take: Take) -> None:
+        subject.run(rows, read=sites, take=take)
 
     return read
 
@@ -132,15 +135,13 @@ def _transformer_lens(sites: Sequence[str]) -> Readings:
     own = _headless()
     bridge = TransformerBridge.boot_transformers(MODEL, hf_model=own.model, tokenizer=own.tokenizer, device="cpu")
 
-    def read(rows: list[list[int]]) -> Iterator[tuple[str, Tensor]]:
-        found: dict[str, Tensor] = {}
+    def read(rows: list[list[int]], take: Take) -> None:
         hooks = [
-            (f"blocks.{site.split('-')[0]}.mlp.out.hook_in", lambda x, hook, site=site: found.__setitem__(site, x))
+            (f"blocks.{site.split('-')[0]}.mlp.out.hook_in", lambda x, hook, site=site: take(site, x))
             for site in sites
         ]
         with torch.inference_mode():
             bridge.run_with_hooks(torch.tensor(rows), return_type=None, fwd_hooks=hooks)
-        yield from found.items()
 
     return read
 
@@ -159,12 +160,13 @@ def _nnsight(sites: Sequence[str]) -> Readings:
     model = NNsight(_headless().model)
     layers = [int(site.split("-")[0]) for site in sites]
 
-    def read(rows: list[list[int]]) -> Iterator[tuple[str, Tensor]]:
+    def read(rows: list[list[int]], take: Take) -> None:
         found: list[Tensor] = []
         with torch.inference_mode(), model.trace(torch.tensor(rows)):      # the body's source is read and run
             for layer in layers:
                 found.append(model.model.layers[layer].mlp.down_proj.input.save())
-        yield from zip(sites, found, strict=True)
+        for site, x in zip(sites, found, strict=True):
+            take(site, x)
 
     return read
 

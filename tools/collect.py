@@ -185,13 +185,16 @@ class Side:
 
     def _read(self, x: Tensor, place: Tensor) -> None:
         """Takes x [N, U] of the document in progress."""
-        value = torch.cat([x.amax(dim=0), -x.amin(dim=0)])[: self.width]
-        # Where it was is looked up only for what may be among the best in the end.
-        units = torch.nonzero(value > torch.maximum(self.open_value, self.best_value.amin(dim=0)))[:, 0]
-        sign = torch.where(units < x.shape[1], 1, -1)
-        row = (x.index_select(1, units % x.shape[1]) * sign).max(dim=0).indices
-        self.open_place[units] = place[row]
-        self.open_value = torch.maximum(self.open_value, value)
+        least, across = torch.maximum(self.open_value, self.best_value.amin(dim=0)), x.shape[1]
+        for first, sign in zip(range(0, self.width, across), SIGNS, strict=False):
+            mine = slice(first, first + across)
+            value = x.amax(dim=0) if sign > 0 else -x.amin(dim=0)
+            # Where it was is looked up only for what may be among the best in the end.
+            units = torch.nonzero(value > least[mine])[:, 0]
+            column = x.index_select(1, units)
+            row = (column.max(dim=0) if sign > 0 else column.min(dim=0)).indices
+            self.open_place[first + units] = place[row]
+            self.open_value[mine] = torch.maximum(self.open_value[mine], value)
 
     def close(self) -> None:
         """Lets the document in progress compete for a place among the best, and counts its cluster if it fires."""
@@ -199,10 +202,10 @@ class Side:
             fires = self.open_value >= measures.FIRES * self.peak
             self.clusters += fires & (self.last_cluster != self.open_cluster)
             self.last_cluster[fires] = self.open_cluster
-        better = torch.nonzero(self.open_value > self.best_value.amin(dim=0))[:, 0]
-        slot = self.best_value[:, better].argmin(dim=0)
-        self.best_value[slot, better] = self.open_value[better]
-        self.best_place[slot, better] = self.open_place[better]
+        least, slot = self.best_value.min(dim=0)
+        better = torch.nonzero(self.open_value > least)[:, 0]
+        self.best_value[slot[better], better] = self.open_value[better]
+        self.best_place[slot[better], better] = self.open_place[better]
         self.open_value = torch.zeros_like(self.open_value)
 
     def end(self) -> None:

@@ -39,6 +39,7 @@ NEEDS = {
 
 Ids = Sequence[int]
 Rows = Sequence[Ids] | Tensor
+Take = Callable[[str, Tensor], None]     # is given a site and its reading [B, T, width]
 
 
 @dataclass(frozen=True)
@@ -254,12 +255,13 @@ class Subject:
 
     def run(
         self, rows: Rows, read: Sequence[str] = (), edits: Sequence[Edit] = (), logits: bool = False,
-        normed: bool = False,
+        normed: bool = False, take: Take | None = None,
     ) -> Pass:  # fmt: skip
         """One forward pass over one batch of rows, right-padded.
 
         Readings are taken after the edits at their own site. Each edit's count of changed positions comes back in
-        `fired`: an edit that did not happen shows as 0. `logits`, `normed`: what Pass gives besides.
+        `fired`: an edit that did not happen shows as 0. `logits`, `normed`: what Pass gives besides. `take` gets each
+        reading as it is made, and Pass none: readings of many sites are then not held at a time.
         """
         ids, mask = self._pad(rows)
         ragged = not bool(mask.all())
@@ -267,11 +269,11 @@ class Subject:
         inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask.long() if ragged else None,
                   "use_cache": False}  # fmt: skip
         self.forward_rows += ids.shape[0]
-        return self._forward(inputs, mask, read, edits, logits, normed)
+        return self._forward(inputs, mask, read, edits, logits, normed, take)
 
     def _forward(
         self, inputs: dict[str, Any], mask: Tensor, read: Sequence[str], edits: Sequence[Edit], logits: bool,
-        normed: bool,
+        normed: bool, take: Take | None = None,
     ) -> Pass:  # fmt: skip
         readings: dict[str, Tensor] = {}
         fired = [0] * len(edits)
@@ -281,7 +283,8 @@ class Subject:
         with torch.inference_mode(), ExitStack() as stack:
             for site in order:
                 mine = [(i, edit) for i, edit in enumerate(edits) if edit.site == site]
-                self._hook(stack, site, mine, mask, readings if site in read else None, fired, site == deepest)
+                taken = (take or readings.__setitem__) if site in read else None
+                self._hook(stack, site, mine, mask, taken, fired, site == deepest)
             try:
                 whole = self.model if logits else self.model.base_model
                 output = whole(**inputs)
@@ -328,17 +331,17 @@ class Subject:
 
     def _hook(
         self, stack: ExitStack, site: str, edits: list[tuple[int, Edit]], mask: Tensor,
-        readings: dict[str, Tensor] | None, fired: list[int], stop: bool,
+        take: Take | None, fired: list[int], stop: bool,
     ) -> None:  # fmt: skip
-        """Registers one hook on a site that applies its edits, keeps its reading and, at the deepest, ends the pass."""
+        """Registers one hook on a site that applies its edits, gives its reading and, at the deepest, ends the pass."""
         layer, kind = self._layer(site)
 
         def visit(value: Tensor) -> Tensor:
             for number, edit in edits:
                 value, changed = self._apply(edit, value, mask)
                 fired[number] += changed
-            if readings is not None:
-                readings[site] = value
+            if take is not None:
+                take(site, value)
             if stop:
                 raise _Deepest
             return value

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -467,20 +467,26 @@ def _pass(subject: Subject, documents: list[Read], sites: Sequence[str], progres
         at = 0
         for rows, document, cluster in batches(mine, subject.sink):
             n = len(document)
-            passed = subject.run(rows, read=sites)
-            real = passed.mask.clone()
-            real[:, 0] = False
+            across = max(map(len, rows))
+            real = np.concatenate([line * across + np.arange(1, len(row)) for line, row in enumerate(rows)])
+            arrays = (real, keys[at : at + n], document, cluster, drawn[at : at + n])
+            chosen, *labels = (torch.as_tensor(array, device=subject.device) for array in arrays)
             place = torch.arange(first + at, first + at + n, dtype=torch.int32, device=subject.device)
-            arrays = (keys[at : at + n], document, cluster, drawn[at : at + n])
-            labels = [torch.as_tensor(array, device=subject.device) for array in arrays]
-            for site, keeper in kept.items():
-                keeper.add(side, passed.readings[site][real].float(), place, *labels)
+            subject.run(rows, read=sites, take=partial(_keep, kept, side, chosen, place, labels))
             at, done = at + n, done + n
             progress(side, done, total)
         first += length
         for keeper in kept.values():
             keeper.end(side)
     return kept
+
+
+def _keep(
+    kept: dict[str, Site], side: str, chosen: Tensor, place: Tensor, labels: Sequence[Tensor], site: str,
+    reading: Tensor,
+) -> None:  # fmt: skip
+    """Takes the `chosen` of the positions of reading [B, T, width], which stand at `place`s, with their labels."""
+    kept[site].add(side, reading.flatten(0, 1).index_select(0, chosen).float(), place, *labels)
 
 
 def batches(documents: Sequence[Read], sink: int) -> Iterator[tuple[list[list[int]], np.ndarray, np.ndarray]]:
