@@ -41,7 +41,7 @@ def _read(path: Path) -> dict[str, str]:
     """What is kept, by unit. A last line that was cut short is taken off the file."""
     whole, end, _ = path.read_text("utf-8").rpartition("\n") if path.exists() else ("", "", "")
     path.write_text(whole + end, "utf-8")
-    return dict(line.split("\t", 1) for line in whole.splitlines())
+    return dict(line.split("\t", 1) for line in whole.split("\n") if line)
 
 
 @cache

@@ -257,6 +257,16 @@ def test_a_pass_stops_after_the_deepest_site_read(tiny: Any) -> None:
             handle.remove()
 
 
+def test_readings_that_are_taken_as_they_are_made_are_the_same_and_are_not_held(tiny: Any) -> None:
+    rows, sites = ragged(tiny), ["1-mlp", "0-resid", "0-mlp"]
+    taken: list[tuple[str, torch.Tensor]] = []
+    done = tiny.run(rows, read=sites, take=lambda site, reading: taken.append((site, reading)))
+    held = tiny.run(rows, read=sites).readings
+    assert done.readings == {}
+    assert [site for site, _ in taken] == ["0-mlp", "0-resid", "1-mlp"]      # in the order of the pass, each once
+    assert all(torch.equal(reading, held[site]) for site, reading in taken)
+
+
 def test_logits_at_places_are_those_of_the_whole_pass(tiny: Any) -> None:
     rows = ragged(tiny)
     whole = tiny.run(rows, logits=True)
