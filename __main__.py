@@ -1,8 +1,9 @@
 """The command line, put together: `lamplighter …` or `python -m lamplighter …`."""
 
-from .agent.cli import app, main
-from .experiments.command import WithParts, experiment
+from .agent.cli import app, main, saes_app
+from .experiments.command import WithParts, experiment, saes_train
 
+saes_app.command("train")(saes_train)
 app.command(cls=WithParts)(experiment)
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ models_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Embedded weights, pinned by version and sha256."
 )  # fmt: skip
 app.add_typer(models_app, name="models")
+saes_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Sparse autoencoders and transcoders, whose features are units."
+)  # fmt: skip
+app.add_typer(saes_app, name="saes")
 
 HomeOption = Annotated[      # text and no Path, for which '' and '.' are the same
     str | None, typer.Option("--home", metavar="PATH", help="Home folder (else LAMPLIGHTER_HOME, ./lamplighter-home).")
@@ -127,6 +131,52 @@ def models_pull(
         folders = models.pull(names or [], live.pulling)
     for folder in folders:
         sys.stderr.write(f"{folder.name} is in {folder}\n")
+
+
+@saes_app.command("list")
+def saes_list(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Lists the SAEs that are here, with the site that each is at."""
+    from ..tools.features import every_coder
+
+    rows = [
+        {"name": c.name, "site": c.site, "architecture": c.architecture, "features": c.width, "model": c.model}
+        for c in every_coder([Home.resolve(home).saes])
+    ]
+    _emit(rows, as_json, shown.plain_table)
+
+
+@saes_app.command("add")
+def saes_add(
+    name: Annotated[str, typer.Argument(help="What it is to be called, as in 8-resid:NAME.")],
+    source: Annotated[str, typer.Argument(help="A folder, REPOSITORY/FOLDER of a hub, or RELEASE/ID of sae-lens.")],
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Brings an SAE into this home, so that units such as MODEL/8-resid:NAME/88 can be named."""
+    from ..tools.fetch_sae import fetch_sae
+
+    made = fetch_sae(name, source, Home.resolve(home).saes)
+    facts = {"name": made.name, "site": made.site, "architecture": made.architecture, "features": made.width}
+    _emit([facts], as_json, shown.plain_table)
+
+
+@saes_app.command("eval")
+def saes_eval(
+    site: Annotated[str, typer.Argument(help="A site of features, as in 8-resid:smollm2-l8-topk.")],
+    model: ModelOption = SUBJECT, corpus: CorpusOption = "builtin", tokens: TokensOption = None,
+    device: DeviceOption = None, dtype: DtypeOption = None, home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Judges an SAE on the score side of a corpus: what it leaves out, and what the model loses with it in place."""
+    from ..tools.corpus import load_corpus
+    from ..tools.sae_eval import sae_eval
+    from ..tools.sweep import apart, tokenise
+
+    text = load_corpus(corpus)
+    subject = Home.resolve(home).toolbox(model, device, dtype).subject
+    subject.width(site)
+    with progress() as live:
+        documents = apart(text.name, tokenise(subject, text, tokens, live.sweeping))
+        found = sae_eval(subject, site, [d for d in documents if d.side == "score"], progress=live.counting)
+    _emit(found | {"corpus": text.name}, as_json, shown.sae_table)
 
 
 @app.command()

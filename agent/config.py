@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,13 +55,32 @@ class Home:
     def findings(self) -> Findings:
         return Findings(self.path / "findings.duckdb")
 
-    def sweep_for(self, unit: "UnitId", weights: str) -> "Sweep":
-        """The largest sweep of these weights that holds a unit's site; raises Refused with the command for one."""
+    @property
+    def saes(self) -> Path:
+        """The folder of the SAEs that were added to this home, one folder each."""
+        return self.path / "saes"
+
+    @property
+    def pictures(self) -> Path:
+        """The folder of the pictures that evidence names by the sha256 of their bytes."""
+        return self.path / "pictures"
+
+    def keep(self, picture: bytes) -> str:
+        """Stores a PNG under its digest, which it returns."""
+        digest = hashlib.sha256(picture).hexdigest()
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        draft = self.pictures / f".{digest}.{os.getpid()}"
+        draft.write_bytes(picture)
+        os.replace(draft, self.pictures / f"{digest}.png")
+        return digest
+
+    def sweep_for(self, unit: "UnitId", digest: str) -> "Sweep":
+        """The largest sweep of a unit's site, of this `Subject.site_digest`; raises Refused where there is none."""
         from ..tools.sweep import find_sweep, swept_before
 
-        found = find_sweep(self.path, weights, unit.site)
+        found = find_sweep(self.path, digest, unit.site)
         if found is None:
-            how = "swept by another version" if swept_before(self.path, weights, unit.site) else "not swept"
+            how = "swept by another version" if swept_before(self.path, digest, unit.site) else "not swept"
             raise Refused(
                 f"{unit.site} of {unit.model} was {how} in {self.path}; "
                 f"run `lamplighter sweep --model {unit.model} --sites {unit.site}` first."
@@ -76,10 +95,12 @@ class Home:
 
     def toolbox(self, model: str, device: str | None = None, dtype: str | None = None) -> "Toolbox":
         """Every tool on one subject, its evidence kept in this home."""
+        from ..tools.features import find_coder
         from ..tools.subject import Subject
         from ..tools.toolbox import Toolbox
 
         subject = Subject.load(model, device=device, dtype=dtype)
+        subject.find_coder = partial(find_coder, places=(self.saes,))
         held: list[MaskedLM] = []
         sweeps: dict[str, Sweep] = {}
 
@@ -91,10 +112,10 @@ class Home:
 
         def sweep(unit: "UnitId") -> "Sweep":
             if unit.site not in sweeps:
-                sweeps[unit.site] = self.sweep_for(unit, subject.digest)
+                sweeps[unit.site] = self.sweep_for(unit, subject.site_digest(unit.site))
             return sweeps[unit.site]
 
-        return Toolbox(subject, sweep, masked, self.work.recall, self.work.remember)
+        return Toolbox(subject, sweep, masked, self.work.recall, self.work.remember, self.keep)
 
 
 def _mode_key(subject_digest: str) -> str:

@@ -18,15 +18,16 @@ from .state import State  # noqa: E402
 def investigate(unit: UnitId, by: Investigator) -> list[Record]:
     """Runs one unit to its end and returns what is to be remembered. Raises what a step raised."""
     graph = StateGraph(State)
-    for name in ("observe", "plan", "act", "submit", "revise", "score", "judge", "record"):
+    for name in ("observe", "plan", "act", "submit", "revise", "score", "explain_output", "judge", "record"):
         graph.add_node(name, getattr(by, name))
     graph.add_edge(START, "observe")
     graph.add_edge("observe", "plan")
-    graph.add_conditional_edges("plan", _after_plan, ["act", "submit", "score", "judge"])
+    graph.add_conditional_edges("plan", _after_plan, ["act", "submit", "score", "explain_output"])
     graph.add_edge("act", "plan")
     graph.add_conditional_edges("submit", lambda state: after_submit(state, by.budget.revisions), ["revise", "score"])
     graph.add_edge("revise", "plan")
-    graph.add_edge("score", "judge")
+    graph.add_edge("score", "explain_output")
+    graph.add_edge("explain_output", "judge")
     graph.add_edge("judge", "record")
     graph.add_edge("record", END)
     limit = 4 * (by.budget.steps + by.budget.revisions) + 20
@@ -37,4 +38,4 @@ def investigate(unit: UnitId, by: Investigator) -> list[Record]:
 
 def _after_plan(state: State) -> str:
     chosen = after_plan(state)
-    return "score" if chosen == "judge" and state.get("drafts") else chosen
+    return "score" if chosen == "explain_output" and state.get("drafts") else chosen

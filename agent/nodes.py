@@ -1,7 +1,7 @@
 """The steps of one investigation, as methods of `Investigator`; `graph.py` says in which order they run.
 
-observe → plan ⇄ act → submit → (revise) → score → verdict → record. The planner sees explain and tune only; the score
-side is read once, after submission, and the verdict is by rule.
+observe → plan ⇄ act → submit → (revise) → score → explain output → verdict → record. The planner sees explain and tune
+only; the score side is read once, after submission, and the verdict is by rule.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,14 @@ from ..store.records import (
     Verdict,
     uuid7,
 )
+from ..tools.explain_output import explain_output, rule_of, rule_text
 from ..tools.floors import Floors, MakeRule, floor_rules
 from ..tools.near_misses import near_misses
+from ..tools.rebuild import METRICS as REBUILT
+from ..tools.rebuild import fit_scales, rebuild
 from ..tools.rules import Rule
 from ..tools.score_input import score_input, unscored
+from ..tools.score_output import score_output
 from ..tools.sweep import Sweep
 from ..tools.toolbox import Toolbox
 from ..tools.try_rule import trial
@@ -72,7 +76,7 @@ class Investigator:
         """Checks that the unit can be studied at all: it is the model's, and the sweep saw it active."""
         self.toolbox.subject.check(state["unit"])
         self.sweep.statistics(state["unit"])
-        return {"steps": 0, "revisions": 0, "misses": [], "kept": None, "scores": [], "failures": []}
+        return {"steps": 0, "revisions": 0, "misses": [], "kept": None, "output": None, "scores": [], "failures": []}
 
     def plan(self, state: State) -> State:
         """Asks the planner, or has it conclude once the budget is spent.
@@ -137,6 +141,7 @@ class Investigator:
                 near_misses=lambda: near_misses(subject, self.sweep, self.toolbox.masked(), unit),
             )  # fmt: skip
             scores += self._elsewhere(unit, best.hypothesis.id, best.rule, state.get("evidence", []))
+            scores += self._rebuilt(unit, best.hypothesis.id, best.rule, state.get("evidence", []))
         return {"kept": replace(best.hypothesis, kept=True), "scores": [replace(s, **self._stamps) for s in scores]}
 
     def _elsewhere(
@@ -153,6 +158,48 @@ class Investigator:
             evidence=evidence,
         )  # fmt: skip
         return [replace(f1, metric="f1_second_corpus", details=f1.details | {"corpus": self.second.corpus})]
+
+    def explain_output(self, state: State) -> State:
+        """Puts what the ablation found into words and scores them, for units without a rule as well.
+
+        Left out once the budget is reached: the verdict does not wait for it.
+        """
+        unit, subject, evidence = state["unit"], self.toolbox.subject, state.get("evidence", [])
+        made = None if self.budget.reached else explain_output(subject, evidence)
+        if made is None:
+            return {}
+        self.tell(unit, "scoring what it pushes on text that was never shown")
+        pushes = made.pushes
+        hypothesis = Hypothesis(
+            author="ablate", sentence=made.sentence, rule=None if pushes is None else rule_of(pushes),
+            rule_text=None if pushes is None else rule_text(subject, pushes), kept=True, side="output",
+            evidence=[made.evidence], **self._stamps, **_name(unit),
+        )  # fmt: skip
+        scores = [] if pushes is None else score_output(
+            subject, self.sweep, unit, pushes, hypothesis=hypothesis.id, claim=self.claim, evidence=evidence
+        )  # fmt: skip
+        stamped = [replace(score, **self._stamps) for score in scores]
+        return {"output": hypothesis, "scores": [*state["scores"], *stamped]}
+
+    def _rebuilt(self, unit: UnitId, hypothesis: str, rule: Rule, evidence: Sequence[Evidence]) -> list[Score]:
+        """What the model gets back with the rule's prediction in the unit's place, on each corpus there is.
+
+        The scale from prediction to activation is fitted on the first.
+        """
+        subject = self.toolbox.subject
+        if self.budget.reached or not subject.holds("edit"):
+            return []
+        self.tell(unit, "rebuilding it from its rule")
+        rules = {unit: rule}
+        scales, found = fit_scales(subject, self.sweep, rules), []
+        for sweep in (self.sweep, self.second):
+            if sweep is not None and sweep.statistics(unit).peak > 0:
+                found += rebuild(
+                    subject, sweep, rules, scales, hypothesis=hypothesis, evidence=evidence,
+                    claim=lambda h, digest=sweep.digest: self.claim(f"{h}:rebuild:{digest}"),  # type: ignore[misc]
+                )  # fmt: skip
+        second = [replace(s, metric=f"{s.metric}_second_corpus") for s in found[len(REBUILT) :]]
+        return [*found[: len(REBUILT)], *second]
 
     def judge(self, state: State) -> State:
         """The verdict on this unit alone; false discovery over the run is added when the run ends."""
@@ -177,7 +224,7 @@ class Investigator:
             id=self.investigation, planner=self.planner.name, status="abstained" if kept is None else "submitted",
             steps=state["steps"], cost=_total(evidence, state["scores"]), seconds=0.0, run=self.run, **_name(unit),
         )  # fmt: skip
-        known = [kept] if kept else []
+        known = [h for h in (kept, state["output"]) if h is not None]
         records: list[Record] = [
             self._unit(unit), *self._exemplars(unit), investigation, *evidence, *drafts, *known,
             *state["scores"], state["verdict"], *state["failures"],
@@ -215,7 +262,7 @@ class Investigator:
 
 def after_plan(state: State) -> str:
     """The node that carries out what the planner decided."""
-    return {Call: "act", Submit: "submit", Abstain: "judge"}[type(state["action"])]
+    return {Call: "act", Submit: "submit", Abstain: "explain_output"}[type(state["action"])]
 
 
 def after_submit(state: State, revisions: int) -> str:

@@ -110,7 +110,10 @@ class ByLLM:
 
     def make(self, toolbox: "Toolbox", induce: Induce, stamps: Stamps) -> Planner:
         assert self._can is not None
-        return LLMPlanner(self._client, self._can, induce, toolbox.offered(), toolbox.subject.piece, stamps)
+        from ..tools.toolbox import FOR_PEOPLE
+
+        offered = [name for name in toolbox.offered() if name not in FOR_PEOPLE]
+        return LLMPlanner(self._client, self._can, induce, offered, toolbox.subject.piece, stamps)
 
     def close(self) -> None:
         self._client.close()

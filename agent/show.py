@@ -114,7 +114,7 @@ _OF_RUN = """
            decided.verdict, i.planner, i.run, i.id AS investigation, i.seconds
     FROM investigations i
     JOIN decided ON decided.investigation = i.id
-    LEFT JOIN hypotheses h ON h.investigation = i.id AND h.kept
+    LEFT JOIN hypotheses h ON h.id = decided.hypothesis
     LEFT JOIN scores f1 ON f1.hypothesis = h.id AND f1.metric = 'f1' AND f1.side = 'score' AND f1.judge IS NULL
     WHERE i.run = $run
 """
@@ -263,6 +263,10 @@ def _explained(facts: Mapping[str, Any]) -> None:
     say(f"{name(card)}{peak}")
     say(f"explanation: {clean(card['explanation'] or 'none')}")
     say(f"rule:        {clean(card['rule'] or 'none')}")
+    if card["output_explanation"] is not None:
+        bounds = bounded(card["output_score"], card["output_low"], card["output_high"])
+        scored = "" if card["output_score"] is None else f" (AUC {bounds})"
+        say(f"output:      {clean(card['output_explanation'])}{scored}")
     for verdict in facts["verdicts"][-1:]:
         say(f"verdict:     {verdict['verdict']} ({clean(verdict['reason'])})")
     if card["created_at"] is not None:
@@ -320,6 +324,18 @@ def evidence_table(report: dict[str, Any]) -> None:
     spent = f"{cost['forward_rows']:,} rows, {cost['forward_tokens']:,} forward tokens, {cost['seconds']:.1f} s"
     say("recalled: the same was asked before." if report["recalled"] else f"cost: {spent}")
     say(f"evidence {report['id']}; `lamplighter replay {report['id']}` runs it again.")
+
+
+def sae_table(facts: dict[str, Any]) -> None:
+    """What an SAE is worth, with intervals."""
+    say(
+        f"{facts['site']} ({facts['architecture']}, {facts['features']:,} features) on {facts['tokens']:,} tokens of "
+        f"{facts['documents']} documents of {facts['corpus']}, the sink left out:"
+    )
+    table("", ("metric", "value", "low", "high"), [
+        (r["metric"], *(number(r[key], 4) for key in ("value", "low", "high"))) for r in facts["rows"]
+    ])  # fmt: skip
+    say(f"dead: {facts['dead']:.1%} of the features, never on here; dense: {facts['dense']:.1%}, on at over 10 %.")
 
 
 def tool_table(tools: list[dict[str, Any]]) -> None:

@@ -58,6 +58,7 @@ class State(TypedDict, total=False):
     revisions: int
     misses: list[dict[str, Any]]
     kept: Hypothesis | None
+    output: Hypothesis | None
     scores: list[Score]
     failures: list[Failure]
     verdict: Verdict

@@ -1,6 +1,7 @@
 """`lamplighter experiment NAME`: runs a study of this folder and prints its tables and claims."""
 
 import ast
+import json
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ..agent.cli import HomeOption, JsonOption
+from ..agent.cli import SUBJECT, CorpusOption, DeviceOption, HomeOption, JsonOption, ModelOption
 from ..agent.config import Home
 from ..agent.progress import ATLAS, Lines, Live, progress
 from ..store.records import Refused
 from ..tools.measures import SIDES
+from ..tools.units import coder_name
 from .report import Report
 
 MISSED = 5      # exit code: a claim does not hold
@@ -61,6 +63,32 @@ def experiment(
         report.show()
     if not report.holds:
         raise typer.Exit(MISSED)
+
+
+def saes_train(
+    name: Annotated[str, typer.Argument(help="What it is to be called, as in 8-resid:NAME.")],
+    site: Annotated[str, typer.Option("--site", help="A residual stream, as in 8-resid.")],
+    model: ModelOption = SUBJECT, corpus: CorpusOption = "builtin",
+    features: Annotated[int, typer.Option("--features", min=2, help="Features to learn.")] = 4608,
+    k: Annotated[int, typer.Option("--k", min=1, help="Features that are on at a token.")] = 32,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to learn from, again if need be.")] = 2_000_000,
+    seed: Annotated[int, typer.Option("--seed", help="Draws the first weights and the order of the text.")] = 0,
+    device: DeviceOption = None, home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Trains a TopK SAE on the explain side of a corpus, from where it was stopped, and judges it on the score side."""
+    from ..agent import show
+    from ..tools.corpus import load_corpus
+    from ..tools.subject import Subject
+    from .train_sae import Recipe, train_sae
+
+    recipe = Recipe(site, features, k, tokens, seed=seed)
+    text, subject = load_corpus(corpus), Subject.load(model, device=device)
+    with progress() as live:
+        card = train_sae(subject, text, recipe, Home.resolve(home).saes / coder_name(name), partial(_tell, live))
+    if as_json:
+        print(json.dumps(card))
+    else:
+        show.sae_table(card["judged"] | {"corpus": text.name})
 
 
 def _tell(live: Live | Lines, what: str, done: int, total: int) -> None:

@@ -26,7 +26,7 @@ import duckdb
 from .records import Record, Refused, utc_now
 from .work import Busy, Work, ddl_after, line_of, worker_id
 
-VERSION = 3                # of findings.sql; kept in the table schema_version
+VERSION = 4                # of findings.sql; kept in the table schema_version
 STORAGE = "v1.5.0"         # the file format of new files: read by DuckDB 1.5 and 2.x
 WAIT_SECONDS = 2.0
 RETRY_SECONDS = 0.05
@@ -82,11 +82,12 @@ class Findings:
         if unknown := sorted(equals.keys() - set(names)):
             raise Refused(f"{kind.TABLE} has no field {unknown[0]!r}; its fields are {', '.join(names)}.")
         where = " AND ".join(f'"{name}" IS NOT DISTINCT FROM ?' for name in equals) or "true"
-        columns = ", ".join(f'"{name}"' for name in names)
         with self._open(write=False) as con:
             types = _columns(con, kind.TABLE)
             if not types:            # a file from before there was this kind of record
                 return []
+            names = [name for name in names if name in types]      # one from before there was a field has its default
+            columns = ", ".join(f'"{name}"' for name in names)
             sql = f"SELECT {columns} FROM {kind.TABLE} WHERE {where} ORDER BY created_at, id"
             rows = con.execute(sql, list(equals.values())).fetchall()
         return [

@@ -187,3 +187,57 @@ WITH measured AS (
 SELECT cards.*, coalesce(spent.evidence, 0) AS evidence,
        spent.forward_rows, spent.forward_tokens, spent.backward, spent.seconds
 FROM cards LEFT JOIN spent ON spent.unit = cards.unit AND spent.sign IS NOT DISTINCT FROM cards.sign;
+
+-- version 4
+
+-- What a unit pushes is a hypothesis of its own.
+ALTER TABLE hypotheses ADD COLUMN side VARCHAR DEFAULT 'input';
+
+CREATE OR REPLACE VIEW current_outcomes AS
+WITH decided AS (
+    SELECT * FROM verdicts
+    QUALIFY row_number() OVER (PARTITION BY investigation ORDER BY created_at DESC, id DESC) = 1
+), kept AS (
+    SELECT * FROM hypotheses WHERE kept AND side = 'input'
+    QUALIFY row_number() OVER (PARTITION BY investigation ORDER BY created_at DESC, id DESC) = 1
+), outcomes AS (
+    SELECT decided.unit, decided.sign, kept.id AS hypothesis, kept.sentence, kept.rule_text, decided.verdict,
+           decided.run, decided.investigation, coalesce(kept.created_at, decided.created_at) AS created_at
+    FROM decided
+    LEFT JOIN kept ON kept.investigation = decided.investigation AND decided.verdict <> 'abstained'
+    WHERE decided.verdict <> 'failed'
+)
+SELECT unit, sign, regexp_extract(unit, '^(.*)/([^/]+)/([^/]+)$', 1) AS model,
+       regexp_extract(unit, '^(.*)/([^/]+)/([^/]+)$', 2) AS site,
+       hypothesis, sentence, rule_text, verdict, run, investigation, created_at
+FROM outcomes
+QUALIFY row_number() OVER (
+    PARTITION BY unit, sign ORDER BY hypothesis IS NULL, created_at DESC, investigation DESC) = 1;
+
+CREATE OR REPLACE VIEW explanations AS
+WITH latest AS (
+    SELECT * FROM scores WHERE side = 'score'
+    QUALIFY row_number() OVER (
+        PARTITION BY hypothesis, metric ORDER BY judge IS NOT NULL, created_at DESC, id DESC) = 1
+), pushing AS (
+    SELECT * FROM hypotheses WHERE kept AND side = 'output'
+    QUALIFY row_number() OVER (PARTITION BY investigation ORDER BY created_at DESC, id DESC) = 1
+), planned AS (
+    SELECT coalesce(investigation, id) AS investigation, planner FROM investigations
+    QUALIFY row_number() OVER (
+        PARTITION BY coalesce(investigation, id) ORDER BY created_at DESC, id DESC) = 1
+)
+SELECT o.unit, o.sign, o.sentence AS explanation, o.rule_text AS rule,
+       pushing.sentence AS output_explanation,
+       f1.value AS input_f1, f1.low AS input_f1_low, f1.high AS input_f1_high,
+       auprc.value AS input_auprc, pearson.value AS input_pearson,
+       output_auc.value AS output_score, output_auc.low AS output_low, output_auc.high AS output_high,
+       list_max(map_values(CAST(f1.floors AS MAP(VARCHAR, DOUBLE)))) AS floor_f1,
+       o.verdict, planned.planner, o.run, o.investigation, o.created_at
+FROM current_outcomes o
+LEFT JOIN latest f1 ON f1.hypothesis = o.hypothesis AND f1.metric = 'f1'
+LEFT JOIN latest auprc ON auprc.hypothesis = o.hypothesis AND auprc.metric = 'auprc'
+LEFT JOIN latest pearson ON pearson.hypothesis = o.hypothesis AND pearson.metric = 'pearson'
+LEFT JOIN pushing ON pushing.investigation = o.investigation
+LEFT JOIN latest output_auc ON output_auc.hypothesis = pushing.id AND output_auc.metric = 'output_auc'
+LEFT JOIN planned ON planned.investigation = o.investigation;

@@ -201,7 +201,10 @@ class Evidence(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis(Record):
-    """A sentence about a unit and, where possible, a rule; `kept` marks the one submitted."""
+    """A sentence about a unit and, where possible, a rule; `kept` marks the one submitted.
+
+    side: input (when it fires; a rule is that of tools/rules.py) or output (what it pushes: ids it raises and lowers).
+    """
 
     TABLE = "hypotheses"
     author: str
@@ -211,6 +214,7 @@ class Hypothesis(Record):
     kept: bool
     evidence: list[str] = field(default_factory=list)
     tune_f1: float | None = None
+    side: str = "input"
 
 
 @dataclass(frozen=True, kw_only=True)

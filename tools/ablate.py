@@ -49,8 +49,8 @@ def ablate(
     Rows {where, delta_ce, low, high, n, documents, clean_ce, kl}, where = firing (y ≥ τ), after (the 5 positions
     behind a firing, themselves quiet), elsewhere. low, high: 95 % percentile bootstrap over clusters of near-copy
     documents, None below 8 of them; n: positions; kl: mean KL(clean ‖ ablated) [nats]; all None where n = 0.
-    checks: pushed and held_down = [token, change] where the unit's presence raises and lowers logits most: mean over
-    the firing positions of the centred logits, clean − ablated. value: what the unit was set to, sign not applied
+    checks: pushed and held_down = [token, change, id] where the unit's presence raises and lowers logits most: mean
+    over the firing positions of the centred logits, clean − ablated. value: what the unit was set to, sign not applied
     (None for resample). fired: edited positions, of `positions`.
 
     delta_equivalence δ = 95th percentile of |mean ΔCE| over 50 units of the layer whose write norm ‖w‖ is nearest
@@ -272,8 +272,8 @@ def _spread(texts: Sequence[Text], firings: Sequence[Place], generator: np.rando
 def matched(subject: Subject, unit: UnitId, count: int, generator: np.random.Generator) -> list[UnitId]:
     """Up to `count` other units of the site whose write norm ‖w‖ is nearest; drawn ones where all write alike."""
     drawn = generator.permutation(subject.count(unit.site)).tolist()
-    if unit.kind == "mlp":
-        norms = subject.adapter.linear(unit.layer, "neurons")[0].float().norm(dim=1)
+    if unit.kind != "resid":
+        norms = subject.write_rows(unit.site).float().norm(dim=1)
         far = (norms - norms[unit.index]).abs().tolist()
         drawn.sort(key=far.__getitem__)
     return [UnitId(unit.model, unit.site, i) for i in drawn if i != unit.index][:count]
@@ -324,13 +324,13 @@ def _checks(subject: Subject, sweep: Sweep, unit: UnitId, kind: str, found: Foun
         "windows": windows,
         "value": None if kind == "resample" else _constant(sweep, unit, kind),
         "pushed": pushed,
-        "held_down": [[token, -change] for token, change in held_down],
+        "held_down": [[token, -change, i] for token, change, i in held_down],
     }
 
 
 def _tokens(subject: Subject, change: Tensor) -> list[list[Any]]:
     values, ids = change.topk(min(TOKENS, len(change)))
-    return [[subject.piece(i), value] for i, value in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [[subject.piece(i), value, i] for i, value in zip(ids.tolist(), values.tolist(), strict=True)]
 
 
 def effect(row: dict[str, Any], bound: float | None) -> str:
@@ -351,7 +351,7 @@ def _summary(unit: UnitId, kind: str, rows: list[dict[str, Any]], checks: dict[s
     bound = checks.get("delta_equivalence")
     verdict = {"none": "no effect", "shown": "an effect", "not shown": "an effect is not shown"}[checks["effect"]]
     others = ", ".join(f"{r['where']} {r['delta_ce']:+.3g}" for r in (after, elsewhere) if r["n"])
-    pushed = ", ".join(repr(token) for token, _ in checks["pushed"][:3])
+    pushed = ", ".join(repr(token) for token, _, _ in checks["pushed"][:3])
     return (
         f"{unit} {kind}-ablated: ΔCE {firing['delta_ce']:+.3g} nats{between} where it fires (n = {firing['n']}), "
         f"{others}: {verdict}{'' if bound is None else f' (δ = {bound:.2g})'}. It pushes {pushed}."

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..store.records import Refused
 from .tries import Trie
@@ -52,6 +53,17 @@ LAYOUTS = {
     "gemma2": _GEMMA, "gemma3_text": _GEMMA,
     "gpt_neox": _NEOX,
 }  # fmt: skip
+# Where a block can be read and edited, in the order a pass meets them, with the module (a field of Layout) and whether
+# the place is its input or its output: heads' outputs z, what attention writes, what enters the MLP, the neurons, what
+# the MLP writes, the stream behind the block.
+PLACES = {
+    "attn": ("heads", "input"),
+    "attn_out": ("attention_write", "output"),
+    "mlp_in": ("mlp", "input"),
+    "mlp": ("neurons", "input"),
+    "mlp_out": ("mlp_write", "output"),
+    "resid": (None, "output"),
+}
 MISS = 1e6   # a relative error that no tolerance passes, and that JSON can hold
 
 
@@ -88,10 +100,24 @@ class Adapter:
         """The final norm's gain γ [d] and whether it centres its input."""
         return _probe(self.norm)
 
-    def write_norm(self, layer: int) -> tuple[Tensor, bool] | None:
-        """The same of the norm that block `layer` puts between its MLP and the stream (Gemma), None without one."""
-        own, written = self.module(layer, "mlp"), self.module(layer, "mlp_write")
+    def write_norm(self, layer: int, part: str = "mlp") -> tuple[Tensor, bool] | None:
+        """The same of the norm between a block's `mlp` or `attention` and the stream (Gemma), None without one."""
+        own, written = self.module(layer, part), self.module(layer, f"{part}_write")
         return None if written is own else _probe(written)
+
+    def hook(self, layer: int, place: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """Has `change` see, and give back, what every pass holds at `place`, one of PLACES, of block `layer`."""
+        part, side = PLACES[place]
+        module = self.blocks[layer] if part is None else self.module(layer, part)
+
+        def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (change(inputs[0]), *inputs[1:])
+
+        def after(_: nn.Module, __: Any, output: Any) -> Any:
+            value = change(unwrap(output))
+            return (value, *output[1:]) if isinstance(output, tuple) else value
+
+        return module.register_forward_pre_hook(before) if side == "input" else module.register_forward_hook(after)
 
 
 def _probe(norm: nn.Module) -> tuple[Tensor, bool]:

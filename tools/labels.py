@@ -69,6 +69,14 @@ class ScoreSide:
         return stats.by_cluster(self.cluster[rows], self.clusters, values)
 
 
+def score_provenance(sweep: Sweep, seed: int) -> dict[str, Any]:
+    """What every score says of the text that it was read on: its sides' digests, and their overlap with explain."""
+    return {
+        "sweep": sweep.digest, "sides": sweep.side_digests, "overlap": sweep.facts["overlap"],
+        "measures": measures.VERSION, "seed": seed,
+    }  # fmt: skip
+
+
 def _runs(ids: Sequence[int], sink: int) -> set[tuple[int, ...]]:
     """All runs of 13 tokens in `ids`, the sink in front left out."""
     real = list(ids[1:] if ids and ids[0] == sink else ids)

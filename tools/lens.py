@@ -42,7 +42,7 @@ def lens(subject: Subject, unit: UnitId, *, top: int = 10, directions: int = 200
     if top < 1 or directions < 1:
         raise Refused(f"top = {top} and directions = {directions} must both be at least 1.")
     with subject.metered() as cost:
-        write = write_vector(subject, unit)
+        write = subject.write_direction(unit)
         generator = torch.Generator().manual_seed(seed)
         random = torch.randn(directions, len(write), generator=generator, dtype=torch.float64)
         scores, z, largest = project(subject, unit, write, random.to(write))
@@ -54,7 +54,7 @@ def lens(subject: Subject, unit: UnitId, *, top: int = 10, directions: int = 200
         "beyond_top": int((z > limit).sum()),
         "beyond_bottom": int((z < -limit).sum()),
         "write_norm": float(write.norm()),
-        "blocks_behind": subject.n_layers - 1 - unit.layer,
+        "blocks_behind": subject.n_layers - 1 - subject.writes_at(unit.site).layer,
     }
     return Evidence(
         tool="lens",
@@ -67,17 +67,6 @@ def lens(subject: Subject, unit: UnitId, *, top: int = 10, directions: int = 200
         warnings=_warnings(subject, unit),
         cost=cost,
     )
-
-
-def write_vector(subject: Subject, unit: UnitId) -> Tensor:
-    """What one unit of activation adds [d], by the unit's sign, float32 at least. Raises Refused for a head."""
-    kind = torch.promote_types(subject.dtype, torch.float32)
-    if unit.kind != "resid":
-        return subject.write_direction(unit).to(kind)
-    subject.check(unit)
-    basis = torch.zeros(subject.width(unit.site), dtype=kind, device=subject.device)
-    basis[unit.index] = unit.sign
-    return basis
 
 
 def project(subject: Subject, unit: UnitId, write: Tensor, random: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +88,9 @@ def paths(subject: Subject, unit: UnitId, dtype: torch.dtype) -> Iterator[Tensor
     """Rows v_t [chunk, d], in the vocabulary's order, of the linear map from what `unit` writes to centred logits."""
     weight: Tensor = subject.model.get_output_embeddings().weight
     gain, centres = subject.adapter.final_norm()
-    between = subject.adapter.write_norm(unit.layer) if unit.kind == "mlp" else None
+    point = subject.writes_at(unit.site)
+    inner = {"mlp": "mlp", "attn": "attention"}.get(point.place)
+    between = subject.adapter.write_norm(point.layer, inner) if inner else None
     mean = weight.to(torch.float64).mean(dim=0).to(dtype)
     for start in range(0, len(weight), VOCABULARY_CHUNK):
         path = (weight[start : start + VOCABULARY_CHUNK].to(dtype) - mean) * gain.to(dtype)
@@ -141,10 +132,11 @@ def _summary(unit: UnitId, rows: list[dict[str, Any]], checks: dict[str, Any]) -
 
 def _warnings(subject: Subject, unit: UnitId) -> list[str]:
     said = []
-    behind = subject.n_layers - 1 - unit.layer
+    layer = subject.writes_at(unit.site).layer
+    behind = subject.n_layers - 1 - layer
     if behind:
         said.append(
-            f"direct path only: {behind} of {subject.n_layers} blocks come after layer {unit.layer} and read this write"
+            f"direct path only: {behind} of {subject.n_layers} blocks come after layer {layer} and read this write"
         )
     cap = getattr(subject.config, "final_logit_softcapping", None)
     if cap:

@@ -59,3 +59,4 @@ EQUIVALENCE_UNITS = 50         # units matched on write norm that set the width 
 EQUIVALENCE_QUANTILE = 0.95
 PATCH_NOISE = 3.0              # |M_clean − M_corrupt| must exceed this many sd over repeated pairs
 CONTROL_UNITS = 20
+OUTPUT_SAMPLE = 100            # firings of the score side at which a claim about the output is tested

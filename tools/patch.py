@@ -68,10 +68,7 @@ def patch(
         seed: seeds the search for the pair, the repeats' fillers and the control units.
     """
     with subject.metered() as cost:
-        chosen = text is None and ids is None
-        given = _exemplar(subject, sweep, unit) if chosen else subject.take(text, ids)
-        clean, _ = track(Reader(subject, [unit.site]), unit, given)
-        pair = find_pair(subject, masked, unit, given, clean, seed)
+        clean, pair = minimal_pair(subject, masked, sweep, unit, text, ids, seed)
         rows, checks = patch_pair(
             subject, unit, clean, pair["ids"], len(clean) - 1, kept=pair["kept"], pairs=pairs, seed=seed
         )
@@ -87,6 +84,16 @@ def patch(
         warnings=_warnings(checks),
         cost=cost,
     )
+
+
+def minimal_pair(
+    subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId, text: str | None, ids: Ids | None, seed: int
+) -> tuple[list[int], dict[str, Any]]:
+    """The clean row of an experiment on `text` or `ids` (default: an exemplar), and its corrupt side by `find_pair`."""
+    chosen = text is None and ids is None
+    given = _exemplar(subject, sweep, unit) if chosen else subject.take(text, ids)
+    clean, _ = track(Reader(subject, [unit.site]), unit, given)
+    return clean, find_pair(subject, masked, unit, given, clean, seed)
 
 
 def _exemplar(subject: Subject, sweep: Sweep, unit: UnitId) -> list[int]:
@@ -210,13 +217,13 @@ def patch_pair(
         raise Refused(f"clean and corrupt differ after position {position} only, which cannot matter there.")
     generator = np.random.default_rng(seed)
     stays = sorted({0, position, *kept})
-    both = _read_pairs(subject, unit, _repeats(subject, clean, corrupt, position, stays, pairs, generator, fillers))
+    both = read_pairs(subject, unit, repeats(subject, clean, corrupt, position, stays, pairs, generator, fillers))
     drawn = generator.permutation(subject.count(unit.site)).tolist()
     controls = [UnitId(unit.model, unit.site, i) for i in drawn if i != unit.index][:CONTROL_UNITS]
     patched, fired = _patched(subject, unit, controls, both, position)
     gaps = both.m_clean - both.m_corrupt
     sd = float(gaps[1:].std())
-    reason = _reason(float(gaps[0]), sd)
+    reason = unscorable(float(gaps[0]), sd)
     rows = _rows(subject, unit, controls, both, patched, reason is None)
     above = sum(abs(r["carried"]) >= abs(rows[0]["carried"]) for r in rows[2:]) if reason is None else None
     checks = {
@@ -239,7 +246,7 @@ def patch_pair(
     return rows, checks
 
 
-def _repeats(
+def repeats(
     subject: Subject, clean: Ids, corrupt: Ids, position: int, stays: Sequence[int], pairs: int,
     generator: np.random.Generator, fillers: Sequence[int] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
@@ -257,7 +264,7 @@ def _repeats(
     return sides[0], sides[1]
 
 
-def _read_pairs(subject: Subject, unit: UnitId, rows: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Pairs:
+def read_pairs(subject: Subject, unit: UnitId, rows: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Pairs:
     """One pass over both sides."""
     n = len(rows[0])
     done = subject.run(torch.from_numpy(np.concatenate(rows)), read=[unit.site], normed=True)
@@ -287,7 +294,7 @@ def _patched(
     return (logits[:, both.t_plus] - logits[:, both.t_minus]).double().cpu(), fired[0]
 
 
-def _reason(gap: float, sd: float) -> str | None:
+def unscorable(gap: float, sd: float) -> str | None:
     """Why the pair cannot be scored, or None."""
     if gap == 0:
         return "clean and corrupt give the same logits"

@@ -20,7 +20,7 @@ import numpy as np
 from ..store.records import Evidence, Refused, Score
 from . import measures, stats
 from .floors import Floors, always_on, hit_f1, references, shift_floor
-from .labels import Judged, ScoreSide, Truth, kept_exemplars, per_stratum, stratified
+from .labels import Judged, ScoreSide, Truth, kept_exemplars, per_stratum, score_provenance, stratified
 from .near_misses import NearMiss
 from .rules import Clause, Rule, Tokens
 from .stats import Floats
@@ -74,10 +74,7 @@ def score_input(
         raise Refused(
             f"the score side was already read for explanation {hypothesis} and is read once; submit a new explanation."
         )
-    keys = {
-        "sweep": sweep.digest, "sides": sweep.side_digests, "overlap": sweep.facts["overlap"],
-        "measures": measures.VERSION, "seed": seed,
-    }  # fmt: skip
+    keys = score_provenance(sweep, seed)
     record = partial(
         Score, unit=unit.bare, sign=unit.sign, hypothesis=hypothesis, side="score", provenance=keys
     )

@@ -12,19 +12,20 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..store.records import Refused
 from . import models
-from .adapters import find_adapter, gap, unembed, unwrap
+from .adapters import PLACES, find_adapter, gap, unembed
+from .features import Coder, Point, find_coder
 from .pins import Entry
-from .units import UnitId, parse_site
+from .units import Site, UnitId, parse_site
 
 BATCH_TOKENS = 2048
 # Relative error an identity may show; RMSNorm computes in float32 even inside a float64 model.
@@ -39,18 +40,18 @@ NEEDS = {
 
 Ids = Sequence[int]
 Rows = Sequence[Ids] | Tensor
-Take = Callable[[str, Tensor], None]     # is given a site and its reading [B, T, width]
+Take = Callable[[Any, Tensor], None]     # is given a site or point and its reading [B, T, width]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Puts `value` in place of what `site` holds, during one pass.
+    """Puts `value` in place of what `site`, or a place that holds no units, has, during one pass.
 
     value: a tensor broadcast to [B, T, K], or a function of the current [B, T, K]; index: the K units (None = all;
     on an attn site a unit is a head, so K counts its columns); where: BoolTensor [B, T] of positions (None = all).
     """
 
-    site: str
+    site: str | Point
     value: Tensor | Callable[[Tensor], Tensor]
     index: tuple[int, ...] | None = None
     where: Tensor | None = None
@@ -72,10 +73,11 @@ class Edit:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one batch gave: readings[site] [B, T, width], logits [B, T, V] or None, mask [B, T] of real positions,
-    how many positions each edit changed, and the final norm's output [B, T, d] or None (asked for without logits)."""
+    """What one batch gave: readings [B, T, width] by site or place, logits [B, T, V] or None, mask [B, T] of real
+    positions, how many positions each edit changed, and the final norm's output [B, T, d] or None (asked for without
+    logits)."""
 
-    readings: dict[str, Tensor]
+    readings: dict[Any, Tensor]
     logits: Tensor | None
     mask: Tensor
     fired: list[int]
@@ -99,6 +101,8 @@ class Subject:
         self.vocabulary = int(model.get_input_embeddings().num_embeddings)
         self.special = frozenset({self.sink, *tokenizer.all_special_ids})
         self.forward_rows = self.forward_tokens = 0
+        self.coders: dict[str, Coder] = {}
+        self.find_coder: Callable[[str], Coder] = find_coder    # asked for one that is named and not attached
         self._pieces: dict[int, str] = {}
         generator = torch.Generator().manual_seed(0)
         probe = torch.randint(self.vocabulary, (2, min(12, self.context)), generator=generator)
@@ -213,17 +217,61 @@ class Subject:
 
     # Sites
 
+    def attach(self, coder: Coder) -> str:
+        """Makes the features of an SAE or a transcoder units of this subject, and returns their site.
+
+        Raises Refused where its places or widths are not this model's, or its name is another's.
+        """
+        for point, side in ((coder.reads, "W_enc"), (coder.writes, "W_dec")):
+            if point.layer >= self.n_layers:
+                raise Refused(
+                    f"{coder.name} was trained at block {point.layer}, and {self.name} has blocks 0 to "
+                    f"{self.n_layers - 1}; it belongs to another model."
+                )
+            width = self._place_width(point.layer, point.place)
+            its = int(coder.tensors[side].shape[0 if side == "W_enc" else 1])
+            if its != width:
+                raise Refused(
+                    f"{coder.name} takes {its} numbers at {point.place} of block {point.layer} where {self.name} has "
+                    f"{width}; it belongs to another model."
+                )
+        known = self.coders.get(coder.name)
+        if known is not None and known.digest != coder.digest:
+            raise Refused(f"another SAE is called {coder.name!r} already; give this one another name.")
+        # TransformerLens centres what is written to the stream only where the norms that read it centre as well.
+        centres = coder.centres and self.adapter.final_norm()[1]
+        self.coders[coder.name] = replace(coder, centres=centres).to(self.device)
+        return coder.site
+
     def width(self, site: str) -> int:
-        """Number of columns at `site`: neurons, heads × head size, or the stream's width."""
-        layer, kind = self._layer(site)
-        if kind == "resid":
-            return int(self.config.hidden_size)
-        weight, _ = self.adapter.linear(layer, "neurons" if kind == "mlp" else "heads")
-        return int(weight.shape[0])
+        """Number of columns at `site`: neurons, heads × head size, the stream's width, or features."""
+        where = self._layer(site)
+        return self.coder(site).width if where.coder else self._place_width(where.layer, where.kind)
+
+    def _place_width(self, layer: int, place: str) -> int:
+        if place in ("mlp", "attn"):
+            return int(self.adapter.linear(layer, "neurons" if place == "mlp" else "heads")[0].shape[0])
+        return int(self.config.hidden_size)
 
     def count(self, site: str) -> int:
         """Number of units at `site`; on an attn site these are heads."""
-        return int(self.config.num_attention_heads) if parse_site(site)[1] == "attn" else self.width(site)
+        return int(self.config.num_attention_heads) if parse_site(site).holds == "attn" else self.width(site)
+
+    def coder(self, site: str) -> Coder:
+        """The SAE or transcoder whose features are the units of `site`, attached when first asked for.
+
+        Raises Refused where there is none of that name, or it is at another site.
+        """
+        name = parse_site(site).coder
+        if name not in self.coders:
+            self.attach(self.find_coder(name))
+        if self.coders[name].site != site:
+            raise Refused(f"{name} is at {self.coders[name].site}, not at {site}.")
+        return self.coders[name]
+
+    def site_digest(self, site: str) -> str:
+        """Equal digests read equal at `site`: that of the weights, and of the SAE where the units are features."""
+        return f"{self.digest} {self.coder(site).digest}" if parse_site(site).coder else self.digest
 
     def check(self, unit: UnitId) -> None:
         """Raises Refused unless the unit is one of this model's."""
@@ -231,30 +279,67 @@ class Subject:
         if unit.index > last:
             raise Refused(f"{unit} is out of range: {unit.site} of {self.name} has units 0 to {last}.")
 
-    def columns(self, site: str, index: Sequence[int]) -> list[int]:
+    def columns(self, site: str | Point, index: Sequence[int]) -> list[int]:
         """The columns that units occupy: themselves, or a head's slice of z."""
-        if parse_site(site)[1] != "attn":
+        if isinstance(site, Point) or parse_site(site).holds != "attn":
             return [int(i) for i in index]
         size = self.width(site) // self.count(site)
         return [h * size + k for h in index for k in range(size)]
 
-    def write_direction(self, unit: UnitId) -> Tensor:
-        """What one unit of activation adds to the MLP's output [d]: a row of the down projection, by its sign."""
-        self.check(unit)
-        if unit.kind != "mlp":
-            raise Refused(f"{unit} has no single write direction; name an MLP neuron, as in 5-mlp/511.")
-        return unit.sign * self.adapter.linear(unit.layer, "neurons")[0][unit.index]
+    def writes_at(self, site: str | Point) -> Point:
+        """Where changing a unit of `site` changes the pass."""
+        if isinstance(site, Point):
+            return site
+        where = self._layer(site)
+        return self.coder(site).writes if where.coder else Point(where.layer, where.kind)
 
-    def _layer(self, site: str) -> tuple[int, str]:
-        layer, kind = parse_site(site)
-        if layer >= self.n_layers:
+    def _reads_at(self, site: str | Point) -> Point:
+        if isinstance(site, Point):
+            return site
+        where = self._layer(site)
+        return self.coder(site).reads if where.coder else Point(where.layer, where.kind)
+
+    def write_rows(self, site: str) -> Tensor:
+        """What one unit of activation of each unit of `site` adds to the block's write, or the stream [units, d].
+
+        Rows of the down projection, or of an SAE's decoder, through the projection behind it where it writes neurons
+        or z; the scale of an SAE's own norm is left out. Raises Refused for heads and dimensions of the stream.
+        """
+        holds, point = self._layer(site).holds, self.writes_at(site)
+        if holds not in ("mlp", "feature"):
+            raise Refused(f"the units of {site} have no write directions; name MLP neurons, as in 5-mlp/511.")
+        rows = self.coder(site).rows() if holds == "feature" else None
+        if point.place not in ("mlp", "attn"):
+            assert rows is not None
+            return rows
+        weight = self.adapter.linear(point.layer, "neurons" if point.place == "mlp" else "heads")[0]
+        return weight if rows is None else rows @ weight.to(rows.dtype)
+
+    def write_direction(self, unit: UnitId) -> Tensor:
+        """What one unit of activation adds [d], by the unit's sign: its row of `write_rows`, or a basis vector.
+
+        Float32 at least. Raises Refused for a head.
+        """
+        self.check(unit)
+        if unit.kind == "attn":
+            raise Refused(f"{unit} has no single write direction; name an MLP neuron, as in 5-mlp/511.")
+        kind = torch.promote_types(self.dtype, torch.float32)
+        if unit.kind != "resid":
+            return unit.sign * self.write_rows(unit.site)[unit.index].to(kind)
+        basis = torch.zeros(self.width(unit.site), dtype=kind, device=self.device)
+        basis[unit.index] = unit.sign
+        return basis
+
+    def _layer(self, site: str) -> Site:
+        where = parse_site(site)
+        if where.layer >= self.n_layers:
             raise Refused(f"site {site!r} is out of range: {self.name} has layers 0 to {self.n_layers - 1}.")
-        return layer, kind
+        return where
 
     # Passes
 
     def run(
-        self, rows: Rows, read: Sequence[str] = (), edits: Sequence[Edit] = (), logits: bool = False,
+        self, rows: Rows, read: Sequence[str | Point] = (), edits: Sequence[Edit] = (), logits: bool = False,
         normed: bool = False, take: Take | None = None,
     ) -> Pass:  # fmt: skip
         """One forward pass over one batch of rows, right-padded.
@@ -272,19 +357,22 @@ class Subject:
         return self._forward(inputs, mask, read, edits, logits, normed, take)
 
     def _forward(
-        self, inputs: dict[str, Any], mask: Tensor, read: Sequence[str], edits: Sequence[Edit], logits: bool,
+        self, inputs: dict[str, Any], mask: Tensor, read: Sequence[str | Point], edits: Sequence[Edit], logits: bool,
         normed: bool, take: Take | None = None,
     ) -> Pass:  # fmt: skip
-        readings: dict[str, Tensor] = {}
+        readings: dict[Any, Tensor] = {}
         fired = [0] * len(edits)
-        order = {site: self._depth(site) for site in (*read, *(edit.site for edit in edits))}
-        deepest = None if logits or normed or not read else max(read, key=order.__getitem__)
+        wanted = [self._reads_at(site) for site in read]
+        points = dict.fromkeys([*wanted, *(self._reads_at(edit.site) for edit in edits)])
+        points |= dict.fromkeys(self.writes_at(edit.site) for edit in edits)
+        deepest = None if logits or normed or not read else max(wanted, key=_depth)
         self.forward_tokens += mask.numel()
+        shifts: dict[Point, list[Tensor]] = {point: [] for point in points}
         with torch.inference_mode(), ExitStack() as stack:
-            for site in order:
-                mine = [(i, edit) for i, edit in enumerate(edits) if edit.site == site]
-                taken = (take or readings.__setitem__) if site in read else None
-                self._hook(stack, site, mine, mask, taken, fired, site == deepest)
+            taken = take or readings.__setitem__
+            for point in points:
+                visit = self._visitor(point, read, edits, mask, taken, fired, shifts, point == deepest)
+                stack.callback(self.adapter.hook(point.layer, point.place, visit).remove)
             try:
                 whole = self.model if logits else self.model.base_model
                 output = whole(**inputs)
@@ -325,40 +413,50 @@ class Subject:
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         return ids.to(self.device), mask.to(self.device)
 
-    def _depth(self, site: str) -> tuple[int, int]:
-        layer, kind = self._layer(site)
-        return layer, ("attn", "mlp", "resid").index(kind)
+    def _visitor(
+        self, point: Point, read: Sequence[str | Point], edits: Sequence[Edit], mask: Tensor,
+        take: Take, fired: list[int], shifts: dict[Point, list[Tensor]], stop: bool,
+    ) -> Callable[[Tensor], Tensor]:  # fmt: skip
+        """What happens at a point: edits of the place itself, then of features, and only then is the place read.
 
-    def _hook(
-        self, stack: ExitStack, site: str, edits: list[tuple[int, Edit]], mask: Tensor,
-        take: Take | None, fired: list[int], stop: bool,
-    ) -> None:  # fmt: skip
-        """Registers one hook on a site that applies its edits, gives its reading and, at the deepest, ends the pass."""
-        layer, kind = self._layer(site)
+        `shifts`: what features that were changed before a point write there. `stop` ends the pass.
+        """
+        sites = dict.fromkeys(s for s in (*(edit.site for edit in edits), *read) if self._reads_at(s) == point)
+        own = [site for site in sites if isinstance(site, Point) or not parse_site(site).coder]
+
+        def edited(site: str | Point, value: Tensor) -> Tensor:
+            for number, edit in enumerate(edits):
+                if edit.site == site:
+                    value, changed = self._apply(edit, value, mask)
+                    fired[number] += changed
+            return value
 
         def visit(value: Tensor) -> Tensor:
-            for number, edit in edits:
-                value, changed = self._apply(edit, value, mask)
-                fired[number] += changed
-            if take is not None:
-                take(site, value)
+            for shift in shifts[point]:
+                value = value + shift.to(value.dtype)
+            for site in own:
+                value = edited(site, value)
+            for site in sites:
+                if site not in own:
+                    coder = self.coder(str(site))
+                    before = coder.encode(value)
+                    after = edited(site, before)
+                    if site in read:
+                        take(site, after)
+                    if after is not before:
+                        shift = coder.shift(value, before, after)
+                        if coder.writes == point:
+                            value = value + shift.to(value.dtype)
+                        else:
+                            shifts[coder.writes].append(shift)
+            for site in own:
+                if site in read:
+                    take(site, value)
             if stop:
                 raise _Deepest
             return value
 
-        def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (visit(inputs[0]), *inputs[1:])
-
-        def after(_: nn.Module, __: Any, output: Any) -> Any:
-            value = visit(unwrap(output))
-            return (value, *output[1:]) if isinstance(output, tuple) else value
-
-        if kind == "resid":
-            handle = self.adapter.blocks[layer].register_forward_hook(after)
-        else:
-            part = "neurons" if kind == "mlp" else "heads"
-            handle = self.adapter.module(layer, part).register_forward_pre_hook(before)
-        stack.callback(handle.remove)
+        return visit
 
     def _apply(self, edit: Edit, value: Tensor, mask: Tensor) -> tuple[Tensor, int]:
         index = None if edit.index is None else self.columns(edit.site, edit.index)
@@ -448,6 +546,10 @@ class Subject:
         cost["forward_tokens"] = self.forward_tokens - tokens
         cost["backward"] = 0
         cost["seconds"] = round(time.perf_counter() - start, 3)
+
+
+def _depth(point: Point) -> tuple[int, int]:
+    return point.layer, list(PLACES).index(point.place)
 
 
 def _sink(model: Any, tokenizer: Any, name: str) -> int:

@@ -260,23 +260,32 @@ def sweep_digest(subject: Subject, corpus: Corpus, sites: Sequence[str], tokens:
     """
     parts = [subject.digest, subject.tokenizer_digest, str(subject.dtype), corpus.digest, sorted(sites), tokens]
     names = [subject.name, corpus.name]   # a sweep is looked for by these
-    return hashlib.sha256(json.dumps([*names, *parts, measures.VERSION, FORMAT]).encode()).hexdigest()[:16]
+    coders = [subject.coder(site).digest for site in sorted(sites) if parse_site(site).coder]
+    return hashlib.sha256(json.dumps([*names, *parts, measures.VERSION, FORMAT, *coders]).encode()).hexdigest()[:16]
 
 
-def find_sweep(home: Path, weights: str, site: str) -> Sweep | None:
-    """The largest finished sweep (of equals the newest) in `home` of the model of digest `weights` with `site`."""
+def find_sweep(home: Path, digest: str, site: str) -> Sweep | None:
+    """The largest finished sweep (of equals the newest) in `home` of a site of this `Subject.site_digest`."""
     found = [
         (sum(facts["tokens"].values()), folder.stat().st_mtime, folder)
         for folder, facts in _finished(home)
-        if facts["provenance"]["model"] == weights and site in facts["sites"]
+        if _site_digest(facts, site) == digest
     ]
     return Sweep(max(found)[2]) if found else None
 
 
-def swept_before(home: Path, weights: str, site: str) -> bool:
-    """Whether a sweep of the model of digest `weights` with `site` is there that this version does not read."""
-    others = (facts for _, facts in _sweeps(home) if not _current(facts))
-    return any(facts["provenance"]["model"] == weights and site in facts["sites"] for facts in others)
+def swept_before(home: Path, digest: str, site: str) -> bool:
+    """Whether a sweep of a site of this `Subject.site_digest` is there that this version does not read."""
+    return any(_site_digest(facts, site) == digest for _, facts in _sweeps(home) if not _current(facts))
+
+
+def _site_digest(facts: dict[str, Any], site: str) -> str | None:
+    """`Subject.site_digest` as it was when the site was swept; None where it was not."""
+    if site not in facts["sites"]:
+        return None
+    name = parse_site(site).coder
+    model = str(facts["provenance"]["model"])
+    return f"{model} {facts['provenance']['coders'][name]}" if name else model
 
 
 def _finished(home: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -321,7 +330,7 @@ def make_sweep(
     _check(subject, sites)
     digest, basis = (sweep_digest(subject, corpus, some, tokens) for some in (sites, ()))
     for known, facts in _finished(home):
-        if facts["basis"] == basis and set(sites) <= set(facts["sites"]):
+        if facts["basis"] == basis and all(_site_digest(facts, s) == subject.site_digest(s) for s in sites):
             return Sweep(known, sites)
     folder = home / "sweeps" / digest
     with _writing(folder.parent):
@@ -347,7 +356,7 @@ def _check(subject: Subject, sites: Sequence[str]) -> None:
     if not sites:
         raise Refused("there is nothing to sweep; name at least one site, as in 5-mlp.")
     for site in sites:
-        if parse_site(site)[1] == "attn":
+        if parse_site(site).holds == "attn":
             raise Refused(f"{site} holds heads, which have no single activation to sweep; name mlp or resid sites.")
         subject.width(site)
 
@@ -520,8 +529,13 @@ def _facts(
             "model": subject.digest, "tokenizer": subject.tokenizer_digest, "corpus": corpus.digest, "sweep": digest,
             "measures": measures.VERSION, "dtype": str(subject.dtype).removeprefix("torch."),
             "device": subject.device.type, "seed": 0,
+            "coders": {c.name: c.digest for c in map(subject.coder, filter(_of_coder, sites))},
         },
     }  # fmt: skip
+
+
+def _of_coder(site: str) -> bool:
+    return bool(parse_site(site).coder)
 
 
 def _overlap(documents: list[Read]) -> dict[str, float]:

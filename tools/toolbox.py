@@ -22,13 +22,17 @@ from ..store.records import Evidence, Refused, utc_now, uuid7
 from . import measures
 from .ablate import ablate
 from .activate import activate
+from .attribute import attribute
 from .examples import top_examples
 from .in_place import tokens_in_place
 from .lens import lens
 from .masked import MaskedLM
 from .patch import patch
+from .patch_grid import draw, patch_grid
+from .path_patch import path_patch
 from .prune import minimal_example
 from .shift import shift
+from .steer import steer
 from .subject import Subject
 from .substitute import substitute
 from .sweep import Sweep
@@ -46,11 +50,17 @@ REGISTRY: dict[str, tuple[Callable[..., Evidence], str]] = {
     "activate": (activate, "read"),
     "ablate": (ablate, "edit"),
     "patch": (patch, "edit"),
+    "patch_grid": (patch_grid, "edit"),
+    "path_patch": (path_patch, "edit"),
+    "steer": (steer, "edit"),
     "lens": (lens, "project"),
+    "attribute": (attribute, "project"),
     "token_atlas": (token_atlas, "read"),
     "try_rule": (try_rule, "read"),
 }
 TOOL_NAMES = tuple(REGISTRY)
+FOR_PEOPLE = ("patch_grid", "path_patch", "steer", "attribute")    # no planner of the input side is offered these
+PICTURES: dict[str, Callable[[Evidence], bytes | None]] = {"patch_grid": draw}
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,8 @@ class Toolbox:
     """Calls tools on one subject, with what they need handed in and finished evidence recalled.
 
     `sweep` and `masked` are called when a tool first wants one and may refuse. `recall(key)` and `remember(key, text)`
-    keep evidence across runs, keyed on tool, unit, options, digests and code version.
+    keep evidence across runs, keyed on tool, unit, options, digests and code version; `keep(picture)` stores a PNG and
+    gives its digest.
     """
 
     subject: Subject
@@ -114,6 +125,7 @@ class Toolbox:
     masked: Callable[[], MaskedLM]
     recall: Callable[[str], str | None] = lambda key: None
     remember: Callable[[str, str], None] = lambda key, text: None
+    keep: Callable[[bytes], str | None] = lambda picture: None
 
     def offered(self) -> list[str]:
         """Names of the tools whose identities hold on this subject."""
@@ -130,7 +142,7 @@ class Toolbox:
                 raise Refused(f"{name} is not offered on {self.subject.name}: its load-time identities fail here.")
             options = _validate(tool, arguments)
             provided = self._provide(tool, unit)
-            provenance = self._provenance(provided)
+            provenance = self._provenance(unit, provided)
             key = _key(name, unit, options, provenance)
             known = self.recall(key)
             if known is not None:
@@ -143,6 +155,8 @@ class Toolbox:
             )  # fmt: skip
         said = [*made.warnings, *_on_ids(self.subject, options.get("ids"))]
         made = replace(made, arguments=options, provenance=provenance, warnings=said, **stamps)
+        picture = PICTURES[name](made) if name in PICTURES else None
+        made = replace(made, artifact=self.keep(picture)) if picture else made
         self.remember(key, made.to_json())
         return made
 
@@ -159,7 +173,7 @@ class Toolbox:
         }
         return {name: source[kind]() for name, kind in tool.injected.items()}
 
-    def _provenance(self, provided: Mapping[str, Any]) -> dict[str, Any]:
+    def _provenance(self, unit: UnitId, provided: Mapping[str, Any]) -> dict[str, Any]:
         subject = self.subject
         facts: dict[str, Any] = {
             "model": subject.digest,
@@ -169,6 +183,8 @@ class Toolbox:
             "code": f"{__version__}+{_sources()}",
             "measures": measures.VERSION,
         }
+        if unit.kind == "feature":
+            facts["sae"] = subject.coder(unit.site).digest
         for thing in provided.values():
             if isinstance(thing, Sweep):
                 facts |= {"sweep": thing.digest, "corpus": thing.facts["provenance"]["corpus"]}

@@ -1,29 +1,55 @@
 """Names of the things that are explained: `model/site/index`, with a sign.
 
 The grammar is read from the right, because hub ids hold slashes: index, then site, the rest is the model.
-`smollm2-135m/5-mlp/511` is neuron 511 of MLP 5, `…/511-` its negative side.
+`smollm2-135m/5-mlp/511` is neuron 511 of MLP 5, `…/511-` its negative side, `smollm2-135m/8-resid:my-sae/88` feature 88
+of the SAE `my-sae`.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..store.records import Refused
 
 # One way to write a number, so that one unit has one name; long numbers are no unit of any model.
 _NUMBER = r"(?:0|[1-9][0-9]{0,7})"
-_SITE = re.compile(rf"(?P<layer>{_NUMBER})-(?P<kind>mlp|attn|resid)")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
+_SITE = re.compile(rf"(?P<layer>{_NUMBER})-(?P<kind>mlp|attn|resid)(?::(?P<coder>{_NAME}))?")
 _INDEX = re.compile(rf"(?P<first>{_NUMBER})(?:\.\.(?P<last>{_NUMBER}))?(?P<sign>-?)")
 MOST = 100_000   # units in one range
 _SHAPE = "MODEL/SITE/INDEX, as in smollm2-135m/5-mlp/511 or smollm2-135m/5-mlp/511-"
 
 
-def parse_site(site: str) -> tuple[int, str]:
-    """`'5-mlp'` → `(5, 'mlp')`. Raises Refused for anything else."""
+class Site(NamedTuple):
+    """A place that units are at. coder: the SAE or transcoder whose features they are, "" for the model's own units."""
+
+    layer: int
+    kind: str
+    coder: str = ""
+
+    @property
+    def holds(self) -> str:
+        """The kind of its units: mlp (neurons), attn (heads), resid (dimensions of the stream) or feature."""
+        return "feature" if self.coder else self.kind
+
+
+def parse_site(site: str) -> Site:
+    """`'5-mlp'` → `Site(5, 'mlp')`, `'5-resid:my-sae'` → `Site(5, 'resid', 'my-sae')`. Raises Refused for others."""
     found = _SITE.fullmatch(site)
     if not found:
-        raise Refused(f"{site!r} is no site; sites are written LAYER-KIND with kind mlp, attn or resid, as in 5-mlp.")
-    return int(found["layer"]), found["kind"]
+        raise Refused(
+            f"{site!r} is no site; sites are written LAYER-KIND with kind mlp, attn or resid, as in 5-mlp, and the "
+            "features of an SAE with its name behind, as in 5-resid:my-sae."
+        )
+    return Site(int(found["layer"]), found["kind"], found["coder"] or "")
+
+
+def coder_name(name: str) -> str:
+    """The name of an SAE, if it can stand in a site; raises Refused otherwise."""
+    if not re.fullmatch(_NAME, name):
+        raise Refused(f"{name!r} is no name for an SAE; use letters, digits, dots, hyphens and underscores.")
+    return name
 
 
 @dataclass(frozen=True, order=True)
@@ -50,11 +76,12 @@ class UnitId:
 
     @property
     def layer(self) -> int:
-        return parse_site(self.site)[0]
+        return parse_site(self.site).layer
 
     @property
     def kind(self) -> str:
-        return parse_site(self.site)[1]
+        """What the unit is: mlp (a neuron), attn (a head), resid (a dimension of the stream) or feature."""
+        return parse_site(self.site).holds
 
     @property
     def bare(self) -> str:

@@ -189,7 +189,7 @@ def test_sql_that_is_no_select_is_refused(cli: Cli, finished: Any) -> None:
     refused(cli("sql", "SELECT * FROM read_text('/etc/passwd')", *home), "The query was refused")
     refused(cli("sql", "SELECT (", *home), "The query was refused")
     refused(cli("sql", "FROM nope", *home), "nope does not exist; `lamplighter sql \"SHOW TABLES\"` names those")
-    assert cli("sql", "SELECT count(*) AS n FROM scores", *home).json == [{"n": 21}]
+    assert cli("sql", "SELECT count(*) AS n FROM scores", *home).json == [{"n": 35}]
 
 
 def test_errors_as_json_are_an_object_and_a_line(cli: Cli, project: Any, finished: Any) -> None:
@@ -412,7 +412,7 @@ def test_show(cli: Cli, finished: Any, project: Any) -> None:
     assert isinstance(facts["card"]["rule"], str) and isinstance(facts["hypotheses"][0]["rule"], dict)
     assert facts["by_hand"] == []
     assert facts["card"]["verdict"] == "accepted" and facts["card"]["sign"] == -1 and len(facts["verdicts"]) == 2
-    assert {e["sign"] for e in facts["evidence"]} == {-1} and len(facts["scores"]) == 7
+    assert {e["sign"] for e in facts["evidence"]} == {-1} and len(facts["scores"]) == 11
     shown = cli("show", unit(project, "0-mlp/2-"), "--home", finished.home.path).out
     wanted = ("War", "accepted", "minimal_example", "never shown", facts["evidence"][0]["id"])
     assert all(word in shown for word in wanted)
@@ -726,3 +726,46 @@ def test_a_fresh_process_says_one_line_and_no_more(project: Any, finished: Any, 
         f"{sys.executable} -m lamplighter models list | true", shell=True, capture_output=True, text=True, cwd=tmp_path
     )
     assert piped.stderr == ""
+
+
+# SAEs
+
+
+@pytest.fixture
+def sae(tmp_path: Path) -> Path:
+    """A folder with an SAE of the project's width."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "sae"
+    folder.mkdir()
+    torch.manual_seed(0)
+    tensors = {"W_enc": torch.randn(24, 32), "W_dec": torch.randn(32, 24)}
+    tensors |= {"b_enc": torch.zeros(32), "b_dec": torch.zeros(24)}
+    config = {"architecture": "standard", "d_in": 24, "d_sae": 32, "hook_name": "blocks.0.hook_resid_post"}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "sae_weights.safetensors")
+    return folder
+
+
+def test_features_of_an_sae_that_was_added_are_units(cli: Cli, project: Any, sae: Path, tmp_path: Path) -> None:
+    home = ("--home", tmp_path / "home")
+    assert cli("saes", "list", *home, "--json").json == []
+    added = cli("saes", "add", "mine", sae, *home, "--json")
+    known = {"name": "mine", "site": "0-resid:mine", "architecture": "standard", "features": 32}
+    assert added.code == 0 and added.json == [known]
+    assert cli("saes", "list", *home, "--json").json == [known | {"model": "unknown"}]
+    read = cli("tool", "activate", unit(project, "0-resid:mine/3"), "--text", "a car", *home, "--json").json
+    assert read["ok"] and read["unit"].endswith("0-resid:mine/3") and len(read["rows"]) >= 2
+    refused(cli("saes", "add", "mine", sae, *home), "is there already")
+    refused(cli("tool", "activate", unit(project, "1-resid:mine/3"), "--text", "a", *home), "mine is at 0-resid:mine")
+    refused(cli("tool", "activate", unit(project, "0-resid:other/3"), "--text", "a", *home), "no SAE is called 'other'")
+
+
+def test_an_sae_is_judged_on_the_score_side(cli: Cli, project: Any, sae: Path, tmp_path: Path) -> None:
+    home = ("--home", tmp_path / "home")
+    cli("saes", "add", "mine", sae, *home)
+    said = cli("saes", "eval", "0-resid:mine", "--model", project.model, "--corpus", project.corpus, *home, "--json")
+    assert said.code == 0, said
+    metrics = {row["metric"]: row["value"] for row in said.json["rows"]}
+    assert metrics["fve"] < 0 < metrics["l0"] and said.json["features"] == 32      # random directions explain nothing

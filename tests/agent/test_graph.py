@@ -23,7 +23,7 @@ from lamplighter.tools.sweep import Sweep, make_sweep
 from lamplighter.tools.toolbox import REGISTRY, Toolbox
 from lamplighter.tools.units import UnitId
 
-NODES = ("observe", "plan", "act", "submit", "revise", "score", "judge", "record")
+NODES = ("observe", "plan", "act", "submit", "revise", "score", "explain_output", "judge", "record")
 RUN = 8                 # words in a row that two texts of the corpus never share by chance
 
 
@@ -146,7 +146,8 @@ def bench(swept: tuple[Subject, Sweep], floor_rule: MakeRule) -> Bench:
 
 def test_a_unit_goes_through_every_step_once_in_order(bench: Bench) -> None:
     found = bench.run(1, Scripted(LOOK, Call("activate", {"text": "a stop"}), WHOLE))
-    assert bench.nodes == ["observe", *2 * ["plan", "act"], "plan", "submit", "score", "judge", "record"]
+    ends = ["plan", "submit", "score", "explain_output", "judge", "record"]
+    assert bench.nodes == ["observe", *2 * ["plan", "act"], *ends]
     assert [e.tool for e in found.evidence] == ["top_examples", "activate"]
     assert found.investigation.steps == 2 and found.investigation.status == "submitted"
     assert found.investigation.planner == found.hypotheses[0].author == "scripted"
@@ -157,13 +158,34 @@ def test_the_playbook_explains_a_planted_neuron(bench: Bench) -> None:
     found = bench.run(1, bench.playbook())
     assert {e.tool for e in found.evidence} >= {"top_examples", "minimal_example", "substitute", "ablate", "lens"}
     assert [e.summary for e in found.evidence if not e.ok] == []
-    (kept,) = found.hypotheses
-    assert kept.kept and "stop" in kept.sentence and "orld" in kept.sentence
+    kept, pushes = found.hypotheses
+    assert kept.kept and "stop" in kept.sentence and "orld" in kept.sentence and kept.side == "input"
     assert kept.evidence == [e.id for e in found.evidence]
     assert found.f1.value is not None and found.f1.value > 0.95 and found.f1.hypothesis == kept.id
     assert max(v for v in found.f1.floors.values() if v is not None) < 0.3
     assert found.verdict.hypothesis == kept.id and found.verdict.verdict == "unclear"   # q comes with the run's end
     assert "known at the run's end" in found.verdict.reason and found.verdict.p == found.f1.details["p"]
+    rebuilt = [s for s in found.scores if s.metric == "ce_recovered"]
+    assert [s.hypothesis for s in rebuilt] == [kept.id] and rebuilt[0].details["corpus"] == bench.sweep.corpus
+    assert pushes.kept and pushes.side == "output" and pushes.author == "ablate"
+    assert pushes.evidence == [e.id for e in found.evidence if e.tool == "ablate"]
+
+
+def test_what_a_unit_pushes_is_explained_and_scored_though_nothing_says_when_it_fires(bench: Bench) -> None:
+    found = bench.run(1, Scripted(Call("ablate", {"equivalence": False}), Abstain("no idea")))
+    assert found.verdict.verdict == "abstained" and found.verdict.hypothesis is None
+    (pushes,) = found.hypotheses
+    assert pushes.side == "output" and pushes.sentence.startswith("pushes ")
+    assert {s.metric for s in found.scores} == {"output_auc", "steering_auc"}
+    assert {s.hypothesis for s in found.scores} == {pushes.id} == set(bench.claimed)
+    (ablated,) = found.evidence
+    raised = {i for _, _, i in ablated.checks["pushed"]}
+    assert pushes.rule is not None and set(pushes.rule["raises"]) <= raised and pushes.rule_text is not None
+
+
+def test_nothing_is_said_of_the_output_without_an_ablation(bench: Bench) -> None:
+    found = bench.run(1, Scripted(LOOK, Abstain("no idea")))
+    assert found.hypotheses == [] and found.scores == []
 
 
 def test_records_carry_who_and_what_they_are_of(bench: Bench) -> None:
@@ -202,7 +224,8 @@ def test_a_weak_rule_is_revised_with_what_it_missed(bench: Bench) -> None:
     """The misses are tune-side texts up to the place that was missed, which here ends in the other planted word."""
     planner = Scripted(LOOK, HALF, WHOLE)
     found = bench.run(1, planner)
-    assert bench.nodes[3:] == ["plan", "submit", "revise", "plan", "submit", "score", "judge", "record"]
+    ends = ["score", "explain_output", "judge", "record"]
+    assert bench.nodes[3:] == ["plan", "submit", "revise", "plan", "submit", *ends]
     misses = planner.seen[-1]["misses"]
     assert misses and {m["kind"] for m in misses} == {"false negative"}
     assert {bench.subject.piece(m["ids"][-1]) for m in misses} == {" World"}
@@ -211,7 +234,7 @@ def test_a_weak_rule_is_revised_with_what_it_missed(bench: Bench) -> None:
     dropped, kept = found.hypotheses
     assert (dropped.kept, kept.kept) == (False, True) and kept.rule == WHOLE.rule.to_json()
     assert dropped.tune_f1 is not None and dropped.tune_f1 < GOOD_ENOUGH < kept.tune_f1  # type: ignore[operator]
-    assert {s.hypothesis for s in found.scores} == {kept.id} == set(bench.claimed)
+    assert {s.hypothesis for s in found.scores} == {kept.id} == {claimed.split(":")[0] for claimed in bench.claimed}
 
 
 def test_a_revision_that_is_worse_is_not_the_one_scored(bench: Bench) -> None:
@@ -236,7 +259,7 @@ def test_a_good_rule_and_a_budget_without_revisions_are_scored_at_once(bench: Be
 
 def test_an_abstention_is_no_score(bench: Bench) -> None:
     found = bench.run(3, Scripted(LOOK, Abstain("seen too rarely")))
-    assert bench.nodes == ["observe", "plan", "act", "plan", "judge", "record"]
+    assert bench.nodes == ["observe", "plan", "act", "plan", "explain_output", "judge", "record"]
     assert (found.verdict.verdict, found.verdict.reason, found.verdict.hypothesis) == (
         "abstained", "seen too rarely", None,
     )  # fmt: skip
@@ -247,7 +270,7 @@ def test_an_abstention_is_no_score(bench: Bench) -> None:
 def test_an_abstention_in_a_revision_leaves_the_first_draft_standing(bench: Bench) -> None:
     found = bench.run(1, Scripted(HALF, Abstain("nothing better")))
     assert found.investigation.status == "submitted" and found.verdict.verdict in ("rejected", "unclear")
-    assert [h.kept for h in found.hypotheses] == [True] and len(bench.claimed) == 1
+    assert [h.kept for h in found.hypotheses] == [True] and len(bench.claimed) == 2
 
 
 @pytest.mark.parametrize("index", [3, 4])
@@ -340,7 +363,8 @@ def test_a_stop_that_is_asked_for_goes_through(bench: Bench) -> None:
 
 def test_the_score_side_is_claimed_once_an_explanation(bench: Bench) -> None:
     found = bench.run(1, Scripted(HALF, WHOLE))
-    assert bench.claimed == [next(h.id for h in found.hypotheses if h.kept)]
+    kept = next(h.id for h in found.hypotheses if h.kept)
+    assert bench.claimed == [kept, f"{kept}:rebuild:{bench.sweep.digest}"]
     with pytest.raises(Refused, match="read once"):
         bench.run(1, Scripted(WHOLE), claim=lambda hypothesis: False)
 

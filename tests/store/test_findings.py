@@ -241,10 +241,13 @@ def test_an_explanation_with_its_headline_scores(findings):
         "planner": "p1", "run": "r1", "investigation": "i1-m/5-mlp/1-1",
         "created_at": "2026-01-01T00:00:01.000000",
     }
-    hypothesis = next(row.id for row in rows if isinstance(row, Hypothesis))
-    findings.append([Score(hypothesis=hypothesis, metric="output_auc", side="score", value=0.9, low=0.8, high=1.0)])
+    hypothesis = next(row for row in rows if isinstance(row, Hypothesis))
+    pushes = replace(hypothesis, id="pushes", sentence="pushes up the word “car”", side="output")
+    score = Score(hypothesis="pushes", metric="output_auc", side="score", value=0.9, low=0.8, high=1.0)
+    findings.append([pushes, score])
     row = explained(findings)["m/5-mlp/1", -1]
     assert (row["output_score"], row["output_low"], row["output_high"]) == (0.9, 0.8, 1.0)
+    assert (row["explanation"], row["output_explanation"]) == ("s1", "pushes up the word “car”")
 
 
 def test_the_newest_decided_explanation_stands_and_signs_are_apart(findings):
@@ -496,6 +499,13 @@ def test_a_file_of_version_1_is_read_as_it_is(version_1):
     assert version_1.sql("SELECT * FROM unit_cards") == []
     assert versions(version_1) == [1]
     assert version_1.path.read_bytes() == before
+
+
+def test_a_field_that_a_file_is_too_old_for_has_its_default(version_1, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "VERSION", 1)
+        version_1.append([Hypothesis(author="p", sentence="s", rule=None, rule_text=None, kept=True, side="output")])
+    assert [h.side for h in version_1.read(Hypothesis)] == ["input"]
 
 
 def test_the_next_append_brings_a_file_of_version_1_up_to_date(work, version_1):

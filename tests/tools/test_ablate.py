@@ -16,58 +16,18 @@ from torch.nn.functional import cross_entropy
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools import ablate as module
 from lamplighter.tools.ablate import AFTER, CONTEXT, WHERE, ablate, effect, matched
-from lamplighter.tools.corpus import Corpus, Document
 from lamplighter.tools.measures import EQUIVALENCE_QUANTILE
 from lamplighter.tools.subject import Pass, Subject
-from lamplighter.tools.sweep import Sweep, make_sweep
+from lamplighter.tools.sweep import Sweep
 from lamplighter.tools.units import UnitId
 
 CLOSE = 1e-6   # RMSNorm computes in float32 even inside a float64 model
 SILENT, PUSHES, HOLDS = (UnitId("planted", "1-mlp", i) for i in range(3))
 RANDOM = UnitId("planted", "1-mlp", 7)
-WORDS = ["It", "was", "built", "in", "the", "late", "century", "and", "left", "World", "War", "began", "ended",
-         "capital", "of", "France", "is", "stop", "cars", "blue", "street"]  # fmt: skip
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")),
 ]
-
-
-def corpus() -> Corpus:
-    """60 documents of drawn words, in which "said" is always followed by "car" and never starts a document."""
-    rng = np.random.default_rng(0)
-    documents = []
-    for i in range(60):
-        words = rng.choice(WORDS, size=40).tolist()
-        words[int(rng.integers(5, 35))] = "said car"
-        documents.append(Document(str(i), f"made {i}", " ".join(words)))
-    sides = tuple(("explain", "explain", "explain", "tune", "score")[i % 5] for i in range(60))
-    return Corpus("made", "made", tuple(documents), tuple(range(60)), sides, {})
-
-
-def plant(llama: Any) -> Subject:
-    """Three neurons of layer 1 read "said": one writes nothing, one the logit of what follows, one against it."""
-    model = copy.deepcopy(llama.model)
-    subject = Subject.wrap(model, llama.tokenizer, "planted")
-    said, car = llama.encode(" said")[-1], llama.encode(" said car")[len(llama.encode(" said"))]
-    inputs, hits = [], []
-    handle = model.model.layers[1].mlp.gate_proj.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
-    for document in corpus().documents:
-        ids = subject.encode(document.text)[:64]
-        subject.run([ids])
-        hits.append(torch.tensor([i == said for i in ids[1:]], dtype=torch.float64))
-    handle.remove()
-    x = torch.cat([rows[0, 1:] for rows in inputs])
-    hit = torch.cat(hits)[:, None]
-    weight = torch.where(hit > 0, (1 / hit.mean()).sqrt(), 1)   # rare as they are, they count as much as the rest
-    reader = torch.linalg.lstsq(weight * x, weight * hit).solution[:, 0]
-    mlp = model.model.layers[1].mlp
-    mlp.down_proj.weight *= 0.1   # the others whisper
-    write = model.lm_head.weight[car] / model.model.norm.weight
-    for unit, size in ((SILENT, 0.0), (PUSHES, 1.0), (HOLDS, -1.0)):
-        mlp.gate_proj.weight[unit.index], mlp.up_proj.weight[unit.index] = 16 * reader, reader
-        mlp.down_proj.weight[:, unit.index] = size * write / write.norm()
-    return Subject.wrap(model, llama.tokenizer, "planted")
 
 
 @dataclass
@@ -77,10 +37,8 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def planted(llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    subject = plant(llama)
-    home = tmp_path_factory.mktemp("home")
-    return Setting(subject, make_sweep(subject, corpus(), ["0-mlp", "1-mlp", "0-resid"], home))
+def planted(pushers: Any) -> Setting:
+    return Setting(pushers.subject, pushers.sweep)
 
 
 def run(setting: Setting, unit: UnitId, **options: Any) -> Evidence:
@@ -176,7 +134,7 @@ def test_a_unit_that_writes_nothing_has_no_effect(planted: Setting) -> None:
     assert (evidence.rows[0]["low"], evidence.rows[0]["high"]) == (0, 0)
     assert evidence.checks["effect"] == "none" and "no effect" in evidence.summary
     assert evidence.checks["delta_equivalence"] > 0 and abs(evidence.checks["same_rows"]) < CLOSE
-    assert all(change == 0 for _, change in evidence.checks["pushed"])
+    assert all(change == 0 for _, change, _ in evidence.checks["pushed"])
 
 
 def test_a_unit_that_pushes_what_follows_is_shown_and_names_it(planted: Setting) -> None:
@@ -210,8 +168,9 @@ def test_pushed_tokens_are_by_the_centred_logits_at_the_firings(planted: Setting
     mean = torch.stack(changes).mean(dim=0)
     for name, sign in (("pushed", 1), ("held_down", -1)):
         values, ids = (sign * mean).topk(10)
-        assert [token for token, _ in evidence.checks[name]] == planted.subject.pieces(ids.tolist())
-        assert [change for _, change in evidence.checks[name]] == pytest.approx((sign * values).tolist(), abs=CLOSE)
+        assert [token for token, _, _ in evidence.checks[name]] == planted.subject.pieces(ids.tolist())
+        assert [i for _, _, i in evidence.checks[name]] == ids.tolist()
+        assert [change for _, change, _ in evidence.checks[name]] == pytest.approx((sign * values).tolist(), abs=CLOSE)
 
 
 def test_half_the_windows_hold_firings(planted: Setting) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools.adapters import gap
-from lamplighter.tools.lens import lens, paths, project, write_vector
+from lamplighter.tools.lens import lens, paths, project
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.units import UnitId
 
@@ -111,7 +111,7 @@ def test_scores_are_the_change_of_the_centred_logits(tiny: Any) -> None:
     handle = norm.register_forward_hook(lambda _, inputs, output: seen.update(x=inputs[0], y=output))
     subject.run(ids, normed=True)
     handle.remove()
-    write = write_vector(subject, UNIT)
+    write = subject.write_direction(UNIT)
     score, _, _ = project(subject, UNIT, write, torch.ones(1, 24, dtype=torch.float64))
     stream = between(tiny) * write
     x = seen["x"][0, -1]
@@ -125,7 +125,7 @@ def test_scores_are_the_change_of_the_centred_logits(tiny: Any) -> None:
 
 
 def test_z_is_the_score_over_its_spread_among_random_directions(tiny: Any) -> None:
-    write = write_vector(tiny, UNIT)
+    write = tiny.write_direction(UNIT)
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(4000, 24, generator=generator, dtype=torch.float64)
     score, z, largest = project(tiny, UNIT, write, random)
@@ -184,7 +184,7 @@ def test_tokens_with_large_rows_do_not_lead_every_list(llama: Any) -> None:
     raw, ranked = 0, 0
     for index in range(40):
         unit = UnitId("loud", "1-mlp", index)
-        score, z, _ = project(subject, unit, write_vector(subject, unit), torch.ones(1, 24, dtype=torch.float64))
+        score, z, _ = project(subject, unit, subject.write_direction(unit), torch.ones(1, 24, dtype=torch.float64))
         raw += 200 in (int(score.argmax()), int(score.argmin()))
         ranked += 200 in (int(z.argmax()), int(z.argmin()))
     assert raw > 20 and ranked < 5
@@ -195,7 +195,7 @@ def test_tokens_with_large_rows_do_not_lead_every_list(llama: Any) -> None:
 
 def test_a_stream_dimension_writes_its_basis_direction_past_no_inner_norm(tiny: Any) -> None:
     unit = UnitId("t", "0-resid", 3, sign=-1)
-    write = write_vector(tiny, unit)
+    write = tiny.write_direction(unit)
     assert write.tolist() == [-1.0 if i == 3 else 0.0 for i in range(24)]
     score, _, _ = project(tiny, unit, write, torch.ones(1, 24, dtype=torch.float64))
     centres = tiny.config.model_type in ("gpt2", "gpt_neox")

@@ -183,7 +183,7 @@ def test_heads_are_patched_whole(linear: Subject, monkeypatch: pytest.MonkeyPatc
 
 def test_repeats_change_the_same_other_tokens_on_both_sides(llama: Any) -> None:
     generator = np.random.default_rng(0)
-    clean, corrupt = module._repeats(llama, CLEAN, CORRUPT, 5, [0, 3, 5], 6, generator, FILLERS)
+    clean, corrupt = module.repeats(llama, CLEAN, CORRUPT, 5, [0, 3, 5], 6, generator, FILLERS)
     assert clean.shape == corrupt.shape == (7, 6)
     assert clean[0].tolist() == CLEAN and corrupt[0].tolist() == CORRUPT
     assert (clean[1:, [0, 3, 5]] == np.asarray(CLEAN)[[0, 3, 5]]).all()
@@ -204,10 +204,10 @@ def test_a_gap_within_the_noise_is_not_scored(tiny: Any) -> None:
 
 
 def test_reasons() -> None:
-    assert module._reason(1.0, 0.33) is None
-    assert module._reason(-1.0, 0.33) is None
-    assert "the gap 1 is below 3 sd" in str(module._reason(1.0, 0.34))
-    assert module._reason(0.0, 0.0) == "clean and corrupt give the same logits"
+    assert module.unscorable(1.0, 0.33) is None
+    assert module.unscorable(-1.0, 0.33) is None
+    assert "the gap 1 is below 3 sd" in str(module.unscorable(1.0, 0.34))
+    assert module.unscorable(0.0, 0.0) == "clean and corrupt give the same logits"
 
 
 def test_a_word_that_no_logit_sees_is_not_scored(llama: Any) -> None:

@@ -10,7 +10,8 @@ from lamplighter.store.records import Refused
 from lamplighter.tools.units import UnitId, parse_site, parse_spec, parse_units
 
 MODELS = st.from_regex(r"[A-Za-z0-9._-]{1,12}(/[A-Za-z0-9._-]{1,12}){0,2}", fullmatch=True)
-SITES = st.builds("{}-{}".format, st.integers(0, 200), st.sampled_from(["mlp", "attn", "resid"]))
+CODERS = st.one_of(st.just(""), st.from_regex(r":[A-Za-z0-9][A-Za-z0-9_.-]{0,12}", fullmatch=True))
+SITES = st.builds("{}-{}{}".format, st.integers(0, 200), st.sampled_from(["mlp", "attn", "resid"]), CODERS)
 UNITS = st.builds(UnitId, MODELS, SITES, st.integers(0, 10**6), st.sampled_from([1, -1]))
 
 
@@ -23,8 +24,9 @@ def test_a_name_comes_back(unit: UnitId) -> None:
     assert UnitId.parse(str(unit)) == unit
     assert UnitId.parse(f"  {unit}\n") == unit
     assert UnitId.parse(unit.bare) == UnitId(unit.model, unit.site, unit.index)
-    assert (unit.layer, unit.kind) == parse_site(unit.site)
-    assert unit.site == f"{unit.layer}-{unit.kind}"
+    site = parse_site(unit.site)
+    assert (unit.layer, unit.kind) == (site.layer, "feature" if site.coder else site.kind)
+    assert unit.site == f"{site.layer}-{site.kind}{site.coder and ':'}{site.coder}"
 
 
 @given(st.lists(UNITS, min_size=1, max_size=6))
@@ -47,6 +49,15 @@ def test_any_text_is_read_back_or_refused_in_one_sentence(text: str) -> None:
     else:
         assert units
         assert [parse_units(str(unit)) for unit in units] == [[unit] for unit in units]
+
+
+def test_features_are_named_by_their_sae() -> None:
+    unit = UnitId.parse("openai-community/gpt2/8-resid:my-sae.v2/88")
+    assert (unit.model, unit.site) == ("openai-community/gpt2", "8-resid:my-sae.v2")
+    assert (unit.index, unit.kind, unit.layer) == (88, "feature", 8)
+    for bad in ("8-resid:", "8-resid:a:b", "8-resid:../x", "8:my-sae", "8-resid:-x"):
+        with pytest.raises(Refused, match="is no site"):
+            parse_site(bad)
 
 
 def test_hub_ids_keep_their_slashes() -> None:

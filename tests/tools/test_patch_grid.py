@@ -1,0 +1,178 @@
+"""patch_grid and path_patch: every cell is the patch that it says it is, and the ends are what they must be."""
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lamplighter.store.records import Evidence, Refused
+from lamplighter.tools import patch_grid as module
+from lamplighter.tools.features import Point
+from lamplighter.tools.heatmap import heatmap, visible
+from lamplighter.tools.patch import patch_pair
+from lamplighter.tools.patch_grid import draw, grid_of, patch_grid
+from lamplighter.tools.path_patch import behind, paths_of
+from lamplighter.tools.subject import Edit, Subject
+from lamplighter.tools.units import UnitId
+
+CLEAN = [0, 11, 21, 31, 41, 51]
+CORRUPT = [0, 11, 21, 99, 41, 51]
+KEPT = (3, 5)
+CLOSE = 1e-6   # RMSNorm computes in float32 even inside a float64 model
+
+
+@pytest.fixture(autouse=True)
+def _always_scorable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random models have noisy gaps; what is tested here is not the noise."""
+    monkeypatch.setattr("lamplighter.tools.patch.PATCH_NOISE", 0.0)
+
+
+def grid(subject: Subject, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    asked = {"place": "resid", "direction": "denoise", "norm": "recomputed", **options}
+    return grid_of(subject, UnitId(subject.name, "0-mlp", 7), CLEAN, CORRUPT, KEPT, seed=0, **asked)
+
+
+def logits(subject: Subject, row: list[int], edits: list[Edit]) -> torch.Tensor:
+    found = subject.run([row], edits=edits, logits=True).logits
+    assert found is not None
+    return found[0, -1].double()
+
+
+def ends(subject: Subject) -> tuple[int, int]:
+    rise = logits(subject, CLEAN, []) - logits(subject, CORRUPT, [])
+    return int(rise.argmax()), int(rise.argmin())
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("place", ["resid", "attention", "mlp"])
+def test_each_cell_is_that_one_patch(tiny: Any, place: str, direction: str) -> None:
+    """Beside a pass of its own for each, from the definition."""
+    base, source = (CORRUPT, CLEAN) if direction == "denoise" else (CLEAN, CORRUPT)
+    plus, minus = ends(tiny)
+    low, high = (float((x := logits(tiny, row, []))[plus] - x[minus]) for row in (base, source))
+    rows, checks = grid(tiny, place=place, direction=direction)
+    assert checks["positions"] == [3, 4, 5] and checks["fired"] == checks["edits"] == len(rows) == 6
+    for row in rows:
+        point = Point(row["layer"], module.PLACES[place])
+        values = tiny.run([source], read=[point]).readings[point]
+        where = torch.tensor([[i == row["position"] for i in range(6)]])
+        x = logits(tiny, base, [Edit(point, values, where=where)])
+        assert row["metric"] == pytest.approx(float(x[plus] - x[minus]), abs=CLOSE)
+        assert row["carried"] == pytest.approx((row["metric"] - low) / (high - low), abs=CLOSE)
+        assert checks["grid"][row["layer"]][row["position"] - 3] == row["carried"]
+
+
+@pytest.mark.parametrize("norm", ["recomputed", "frozen"])
+def test_the_last_stream_at_the_last_position_carries_all_and_before_it_nothing(tiny: Any, norm: str) -> None:
+    _, checks = grid(tiny, norm=norm)
+    assert checks["grid"][1] == pytest.approx([0, 0, 1], abs=CLOSE)
+
+
+def test_a_frozen_norm_makes_m_linear_in_the_last_stream_and_a_recomputed_one_does_not(llama: Any) -> None:
+    top = Point(1, "resid")
+    done = llama.run([CORRUPT, CLEAN], read=[top], normed=True)
+    (base, clean), normed = done.readings[top][:, -1].double(), done.normed[:, -1]
+    plus, minus = ends(llama)
+
+    def bend(norm: str) -> float:
+        """How far M halfway lies from the mean of M at both ends."""
+        metric = module.Metric(llama, base, normed[0], norm, plus, minus)
+        halfway = (base + clean) / 2
+        x = torch.stack([base, clean, halfway])
+        with torch.inference_mode():
+            low, high, middle = metric(x, llama.adapter.norm(x.to(normed.dtype))).tolist()
+        return abs(middle - (low + high) / 2)
+
+    assert bend("frozen") < 1e-5 < 1e-3 < bend("recomputed")
+
+
+def test_unscorable_pairs_have_no_shares_and_no_picture(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamplighter.tools.patch.PATCH_NOISE", 1e9)
+    rows, checks = grid(llama)
+    assert "below" in checks["reason"] and checks["grid"] is None and {r["carried"] for r in rows} == {None}
+    asked = {"direction": "denoise", "place": "resid", "norm": "recomputed"}
+    assert draw(Evidence(tool="patch_grid", arguments=asked, summary="", rows=rows, checks=checks)) is None
+
+
+def test_unknown_options_are_refused(llama: Any) -> None:
+    none: Any = SimpleNamespace()
+    for options in ({"place": "q"}, {"direction": "both"}, {"norm": "none"}):
+        with pytest.raises(Refused, match="is unknown; choose one of"):
+            patch_grid(llama, none, none, UnitId(llama.name, "0-mlp", 7), **options)
+
+
+# The picture
+
+
+def test_the_picture_is_a_png_that_is_the_same_each_time(llama: Any) -> None:
+    rows, checks = grid(llama)
+    asked = {"direction": "denoise", "place": "resid", "norm": "recomputed"}
+    found = Evidence(tool="patch_grid", arguments=asked, summary="", rows=rows, checks=checks)
+    (picture,) = {draw(found) for _ in range(2)}
+    assert picture is not None and picture.startswith(b"\x89PNG\r\n")
+
+
+@given(st.text(max_size=12))
+@settings(deadline=None, max_examples=30)
+def test_any_token_can_be_a_label(token: str) -> None:
+    assert visible(token).strip() and visible(token).isprintable()
+    assert heatmap(np.array([[0.5, np.nan]]), ["0"], [token, "$x^$"], token, "share").startswith(b"\x89PNG")
+
+
+# Paths
+
+
+def paths(subject: Subject, unit: UnitId, norm: str = "recomputed") -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    return paths_of(subject, unit, CLEAN, CORRUPT, KEPT, norm, 0)
+
+
+@pytest.mark.parametrize("site", ["0-mlp", "0-attn", "0-resid", "1-mlp"])
+def test_the_total_is_that_of_patch(tiny: Any, site: str) -> None:
+    unit = UnitId(tiny.name, site, 1)
+    (total, direct, *through), _ = paths(tiny, unit)
+    patched, _ = patch_pair(tiny, unit, CLEAN, CORRUPT, 5, kept=KEPT, fillers=list(range(60, 90)))
+    assert total["metric"] == pytest.approx(patched[0]["metric"], abs=CLOSE)
+    assert {(r["receiver"], r["layer"]) for r in through} == {
+        ({"attn_out": "attention", "mlp_out": "MLP"}[p.place], p.layer) for p in behind(tiny, unit)
+    }
+    if site == "1-mlp":
+        assert direct["metric"] == pytest.approx(total["metric"], abs=CLOSE) and not through
+
+
+@pytest.mark.parametrize("norm", ["recomputed", "frozen"])
+def test_receivers_see_the_unit_and_nothing_that_others_make_of_it(tiny: Any, norm: str) -> None:
+    """Block 1's attention sees it first; its MLP sees it beside attention as it was. By passes of their own."""
+    unit = UnitId(tiny.name, "0-resid", 5)
+    rows, _ = paths(tiny, unit, norm)
+    found = {(r["receiver"], r["layer"]): r["metric"] for r in rows}
+    where = torch.tensor([[i == 5 for i in range(6)]])
+    value = tiny.run([CLEAN], read=["0-resid"]).readings["0-resid"][..., [5]]
+    sent = Edit("0-resid", value, (5,), where)
+    top, z, neurons, attention = Point(1, "resid"), Point(1, "attn"), Point(1, "mlp"), Point(1, "attn_out")
+    base = tiny.run([CORRUPT], read=[top, attention], normed=True)
+    seen = tiny.run([CORRUPT], read=[z], edits=[sent]).readings[z]
+    held = Edit(attention, base.readings[attention])
+    by_mlp = tiny.run([CORRUPT], read=[neurons], edits=[sent, held]).readings[neurons]
+    naive = tiny.run([CORRUPT], read=[neurons], edits=[sent]).readings[neurons]
+    metric = module.Metric(tiny, base.readings[top][0, -1], base.normed[0, -1], norm, *ends(tiny))
+
+    def run(point: Point, values: torch.Tensor) -> float:
+        done = tiny.run([CORRUPT], read=[top], edits=[Edit(point, values, where=where)], normed=True)
+        return float(metric(done.readings[top][:, -1], done.normed[:, -1]))
+
+    assert found["attention", 1] == pytest.approx(run(z, seen), abs=CLOSE)
+    assert found["MLP", 1] == pytest.approx(run(neurons, by_mlp), abs=CLOSE)
+    if tiny.config.model_type != "gpt_neox":      # whose MLP stands beside attention and not behind it
+        assert abs(found["MLP", 1] - run(neurons, naive)) > 1e-4
+
+
+def test_a_unit_that_writes_nothing_has_no_path(llama: Any) -> None:
+    model = copy.deepcopy(llama.model)
+    model.model.layers[0].mlp.down_proj.weight[:, 7] = 0
+    rows, _ = paths(Subject.wrap(model, llama.tokenizer, "mute"), UnitId("mute", "0-mlp", 7))
+    assert {round(row["carried"], 9) for row in rows} == {0.0}

@@ -1,0 +1,109 @@
+"""rebuild: 1 for the activations themselves, 0 for their mean, undefined where the unit does nothing."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lamplighter.experiments.language import language
+from lamplighter.experiments.plant import SITE, PlantedUnit, plant
+from lamplighter.store.records import Refused
+from lamplighter.tools import rebuild as module
+from lamplighter.tools.corpus import Corpus, Document
+from lamplighter.tools.labels import ScoreSide
+from lamplighter.tools.rebuild import NO_EFFECT, fit_scales, measure, rebuild, recovered
+from lamplighter.tools.rules import Rule
+from lamplighter.tools.subject import Subject
+from lamplighter.tools.sweep import make_sweep
+from lamplighter.tools.units import UnitId
+
+A, B, C, D = language().words[:4]
+FILL = language().common
+ON_A, ON_C = (Rule.from_json({"clauses": [{"at": {"ids": [token]}}]}) for token in (A, C))
+
+
+def pusher(index: int, sign: int = 1) -> UnitId:
+    return UnitId("own", SITE, index, sign)
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """In a text where B follows A and D follows C: 0 fires on A and writes B's logit, 1 on C and writes D's, 2 on A and
+    writes nothing."""
+    promoted = ((B,), (D,), ())
+    planted = [PlantedUnit(pusher(i), "own", rule, promoted[i]) for i, rule in enumerate((ON_A, ON_C, ON_A))]
+    model = plant("gpt2", planted)
+    model.transformer.h[2].mlp.c_proj.weight.data[2] = 0
+    subject = Subject.wrap(model, language().tokenizer, "own")
+    rng = np.random.default_rng(0)
+    documents = []
+    for number in range(60):
+        tokens = rng.choice(FILL, 50).tolist()
+        tokens[5:5], tokens[30:30] = [A, B], [C, D]
+        documents.append(Document(str(number), f"made {number}", "".join(language().spelled[t] for t in tokens)))
+    sides = tuple(("explain", "explain", "explain", "tune", "score")[i % 5] for i in range(60))
+    corpus = Corpus("made", "made", tuple(documents), tuple(range(60)), sides, {})
+    return SimpleNamespace(subject=subject, sweep=make_sweep(subject, corpus, [SITE], tmp_path_factory.mktemp("home")))
+
+
+def score(loud: Any, rules: dict[UnitId, Rule], **options: Any) -> Any:
+    scales = fit_scales(loud.subject, loud.sweep, rules)
+    return rebuild(loud.subject, loud.sweep, rules, scales, hypothesis="h", claim=lambda _: True, **options)
+
+
+def losses_of(loud: Any, unit: UnitId, values: Any) -> Any:
+    side = ScoreSide.of(loud.subject, loud.sweep, [])
+    chosen = module._windows(side.text, side.keep, [e.place for e in loud.sweep.firings(unit)], 0)
+    if values is None:
+        values = np.zeros(len(side.text.text.ids))
+        for a, b in chosen:
+            row = side.text.text.ids[a:b].tolist()
+            values[a:b] = loud.subject.activations(row, [unit])[0, :, 0].numpy()
+    return measure(loud.subject, loud.sweep, side, chosen, {unit: values})[0]
+
+
+def test_the_activations_themselves_recover_everything(loud: Any) -> None:
+    losses = losses_of(loud, pusher(0), None)
+    assert losses[:, 2] == pytest.approx(losses[:, 0], abs=1e-3)
+    assert losses[:, 4] == pytest.approx(0, abs=1e-3)
+    for value, low, high in recovered(losses, 0):
+        assert (value, low, high) == pytest.approx((1, 1, 1), abs=1e-3)
+
+
+def test_the_mean_recovers_nothing(loud: Any) -> None:
+    side = ScoreSide.of(loud.subject, loud.sweep, [])
+    mean = np.full(len(side.text.text.ids), float(loud.sweep.mean(SITE)[0]))
+    assert recovered(losses_of(loud, pusher(0), mean), 0) == [(0.0, 0.0, 0.0)] * 2
+
+
+def test_a_true_rule_recovers_most_and_another_nothing(loud: Any) -> None:
+    (right, by_kl), (wrong, wrong_kl) = score(loud, {pusher(0): ON_A}), score(loud, {pusher(0): ON_C})
+    assert right.value > 0.8 and right.low > 0.5 and by_kl.value > 0.8
+    assert wrong.value < 0.2 and wrong_kl.value < 0.2
+    assert right.details["ce_true"] < right.details["ce_rebuilt"] < right.details["ce_mean"]
+    assert right.metric == "ce_recovered" and right.details["units"] == [str(pusher(0))]
+
+
+def test_a_unit_without_effect_is_not_scorable(loud: Any) -> None:
+    for found in score(loud, {pusher(2): ON_A}):
+        assert (found.value, found.low, found.reason) == (None, None, NO_EFFECT)
+
+
+def test_sets_are_put_in_at_a_time(loud: Any) -> None:
+    """Without both, more is lost than without either; one true rule of two gives back its own part."""
+    both, _ = score(loud, {pusher(0): ON_A, pusher(1): ON_C})
+    assert both.details["units"] == [str(pusher(0)), str(pusher(1))] and both.value > 0.9
+    alone, _ = score(loud, {pusher(0): ON_A})
+    assert both.details["ce_mean"] > alone.details["ce_mean"] > both.details["ce_true"]
+    half, _ = score(loud, {pusher(0): ON_A, pusher(1): ON_A})
+    assert 0.2 < half.value < 0.8
+
+
+def test_what_cannot_be_rebuilt_is_refused(loud: Any) -> None:
+    with pytest.raises(Refused, match="no rule to rebuild"):
+        score(loud, {})
+    with pytest.raises(Refused, match="both sides of one unit"):
+        score(loud, {pusher(1): ON_A, pusher(1, -1): ON_A})
+    with pytest.raises(Refused, match="already read"):
+        rebuild(loud.subject, loud.sweep, {pusher(1): ON_A}, {}, hypothesis="h", claim=lambda _: False)

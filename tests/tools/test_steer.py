@@ -1,0 +1,91 @@
+"""steer: what is held is what the model feels, nothing where nothing is done, and every way has the same luck."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lamplighter.store.records import Evidence, Refused
+from lamplighter.tools import steer as module
+from lamplighter.tools.steer import steer
+from lamplighter.tools.subject import Edit
+from lamplighter.tools.units import UnitId
+
+FAST: dict[str, Any] = {"prompts": 9, "tokens": 4}
+
+
+def pusher(index: int, site: str = "1-mlp", sign: int = 1) -> UnitId:
+    return UnitId("planted", site, index, sign)
+
+
+def go(pushers: Any, unit: UnitId, **options: Any) -> Evidence:
+    return steer(pushers.subject, pushers.sweep, unit, **(FAST | options))
+
+
+def test_a_held_pusher_raises_what_it_writes(pushers: Any) -> None:
+    found = go(pushers, pusher(1), strengths=[0, 4])
+    none, prompt, off, on = found.rows
+    car = pushers.subject.piece(pushers.subject.encode(" said car")[len(pushers.subject.encode(" said"))])
+    assert car in on["raises"] and on["kl"] > 10 * max(off["kl"], 1e-6)
+    assert none["kl"] == none["ce_change"] == 0 and none["strength"] is None
+    assert prompt["way"] == "prompt" and prompt["kl"] > 0 and found.checks["front"]
+    assert found.checks["fired"] == found.checks["positions"] > 0
+    assert on["lens_share"] > none["lens_share"] and on["kl_low"] <= on["kl"] <= on["kl_high"]
+
+
+def test_its_kl_is_that_of_an_edit_by_hand(pushers: Any) -> None:
+    subject = pushers.subject
+    found = go(pushers, pusher(1), strengths=[3.0])
+    starts = module._starts(subject, pushers.sweep, pusher(1), 9, 0)
+    where = torch.ones(len(starts), len(starts[0]), dtype=torch.bool)
+    where[:, 0] = False
+    value = torch.full((1, 1, 1), 3.0 * found.checks["peak"])
+    clean, held = (
+        subject.run(starts, edits=edits, logits=True).logits[:, -1].log_softmax(-1)
+        for edits in ([], [Edit("1-mlp", value, (1,), where)])
+    )
+    kl = (clean.exp() * (clean - held)).sum(-1)
+    assert found.rows[2]["kl"] == pytest.approx(float(kl.mean()), rel=1e-4)
+
+
+def test_what_writes_nothing_changes_nothing_at_any_strength(pushers: Any) -> None:
+    found = go(pushers, pusher(0), strengths=[1, 8])
+    none, _, *held = found.rows
+    for row in held:
+        assert row["kl"] == 0 and row["text"] == none["text"] and row["ce_change"] == 0
+    assert any("no strength changed" in w for w in found.warnings)
+    with pytest.raises(Refused, match="writes nothing"):
+        go(pushers, pusher(0), mode="add")
+
+
+def test_adding_nothing_is_doing_nothing_and_the_signs_push_apart(pushers: Any) -> None:
+    found = go(pushers, pusher(1), mode="add", strengths=[0.0, 1.0, -1.0])
+    none, _, zero, up, down = found.rows
+    assert zero["kl"] == 0 and zero["text"] == none["text"]
+    assert up["raises"] != down["raises"] and min(up["kl"], down["kl"]) > 0
+
+
+def test_prompts_are_of_different_clusters_and_silent(pushers: Any) -> None:
+    subject, sweep = pushers.subject, pushers.sweep
+    starts = module._starts(subject, sweep, pusher(1), 12, 0)
+    assert len(starts) == 12 and len({tuple(row) for row in starts}) == 12
+    y = subject.activations(starts, [pusher(1)])[:, 1:, 0]
+    assert (y < sweep.statistics(pusher(1)).threshold).all()
+    assert starts != module._starts(subject, sweep, pusher(1), 12, 1)
+
+
+def test_the_words_of_the_prompting_baseline_can_be_given(pushers: Any) -> None:
+    found = go(pushers, pusher(1), strengths=[1], prompt="He said: ")
+    assert found.checks["front"] == "He said: "
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"mode": "push"}, "mode 'push' is unknown"), ({"strengths": []}, "none to steer with"),
+     ({"strengths": [float("nan")]}, "none to steer with"), ({"prompts": 1}, "at least 2 and 1")],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused(pushers: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        go(pushers, pusher(1), **options)
+    with pytest.raises(Refused, match="is a head"):
+        go(pushers, pusher(1, "1-attn"))

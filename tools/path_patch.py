@@ -1,0 +1,145 @@
+"""By which paths a unit's difference between two texts reaches the logits: directly, or through which later part."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..store.records import Evidence, Refused
+from .features import Point
+from .masked import MaskedLM
+from .patch import minimal_pair, read_pairs, repeats, unscorable
+from .patch_grid import NORMS, PAIRS, Metric
+from .subject import Edit, Subject
+from .sweep import Sweep
+from .units import UnitId
+
+INSIDE = {"attn_out": "attn", "mlp_out": "mlp"}      # what a write is made of: z, or neurons
+NAMES = {"attn_out": "attention", "mlp_out": "MLP"}
+
+
+def path_patch(
+    subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId, *, text: str | None = None,
+    ids: Sequence[int] | None = None, norm: str = "recomputed", seed: int = 0,
+) -> Evidence:  # fmt: skip
+    """Splits what the unit carries between a firing text and its silenced copy by the later parts that take it up.
+
+    Clean, corrupt, t⁺, t⁻ and M as in `patch`; base is the corrupt run, and the unit has its clean value at the last
+    position. For each receiver (attention and MLP of the blocks behind the unit): its neurons or z are what they are
+    when it alone sees the change, all other parts between held at their base values; put into the base run, with all
+    behind recomputed. `direct`: all later parts held, so that only the stream takes the change to the final norm.
+    carried = (M_patched − M_base) / (M_clean − M_base). Shares need not add up to that of the unit itself (`total`),
+    since paths through several parts are in more than one, and the parts are not linear. norm: whether the final norm's
+    scale is recomputed in each run, or frozen to the base's.
+
+    Rows {receiver, layer, carried, metric}: total, direct, then receivers by |carried|. checks: m_clean, m_corrupt, sd,
+    t_plus, t_minus, reason, fired (edits made). carried is None where the pair cannot be scored, as in `patch`. Raises
+    Refused as `patch` does.
+
+    Args:
+        text: a text on which the unit fires; the sink token is put in front of it.
+        ids: token ids instead of text, the first being the sink.
+        norm: recomputed or frozen.
+        seed: seeds the search for the pair, and its repeats.
+    """
+    if norm not in NORMS:
+        raise Refused(f"norm {norm!r} is unknown; choose one of {', '.join(NORMS)}.")
+    with subject.metered() as cost:
+        clean, pair = minimal_pair(subject, masked, sweep, unit, text, ids, seed)
+        rows, checks = paths_of(subject, unit, clean, pair["ids"], pair["kept"], norm, seed)
+    checks |= {name: pair[name] for name in ("original", "substitute", "proposer")}
+    return Evidence(
+        tool="path_patch", unit=unit.bare, sign=unit.sign,
+        arguments={"text": text, "ids": None if ids is None else list(ids), "norm": norm, "seed": seed},
+        summary=_summary(unit, rows, checks), rows=rows, checks=checks, cost=cost,
+    )  # fmt: skip
+
+
+def paths_of(
+    subject: Subject, unit: UnitId, clean: Sequence[int], corrupt: Sequence[int], kept: Sequence[int], norm: str,
+    seed: int,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
+    """Rows and checks of `path_patch` for a pair made by hand, of equal length; the unit may be a head."""
+    last = len(clean) - 1
+    stays = sorted({0, last, *kept})
+    rng = np.random.default_rng(seed)
+    both = read_pairs(subject, unit, repeats(subject, clean, corrupt, last, stays, PAIRS, rng, None))
+    gaps = both.m_clean - both.m_corrupt
+    sd = float(gaps[1:].std())
+    reason = unscorable(float(gaps[0]), sd)
+    later = behind(subject, unit)
+    top = Point(subject.n_layers - 1, "resid")
+    read = list(dict.fromkeys([*later, top]))
+    done = subject.run([list(corrupt), list(clean)], read=read, normed=True)
+    assert done.normed is not None
+    metric = Metric(subject, done.readings[top][0, -1], done.normed[0, -1], norm, both.t_plus, both.t_minus)
+    low, high = metric(done.readings[top][:, -1], done.normed[:, -1]).tolist()
+    names, patched, fired = _patched(subject, unit, corrupt, both.clean_values[:1], done.readings, later, metric)
+    scorable = reason is None and high != low
+    rows = [
+        {"receiver": name, "layer": layer, "carried": (m - low) / (high - low) if scorable else None, "metric": m}
+        for (name, layer), m in zip(names, patched, strict=True)
+    ]
+    rows = [*rows[:2], *sorted(rows[2:], key=lambda row: -abs(row["metric"] - low))]
+    checks = {
+        "m_clean": float(both.m_clean[0]), "m_corrupt": float(both.m_corrupt[0]), "sd": sd,
+        "t_plus": subject.piece(both.t_plus), "t_minus": subject.piece(both.t_minus), "reason": reason,
+        "clean_text": subject.text(clean), "corrupt_text": subject.text(corrupt), "fired": fired,
+    }  # fmt: skip
+    return rows, checks
+
+
+def behind(subject: Subject, unit: UnitId) -> list[Point]:
+    """The writes that come behind the unit's in a pass, its own block's attention or MLP not counted as behind it."""
+    point = subject.writes_at(unit.site)
+    places = {"attn": ["mlp_out"], "attn_out": ["mlp_out"], "mlp_in": [], "mlp": [], "mlp_out": [], "resid": []}
+    own = [Point(point.layer, place) for place in places[point.place]]
+    return own + [Point(layer, place) for layer in range(point.layer + 1, subject.n_layers) for place in INSIDE]
+
+
+def _patched(
+    subject: Subject, unit: UnitId, base: Sequence[int], values: Tensor, before: dict[Any, Tensor],
+    later: Sequence[Point], metric: Metric,
+) -> tuple[list[tuple[str, int | None]], list[float], int]:  # fmt: skip
+    """Names and M of total, direct and each receiver, and how many edits were made."""
+    top, row = Point(subject.n_layers - 1, "resid"), list(base)
+    columns = subject.columns(unit.site, [unit.index])
+    at = torch.zeros(1, len(row), dtype=torch.bool)
+    at[0, -1] = True
+    sender = Edit(unit.site, values[:, None, columns], (unit.index,), at)
+    held = [Edit(point, before[point][:1]) for point in later]
+    inside = {point: Point(point.layer, INSIDE[point.place]) for point in later}
+    total = subject.run([row], read=[top], edits=[sender], normed=True)
+    alone = subject.run([row], read=[top, *inside.values()], edits=[sender, *held], normed=True)
+    assert total.normed is not None and alone.normed is not None
+    found = [float(metric(p.readings[top][:, -1], p.normed[:, -1])) for p in (total, alone)]  # type: ignore[index]
+    fired = total.fired[0] + alone.fired[0]
+    if later:
+        edits = []
+        for line, point in enumerate(later):
+            where = torch.zeros(len(later), len(row), dtype=torch.bool)
+            where[line, -1] = True
+            edits.append(Edit(inside[point], alone.readings[inside[point]], where=where))
+        one = subject.run([row] * len(later), read=[top], edits=edits, normed=True)
+        assert one.normed is not None
+        found += metric(one.readings[top][:, -1], one.normed[:, -1]).tolist()
+        fired += sum(one.fired)
+    names: list[tuple[str, int | None]] = [("total", None), ("direct", None)]
+    return names + [(NAMES[point.place], point.layer) for point in later], found, fired
+
+
+def _summary(unit: UnitId, rows: Sequence[dict[str, Any]], checks: dict[str, Any]) -> str:
+    swap = f"{checks['original']!r} → {checks['substitute']!r}" if "original" in checks else "the swap"
+    if checks["reason"]:
+        return f"{unit}, {swap}: not scorable, since {checks['reason']}."
+    total, direct, *through = rows
+    most = f"; most of the rest through {through[0]['receiver']} {through[0]['layer']} ({through[0]['carried']:.0%})"
+    return (
+        f"Of what {swap} does to {checks['t_plus']!r} over {checks['t_minus']!r}, {unit} carries "
+        f"{total['carried']:.0%}, {direct['carried']:.0%} directly{most if through else ''}."
+    )
+
+
+__all__ = ["behind", "path_patch", "paths_of"]

@@ -1,0 +1,188 @@
+"""Rebuilding units from their rules: what the model gets back when predictions stand where activations stood."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..store.records import Evidence, Refused, Score
+from . import stats
+from .collect import position_key
+from .labels import ScoreSide, score_provenance
+from .rules import Rule, SideText, side_text
+from .stats import Floats
+from .subject import Edit, Subject
+from .sweep import Sweep
+from .units import UnitId
+
+WINDOWS = 48           # of each side, half of them with firings
+CHUNK = 256            # positions whose logits are held at once
+METRICS = ("ce_recovered", "kl_recovered")
+COLUMNS = ("ce_true", "ce_mean", "ce_rebuilt", "kl_mean", "kl_rebuilt", "tokens")
+NO_EFFECT = "no effect, not scorable: holding the units at their means costs the model nothing that is told from 0"
+
+Claim = Callable[[str], bool]
+Rules = Mapping[UnitId, Rule]
+Bounded = tuple[float | None, float | None, float | None]      # a value and its interval
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Raw activation = floor + slope × the rule's prediction."""
+
+    floor: float
+    slope: float
+
+
+def fit_scales(subject: Subject, sweep: Sweep, rules: Rules, seed: int = 0) -> dict[UnitId, Scale]:
+    """By least squares over the tokens of windows of the tune side, half of which hold firings of one of the units."""
+    if not rules:
+        raise Refused("there is no rule to rebuild a unit from; name units whose explanation has one.")
+    text = side_text(subject, sweep, "tune")
+    firing = [e.place for unit in rules for band in ("top", "high", "mid") for e in sweep.exemplars(unit, "tune", band)]
+    chosen = _windows(text, text.text.position > 0, firing, seed)
+    rows = [text.text.ids[a:b].tolist() for a, b in chosen]
+    real = subject.activations(rows, list(rules))
+    scales = {}
+    for k, (unit, rule) in enumerate(rules.items()):
+        said = rule.predict_flat(text.text)
+        x = np.concatenate([said[a + 1 : b] for a, b in chosen])
+        y = np.concatenate([real[i, 1 : b - a, k].double().numpy() for i, (a, b) in enumerate(chosen)])
+        spread = float(((x - x.mean()) ** 2).sum())
+        slope = float(((x - x.mean()) * (y - y.mean())).sum()) / spread if spread else 0.0
+        scales[unit] = Scale(float(y.mean() - slope * x.mean()), slope)
+    return scales
+
+
+def rebuild(
+    subject: Subject, sweep: Sweep, rules: Rules, scales: Mapping[UnitId, Scale], *, hypothesis: str, claim: Claim,
+    evidence: Sequence[Evidence] = (), seed: int = 0,
+) -> list[Score]:  # fmt: skip
+    """Puts what rules predict in place of their units' activations in the running model, on the score side.
+
+    ce_recovered = (CE_mean − CE_rebuilt) / (CE_mean − CE_true), CE [nats a token] of the next token over up to 48
+    windows, half of which hold firings of one of the units: with all units of `rules` at their means over the explain
+    side, at `scales` × the rule's prediction, and as they are; at every position but the sink, all at a time. 1: as
+    good as the real activations, 0: no better than their means; nothing is clipped. Interval: bootstrap over clusters.
+    Undefined where the mean costs nothing that the interval tells from 0. For a set of units it is one score, recorded
+    under the first. Source of the measure: Bills et al. (2023), with mean for zero ablation.
+
+    claim(hypothesis) guards the score side. Raises Refused at a second read, and where there is nothing to rebuild.
+    """
+    if len({(u.site, u.index) for u in rules}) < len(rules):
+        raise Refused("both sides of one unit cannot be rebuilt at a time; name one of them.")
+    if not claim(hypothesis):
+        raise Refused(f"the score side was already read to rebuild {hypothesis}; submit a new explanation.")
+    unit = next(iter(rules))
+    with subject.metered() as cost:
+        side = ScoreSide.of(subject, sweep, evidence)
+        firing = [e.place for u in rules for e in sweep.firings(u)]
+        chosen = _windows(side.text, side.keep, firing, seed)
+        said = {
+            u: scales[u].floor + scales[u].slope * rule.predict_flat(side.text.text) for u, rule in rules.items()
+        }
+        losses, clusters = measure(subject, sweep, side, chosen, said)
+    details: dict[str, Any] = {
+        "units": [str(u) for u in rules], "windows": len(chosen), "corpus": sweep.corpus, "cost": cost,
+        **dict(zip(COLUMNS[:-1], (losses[:, :-1].sum(axis=0) / losses[:, -1].sum()).tolist(), strict=True)),
+    }  # fmt: skip
+    provenance, shares = score_provenance(sweep, seed), recovered(losses, seed)
+    return [
+        Score(
+            unit=unit.bare, sign=unit.sign, hypothesis=hypothesis, metric=metric, side="score", value=value, low=low,
+            high=high, n=clusters, details=details, reason=NO_EFFECT if value is None else None, provenance=provenance,
+        )
+        for metric, (value, low, high) in zip(METRICS, shares, strict=True)
+    ]  # fmt: skip
+
+
+def recovered(losses: Floats, seed: int) -> list[Bounded]:
+    """Each of METRICS with its interval, from sums by cluster [C, len(COLUMNS)]."""
+    draws = stats.resampled(losses, seed)
+    lost = stats.interval((draws[:, 1] - draws[:, 0]) / draws[:, -1], len(losses))
+    if lost[0] is None or lost[0] <= 0:
+        return [(None, None, None)] * len(METRICS)
+    found: list[Bounded] = []
+    for a, b, whole in ((1, 2, 0), (3, 4, None)):
+        true = (0, 0) if whole is None else (losses[:, whole].sum(), draws[:, whole])
+        value = (losses[:, a].sum() - losses[:, b].sum()) / (losses[:, a].sum() - true[0])
+        shares = stats.ratio(draws[:, a] - draws[:, b], draws[:, a] - true[1])
+        found.append((float(value), *stats.interval(shares, len(losses))))
+    return found
+
+
+def _windows(text: SideText, keep: np.ndarray, firing: Sequence[tuple[int, int]], seed: int) -> list[tuple[int, int]]:
+    """Bounds of windows in the flat text, by hash: half as many as WINDOWS with a firing, the rest from all others."""
+    starts = text.text.starts
+    whole = np.array([keep[a + 1 : b].all() and b - a > 2 for a, b in zip(starts[:-1], starts[1:], strict=True)])
+    rows = np.array([text.index(place) for place in firing], dtype=np.int64)
+    fires = np.zeros(len(whole), dtype=bool)
+    fires[np.searchsorted(starts, rows, side="right") - 1] = True
+    order = np.argsort(position_key(np.arange(len(whole)) + seed), kind="stable")
+    with_firing = [i for i in order if whole[i] and fires[i]][: WINDOWS // 2]
+    rest = [i for i in order if whole[i] and not fires[i]][: WINDOWS - len(with_firing)]
+    return [(int(starts[i]), int(starts[i + 1])) for i in (*with_firing, *rest)]
+
+
+def measure(
+    subject: Subject, sweep: Sweep, side: ScoreSide, chosen: Sequence[tuple[int, int]], said: Mapping[UnitId, Floats]
+) -> tuple[Floats, int]:
+    """Sums by cluster [C, len(COLUMNS)], with activations as they are, at their means and as `said` [M], and C."""
+    rows = [side.text.text.ids[a:b].tolist() for a, b in chosen]
+    _, cluster = np.unique([side.cluster[a + 1] for a, _ in chosen], return_inverse=True)
+    sums = np.zeros((len(rows), len(COLUMNS)))
+    for batch in subject.batches(rows):
+        mine = [rows[i] for i in batch]
+        width = max(map(len, mine))
+        where = torch.arange(width) < torch.tensor([len(row) for row in mine])[:, None]
+        where[:, 0] = False
+        spread = {u: _padded([values[slice(*chosen[i])] for i in batch], width) for u, values in said.items()}
+        mean = {u: torch.full((len(mine), width), float(sweep.mean(u.site)[u.index])) for u in said}
+        sums[batch] = _losses(subject, mine, [[], _edits(mean, where), _edits(spread, where)])
+    count = int(cluster.max()) + 1
+    return np.stack([stats.by_cluster(cluster, count, column) for column in sums.T], axis=1), count
+
+
+def _padded(parts: Sequence[Floats], width: int) -> Tensor:
+    out = torch.zeros(len(parts), width)
+    for line, part in enumerate(parts):
+        out[line, : len(part)] = torch.from_numpy(part)
+    return out
+
+
+def _edits(values: Mapping[UnitId, Tensor], where: Tensor) -> list[Edit]:
+    """One edit a site, of all its units."""
+    by_site: dict[str, list[UnitId]] = {}
+    for unit in values:
+        by_site.setdefault(unit.site, []).append(unit)
+    return [
+        Edit(site, torch.stack([values[u] for u in units], dim=-1), tuple(u.index for u in units), where)
+        for site, units in by_site.items()
+    ]
+
+
+def _losses(subject: Subject, rows: Sequence[list[int]], ways: Sequence[Sequence[Edit]]) -> Floats:
+    """Sums over the tokens behind the first one after the sink of each row [N, len(COLUMNS)]; the first way is true."""
+    passes = [subject.run(rows, edits=edits, normed=True) for edits in ways]
+    followed = passes[0].mask.clone()
+    followed[:, 0] = False
+    followed[:, :-1] &= passes[0].mask[:, 1:]
+    followed[:, -1] = False
+    line, position = torch.nonzero(followed, as_tuple=True)
+    wanted = torch.tensor([rows[b][p + 1] for b, p in zip(line.tolist(), position.tolist(), strict=True)])
+    streams = [done.normed[followed] for done in passes if done.normed is not None]
+    parts = []
+    for k in range(0, len(wanted), CHUNK):
+        true, *others = (subject.unembed(stream[k : k + CHUNK]).log_softmax(dim=-1) for stream in streams)
+        target = wanted[k : k + CHUNK, None].to(true.device)
+        columns = [-logits.gather(1, target)[:, 0] for logits in (true, *others)]
+        columns += [(true.exp() * (true - logits)).sum(dim=-1) for logits in others]
+        parts.append(torch.stack([*columns, torch.ones_like(columns[0])]))
+    every = torch.cat(parts, dim=1).double().cpu().numpy()
+    return np.stack([np.bincount(line.cpu().numpy(), column, minlength=len(rows)) for column in every], axis=1)
+
+
+__all__ = ["METRICS", "NO_EFFECT", "Scale", "fit_scales", "measure", "rebuild", "recovered"]
