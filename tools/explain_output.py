@@ -36,7 +36,7 @@ def explain_output(subject: Subject, evidence: Sequence[Evidence]) -> OutputClai
     found = [e for e in evidence if e.tool == "ablate" and e.ok and e.arguments["kind"] == "mean"]
     if not found or not found[-1].checks["pushed"]:
         return None
-    checks, text = found[-1].checks, set(tokens_of_text(subject))
+    checks, text = found[-1].checks, {i for i in tokens_of_text(subject) if _sayable(subject.piece(i))}
     if checks["effect"] == "none":
         return OutputClaim(NO_EFFECT, None, found[-1].id)
     most = max(abs(change) for name in ("pushed", "held_down") for _, change, _ in checks[name])
@@ -48,6 +48,11 @@ def explain_output(subject: Subject, evidence: Sequence[Evidence]) -> OutputClai
         return OutputClaim(NO_EFFECT, None, found[-1].id)
     said = [f"{verb} {_named(spelled(subject.piece, ids))}" for verb, ids in (("up", raises), ("down", lowers)) if ids]
     return OutputClaim(f"pushes {' and '.join(said)}", Pushes(raises, lowers), found[-1].id)
+
+
+def _sayable(piece: str) -> bool:
+    """Whether people can read it: no piece of a character, nothing that does not print."""
+    return "�" not in piece and piece.replace("\n", " ").replace("\t", " ").isprintable()
 
 
 def _named(words: Sequence[str]) -> str:

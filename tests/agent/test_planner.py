@@ -157,7 +157,7 @@ def evening(
 def test_a_run_submits_what_the_model_chose(evening: Night) -> None:
     home, run = evening.home, evening.outcome.run
     assert (evening.outcome.status, evening.outcome.left, evening.outcome.failed) == ("done", [], [])
-    kept = {name(h): h for h in rows(home, Hypothesis, run, kept=True)}
+    kept = {name(h): h for h in rows(home, Hypothesis, run, kept=True, side="input")}
     assert {unit: h.sentence.lower() for unit, h in kept.items()} == {
         "0": "fires on car", "1": "fires on world and stop", "2": "fires on war", "3": "fires on said",
     }  # fmt: skip
@@ -172,7 +172,7 @@ def test_a_run_submits_what_the_model_chose(evening: Night) -> None:
 def test_an_explanation_says_which_model_wrote_it_and_what_it_was_asked(evening: Night) -> None:
     home, run = evening.home, evening.outcome.run
     label = f"{evening.server.url}/v1"
-    for made in rows(home, Hypothesis, run):
+    for made in rows(home, Hypothesis, run, side="input"):
         assert made.author == "llm:scripted"
         assert made.provenance | {"llm": "scripted", "endpoint": label, "prompts": prompts.digest()} == made.provenance
     assert {i.planner for i in rows(home, records.Investigation, run)} == {"llm:scripted"}
@@ -236,7 +236,8 @@ def test_equal_work_asks_equally_and_the_same_home_does_not_ask_again(
         again = project.run(copied, units=TWO, planner="llm", endpoint=server.url, fresh=True)
         assert asked(server) == [] and again.run != once.run
     stories = [
-        [(name(h), h.sentence, h.rule, h.tune_f1) for h in rows(copied, Hypothesis, run.run)] for run in (once, again)
+        [(name(h), h.sentence, h.rule, h.tune_f1) for h in rows(copied, Hypothesis, run.run, side="input")]
+        for run in (once, again)
     ]
     assert stories[0] == stories[1] != []
     assert not [call for call in copied.findings.read(LLMCall, run=again.run) if call.unit]
@@ -323,7 +324,7 @@ def test_an_error_in_a_revision_leaves_what_was_submitted_and_is_recorded_beside
     with ScriptedEndpoint(by_turn(HALF, SUBMIT_B, Status(400, message="too much"))) as server:
         outcome = project.run(copied, units="0-mlp/1", planner="llm", endpoint=server.url)
     assert (outcome.status, outcome.failed) == ("done", [])
-    (kept,) = rows(copied, Hypothesis, outcome.run)
+    (kept,) = rows(copied, Hypothesis, outcome.run, side="input")
     assert kept.kept and kept.sentence == "fires on stop" and kept.tune_f1 < 0.8
     assert any(s.value is not None for s in rows(copied, records.Score, outcome.run, hypothesis=kept.id))
     (failure,) = rows(copied, Failure, outcome.run)
@@ -336,7 +337,7 @@ def test_a_weak_submission_is_shown_what_it_missed_and_may_be_mended(copied: Hom
     submit = ("submit", {"candidate": "C", "sentence": "fires on both"})
     with ScriptedEndpoint(by_turn(HALF, SUBMIT_B, whole, submit)) as server:
         outcome = project.run(copied, units="0-mlp/1", planner="llm", endpoint=server.url)
-    first, kept = rows(copied, Hypothesis, outcome.run)
+    first, kept = rows(copied, Hypothesis, outcome.run, side="input")
     assert (first.sentence, first.kept, kept.sentence, kept.kept) == ("fires on stop", False, "fires on both", True)
     told = heard(asked(server)[2])[-1]
     assert told.startswith("Your rule was run on other text, never shown before, and was weak there: F1 ")
@@ -358,7 +359,7 @@ def test_tokens_that_are_spent_end_the_unit_with_its_best_candidate_and_the_run_
         assert len(asked(server)) == 1
     state = next(s for s in copied.work.runs() if s.asked["planner"].startswith("llm"))
     assert state.status == "budget" and copied.work.counts(state.id)["queued"] == 1
-    (made,) = rows(copied, Hypothesis, state.id)
+    (made,) = rows(copied, Hypothesis, state.id, side="input")
     assert (name(made), made.kept, made.author) == ("0", True, "llm:scripted")
     assert "zebra" not in made.sentence and made.tune_f1 == 1.0, "the better of two"
     assert rows(copied, Failure, state.id) == []
@@ -379,7 +380,7 @@ def test_time_that_ends_while_the_model_is_asked_ends_the_unit_with_what_it_has(
     with ScriptedEndpoint(slow) as server:
         outcome = project.run(copied, told, units=TWO, planner="llm", endpoint=server.url, minutes=1)
     assert (outcome.status, outcome.failed, len(outcome.left)) == ("budget", [], 1)
-    (made,) = rows(copied, Hypothesis, outcome.run)
+    (made,) = rows(copied, Hypothesis, outcome.run, side="input")
     assert made.kept and made.tune_f1 == 1.0 and rows(copied, Failure, outcome.run) == []
     assert [c.outcome for c in copied.findings.read(LLMCall) if c.unit] == ["timeout"]
 
@@ -404,9 +405,9 @@ def test_a_sentence_without_a_rule_is_kept_and_scored_by_nobody(copied: Home, pr
     alone = ("submit", {"candidate": "none", "sentence": "fires  on\nsomething subtle"})
     with ScriptedEndpoint(by_turn(alone)) as server:
         outcome = project.run(copied, units="0-mlp/1", planner="llm", endpoint=server.url)
-    (kept,) = rows(copied, Hypothesis, outcome.run)
+    (kept,) = rows(copied, Hypothesis, outcome.run, side="input")
     assert (kept.sentence, kept.rule, kept.rule_text, kept.tune_f1) == ("fires on something subtle", None, None, None)
-    scores = rows(copied, records.Score, outcome.run)
+    scores = rows(copied, records.Score, outcome.run, hypothesis=kept.id)
     assert len(scores) == 7 and {(s.value, s.reason) for s in scores} == {(None, NO_RULE)}
     assert {(v.verdict, v.reason) for v in rows(copied, Verdict, outcome.run)} == {("undefined", NO_RULE)}
     assert copied.work.claim_once(f"score-side:{kept.id}"), "the score side was not read"
@@ -592,7 +593,7 @@ def test_a_model_that_repeats_itself_is_at_last_offered_only_an_end(desk: Any, k
 def test_a_unit_whose_model_gives_no_action_is_a_failure_with_the_reason(copied: Home, project: Any) -> None:
     with ScriptedEndpoint(by_turn(Say("Hello!"))) as server:
         outcome = project.run(copied, units="0-mlp/1", planner="llm", endpoint=server.url)
-    assert len(outcome.failed) == 1 and rows(copied, Hypothesis, outcome.run) == []
+    assert len(outcome.failed) == 1 and rows(copied, Hypothesis, outcome.run, side="input") == []
     (failure,) = rows(copied, Failure, outcome.run)
     assert failure.kind == "LLMError" and failure.message.startswith(f"scripted gave no usable action {SLIPS} times")
 
