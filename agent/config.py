@@ -81,9 +81,10 @@ class Home:
         found = find_sweep(self.path, digest, unit.site)
         if found is None:
             how = "swept by another version" if swept_before(self.path, digest, unit.site) else "not swept"
+            site = unit.site if unit.kind != "attn" else f"{unit.layer}-mlp"     # for its text: heads are not swept
             raise Refused(
-                f"{unit.site} of {unit.model} was {how} in {self.path}; "
-                f"run `lamplighter sweep --model {unit.model} --sites {unit.site}` first."
+                f"{site} of {unit.model} was {how} in {self.path}; "
+                f"run `lamplighter sweep --model {unit.model} --sites {site}` first."
             )
         return found
 

@@ -1,11 +1,11 @@
-"""Ablation: what the subject's next-token predictions lose when one unit stops following the text.
+"""Ablation: what the subject's next-token predictions lose when units stop following the text.
 
-The unit is held at its mean, at zero, or at values it takes elsewhere, at every position but the sink; everything
-downstream is recomputed, so this is the unit's total effect (the lens shows the direct part alone).
+A unit, and others with it, is held at what `taken_out` gives, at every position but the sink; everything downstream is
+recomputed, so this is their total effect (the lens shows the direct part alone).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from .measures import EQUIVALENCE_QUANTILE, EQUIVALENCE_UNITS
 from .stats import Floats, Ints
 from .subject import BATCH_TOKENS, Edit, Subject
 from .sweep import STEP, Place, Sweep
+from .taken_out import KINDS, TakenOut
 from .units import UnitId
 
-KINDS = ("mean", "zero", "resample")
 WHERE = ("firing", "after", "elsewhere")
 AFTER = 5              # positions behind a firing that count as just after it
 TOKENS = 10            # tokens listed for each direction
@@ -35,6 +35,8 @@ def ablate(
     unit: UnitId,
     *,
     kind: str = "mean",
+    also: Sequence[str] | None = None,
+    draws: int = 4,
     windows: int = 24,
     equivalence: bool = True,
     seed: int = 0,
@@ -43,45 +45,54 @@ def ablate(
 
     ΔCE = CE(ablated) − CE(clean) [nats a token] of the prediction of the NEXT token, on explain-side windows of the
     sink and 63 tokens: half of them hold exemplars of the unit (bands top, high, mid in turn, other documents first),
-    half are drawn from the rest. The unit is set at all positions but the sink to its mean over the explain side, to
-    zero, or (resample), position by position, to values it has at random explain positions.
+    half are drawn from the rest. At all positions but the sink the unit, and with it those of `also`, is set to its
+    mean over the explain side, to zero, to its mean over explain positions with the same token (mean_by_role), or to
+    what it is in another of these windows (resample: a derangement, the same for all units; ΔCE is the mean over
+    `draws` of them). A head has no firing: all its positions are elsewhere.
 
-    Rows {where, delta_ce, low, high, n, documents, clean_ce, kl}, where = firing (y ≥ τ), after (the 5 positions
+    Rows {where, delta_ce, low, high, sd, n, documents, clean_ce, kl}, where = firing (y ≥ τ), after (the 5 positions
     behind a firing, themselves quiet), elsewhere. low, high: 95 % percentile bootstrap over clusters of near-copy
-    documents, None below 8 of them; n: positions; kl: mean KL(clean ‖ ablated) [nats]; all None where n = 0.
+    documents, None below 8 of them; sd: of the mean over the draws, None with one; n: positions; kl: mean KL(clean ‖
+    ablated) [nats]; all None where n = 0.
     checks: pushed and held_down = [token, change, id] where the unit's presence raises and lowers logits most: mean
-    over the firing positions of the centred logits, clean − ablated. value: what the unit was set to, sign not applied
-    (None for resample). fired: edited positions, of `positions`.
+    over the firing positions (of a head, all) of the centred logits, clean − ablated. value: what the unit was set to,
+    sign not applied (None where that is not one number). fired: edits made at positions, of `positions`.
 
     delta_equivalence δ = 95th percentile of |mean ΔCE| over 50 units of the layer whose write norm ‖w‖ is nearest
     (stream dimensions all write 1: 50 drawn ones), ablated alike on `equivalence_n` firing positions, in rows cut to
     the sink and the last 7 tokens; same_rows is this unit's own mean there. effect: "none" iff the whole interval at
-    firing positions lies within ±δ, else "shown" if it leaves 0 out, else "not shown".
-    Raises Refused for an unknown kind, fewer than 2 windows, a head, and a unit that never fires on the explain side.
+    firing positions (of a head, all) lies within ±δ, else "shown" if it leaves 0 out, else "not shown". δ is of single
+    units, so that sets have none.
+    Raises Refused for an unknown kind, fewer than 2 windows, and a unit that never fires on the explain side.
 
     Args:
-        kind: what the unit is set to: mean, zero or resample.
+        kind: what units are set to: mean, zero, mean_by_role or resample.
+        also: further units to take out at the same time, as SITE/INDEX: neurons, dimensions, features or heads.
+        draws: derangements, for resample.
         windows: number of windows of 64 tokens, half with firings.
         equivalence: whether to measure δ, which takes as long as the rest; without it nothing is called "none".
         seed: seeds the drawn windows, resampled values and intervals.
     """
-    _check(subject, sweep, unit, kind, windows)
+    _check(subject, sweep, unit, kind, draws, windows)
     generator = np.random.default_rng(seed)
+    others = _others(subject, unit, also or ())
+    held = TakenOut(subject, sweep, kind, seed)
     with subject.metered() as cost:
         texts = _texts(sweep, unit, windows, generator)
-        found = _measure(subject, sweep, unit, kind, texts, generator)
+        found = _measure(subject, sweep, held, unit, others, texts, draws if kind == "resample" else 1)
         rows = [_row(found, where, seed) for where in range(len(WHERE))]
-        checks = _checks(subject, sweep, unit, kind, found, len(texts))
-        if equivalence:
+        checks = _checks(subject, held, unit, found, len(texts))
+        if equivalence and not others:
             places = _spread(texts, found.firings, generator)
-            checks |= _equivalence(subject, sweep, unit, kind, places, generator)
-    checks["effect"] = effect(rows[0], checks.get("delta_equivalence"))
+            checks |= _equivalence(subject, held, unit, places, generator)
+    checks["effect"] = effect(rows[_counts(unit)], checks.get("delta_equivalence"))
     return Evidence(
         tool="ablate",
         unit=unit.bare,
         sign=unit.sign,
-        arguments={"kind": kind, "windows": windows, "equivalence": equivalence, "seed": seed},
-        summary=_summary(unit, kind, rows, checks),
+        arguments={"kind": kind, "also": None if also is None else list(also), "draws": draws, "windows": windows,
+                   "equivalence": equivalence, "seed": seed},
+        summary=_summary(unit, kind, len(others), rows, checks),
         rows=rows,
         checks=checks,
         warnings=_warnings(rows, checks),
@@ -89,16 +100,32 @@ def ablate(
     )
 
 
-def _check(subject: Subject, sweep: Sweep, unit: UnitId, kind: str, windows: int) -> None:
+def _check(subject: Subject, sweep: Sweep, unit: UnitId, kind: str, draws: int, windows: int) -> None:
     if kind not in KINDS:
         raise Refused(f"kind {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
     if windows < 2:
         raise Refused(f"windows = {windows} is too few; give at least 2, half with firings and half without.")
-    if unit.kind == "attn":
-        raise Refused(f"{unit} is a head, which has no activation to find firings by; name an mlp or resid unit.")
+    if draws < 1:
+        raise Refused(f"draws = {draws} is too few; give at least 1.")
     subject.check(unit)
-    if sweep.statistics(unit).peak <= 0:
+    if unit.kind != "attn" and sweep.statistics(unit).peak <= 0:
         raise Refused(f"{unit} is never positive on the explain side; look at its other sign.")
+
+
+def _others(subject: Subject, unit: UnitId, also: Sequence[str]) -> list[UnitId]:
+    """The units of `also`; raises Refused for one that is the model's not, the unit itself, or named twice."""
+    others = [UnitId.parse(f"{unit.model}/{name}") for name in also]
+    for other in others:
+        subject.check(other)
+    places = [(u.site, u.index) for u in (unit, *others)]
+    if len(set(places)) < len(places):
+        raise Refused(f"one unit is named twice among {unit} and {', '.join(also)}; name each once.")
+    return others
+
+
+def _counts(unit: UnitId) -> int:
+    """Index in WHERE of the positions that an effect is looked for at: a head fires nowhere."""
+    return WHERE.index("elsewhere" if unit.kind == "attn" else "firing")
 
 
 # Texts
@@ -114,7 +141,7 @@ class Text:
 
 def _texts(sweep: Sweep, unit: UnitId, windows: int, generator: np.random.Generator) -> list[Text]:
     """Half as many windows as asked hold exemplars of the unit, as many more are drawn from the explain side."""
-    firing = _firing_windows(sweep, unit, windows // 2)
+    firing = [] if unit.kind == "attn" else _firing_windows(sweep, unit, windows // 2)
     every = [(d, first) for d in sweep.side("explain") for first in range(0, sweep.documents[d].length, STEP)]
     taken = set(firing)
     rest = [every[i] for i in generator.permutation(len(every)) if every[i] not in taken]
@@ -147,11 +174,12 @@ def _text(sweep: Sweep, place: Place) -> Text:
 
 @dataclass(frozen=True)
 class Found:
-    """One entry a position that has a next token, the sink left out: ΔCE, CE(clean), KL, `where` (an index of WHERE)
-    and cluster. `shift` [V]: mean change of the centred logits, clean − ablated, at the firing positions, which
-    `firings` gives as (text, position); None where there are none. `fired` of `positions` were edited."""
+    """One entry a position that has a next token, the sink left out: ΔCE and KL (means over the draws), CE(clean),
+    `where` (an index of WHERE) and cluster; `draws` [D, positions]: ΔCE of each. `shift` [V]: mean change of the
+    centred logits, clean − ablated, at the positions that count (`_counts`), which `firings` gives as (text, position);
+    None where there are none. `fired` of `positions` edits were made."""
 
-    delta: Floats
+    draws: Floats
     clean: Floats
     kl: Floats
     where: Ints
@@ -163,31 +191,53 @@ class Found:
 
 
 def _measure(
-    subject: Subject, sweep: Sweep, unit: UnitId, kind: str, texts: Sequence[Text], generator: np.random.Generator
-) -> Found:
-    threshold = sweep.statistics(unit).threshold
-    parts, firings, fired = [], [], 0
+    subject: Subject, sweep: Sweep, held: TakenOut, unit: UnitId, others: Sequence[UnitId], texts: Sequence[Text],
+    draws: int,
+) -> Found:  # fmt: skip
+    threshold = None if unit.kind == "attn" else sweep.statistics(unit).threshold
+    counts = _counts(unit)
+    parts, firings, fired, positions = [], [], 0, 0
     shift = torch.zeros(subject.vocabulary, device=subject.device)
     rows = [text.ids[:-1] for text in texts]
+    put = [_values(subject, held, [unit, *others], rows, draw) for draw in range(draws)]
     for batch in subject.batches(rows):
         mine = [rows[i] for i in batch]
         clean = subject.run(mine, read=[unit.site], normed=True)
         inner = _not_sink(clean.mask)
-        edit = Edit(unit.site, _values(sweep, unit, kind, inner.shape, generator), (unit.index,), inner)
-        ablated = subject.run(mine, edits=[edit], normed=True)
-        fired += ablated.fired[0]
-        lies = _where(unit.sign * clean.readings[unit.site][..., unit.index], inner, threshold)[inner]
+        y = None if threshold is None else unit.sign * clean.readings[unit.site][..., unit.index]
+        lies = _where(y, inner, threshold or 0)[inner]
         places = [(batch[b], p) for b, p in torch.nonzero(inner).tolist()]
         targets = torch.tensor([texts[i].ids[p + 1] for i, p in places], device=lies.device)
-        assert clean.normed is not None and ablated.normed is not None
-        losses, change = _compare(subject, clean.normed[inner], ablated.normed[inner], targets, lies == 0)
-        shift = shift + change
+        losses = []
+        for edits in put:
+            some = [replace(e, value=e.value[batch, : inner.shape[1]], where=inner) for e in edits]  # type: ignore[index]
+            ablated = subject.run(mine, edits=some, normed=True)
+            fired += sum(ablated.fired)
+            positions += len(places) * len(edits)
+            assert clean.normed is not None and ablated.normed is not None
+            each, change = _compare(subject, clean.normed[inner], ablated.normed[inner], targets, lies == counts)
+            losses.append(each.double().cpu().numpy())
+            shift = shift + change / draws
         cluster = [texts[i].cluster for i, _ in places]
-        parts.append(np.stack([*losses.double().cpu().numpy(), lies.cpu().numpy(), cluster]))
-        firings += [place for place, index in zip(places, lies.tolist(), strict=True) if index == 0]
-    delta, ce, kl, where, clusters = np.concatenate(parts, axis=1)
+        delta, ce, kl = np.stack(losses, axis=1)
+        parts.append(np.stack([*delta, ce[0], kl.mean(axis=0), lies.cpu().numpy(), cluster]))
+        firings += [place for place, index in zip(places, lies.tolist(), strict=True) if index == counts]
+    *delta, ce, kl, where, clusters = np.concatenate(parts, axis=1)
     mean = shift / len(firings) if firings else None
-    return Found(delta, ce, kl, where.astype(int), clusters.astype(int), mean, firings, fired, len(delta))
+    return Found(np.array(delta), ce, kl, where.astype(int), clusters.astype(int), mean, firings, fired, positions)
+
+
+def _values(
+    subject: Subject, held: TakenOut, units: Sequence[UnitId], rows: Sequence[list[int]], draw: int
+) -> list[Edit]:
+    """An edit of all rows for each site of the units."""
+    by_site: dict[str, list[int]] = {}
+    for unit in units:
+        by_site.setdefault(unit.site, []).append(unit.index)
+    return [
+        Edit(site, held.values(site, subject.columns(site, index), rows, draw), tuple(index))
+        for site, index in by_site.items()
+    ]
 
 
 def _not_sink(mask: Tensor) -> Tensor:
@@ -196,25 +246,13 @@ def _not_sink(mask: Tensor) -> Tensor:
     return inner
 
 
-def _where(y: Tensor, inner: Tensor, threshold: float) -> Tensor:
-    """Index into WHERE of every position [B, T]; the sink neither fires nor starts an aftermath."""
-    fires = inner & (y >= threshold)
+def _where(y: Tensor | None, inner: Tensor, threshold: float) -> Tensor:
+    """Index into WHERE of every position [B, T]; the sink neither fires nor starts an aftermath. None: no firing."""
+    fires = torch.zeros_like(inner) if y is None else inner & (y >= threshold)
     after = torch.zeros_like(fires)
     for step in range(1, AFTER + 1):
         after[:, step:] |= fires[:, :-step]
     return torch.where(fires, 0, torch.where(after, 1, 2))
-
-
-def _values(sweep: Sweep, unit: UnitId, kind: str, shape: Sequence[int], generator: np.random.Generator) -> Tensor:
-    """What the unit is set to, raw, at each position of `shape` [*shape, 1]."""
-    if kind == "resample":
-        pool = [unit.sign * e.activation for e in sweep.exemplars(unit, "explain", "random")]
-        return torch.from_numpy(generator.choice(pool, size=(*shape, 1)))
-    return torch.full((*shape, 1), _constant(sweep, unit, kind), dtype=torch.float64)
-
-
-def _constant(sweep: Sweep, unit: UnitId, kind: str) -> float:
-    return float(sweep.mean(unit.site)[unit.index]) if kind == "mean" else 0.0
 
 
 def _compare(
@@ -236,21 +274,21 @@ def _compare(
 
 
 def _equivalence(
-    subject: Subject, sweep: Sweep, unit: UnitId, kind: str, places: Sequence[tuple[Text, int]],
-    generator: np.random.Generator,
-) -> dict[str, Any]:  # fmt: skip
+    subject: Subject, held: TakenOut, unit: UnitId, places: Sequence[tuple[Text, int]], generator: np.random.Generator
+) -> dict[str, Any]:
     """δ, this unit's mean ΔCE on the same rows, and how many units and positions stand behind them."""
     others = matched(subject, unit, EQUIVALENCE_UNITS, generator)
     rows = [[text.ids[0], *text.ids[max(1, p + 2 - CONTEXT) : p + 1]] for text, p in places]
     targets = [text.ids[p + 1] for text, p in places]
     effects: list[float] = []
-    if places and others:
-        length = max(map(len, rows))
+    if len(places) > 1 and others:
         clean = _losses(subject, rows, targets, None)
-        size = max(1, BATCH_TOKENS // (len(rows) * length))
+        size = max(1, BATCH_TOKENS // (len(rows) * max(map(len, rows))))
         for group in ([unit, *others][i : i + size] for i in range(0, 1 + len(others), size)):
-            columns = torch.tensor([[u.index] for u in group for _ in rows])
-            values = torch.cat([_values(sweep, u, kind, (len(rows), length), generator) for u in group])
+            taken = [subject.columns(u.site, [u.index]) for u in group]
+            columns = torch.tensor([own for own in taken for _ in rows])
+            values = held.values(unit.site, [c for own in taken for c in own], rows)
+            values = torch.cat(values.tensor_split(len(group), dim=-1))
             ablated = _losses(subject, rows * len(group), targets * len(group), (unit.site, columns, values))
             effects += (ablated.view(len(group), -1) - clean).mean(dim=1).tolist()
     return {
@@ -272,7 +310,7 @@ def _spread(texts: Sequence[Text], firings: Sequence[Place], generator: np.rando
 def matched(subject: Subject, unit: UnitId, count: int, generator: np.random.Generator) -> list[UnitId]:
     """Up to `count` other units of the site whose write norm ‖w‖ is nearest; drawn ones where all write alike."""
     drawn = generator.permutation(subject.count(unit.site)).tolist()
-    if unit.kind != "resid":
+    if unit.kind not in ("resid", "attn"):
         norms = subject.write_rows(unit.site).float().norm(dim=1)
         far = (norms - norms[unit.index]).abs().tolist()
         drawn.sort(key=far.__getitem__)
@@ -298,17 +336,19 @@ def _row(found: Found, where: int, seed: int) -> dict[str, Any]:
     inside = found.where == where
     n = int(inside.sum())
     if not n:
-        empty = dict.fromkeys(("delta_ce", "low", "high"))
+        empty = dict.fromkeys(("delta_ce", "low", "high", "sd"))
         return {"where": WHERE[where], **empty, "n": 0, "documents": 0, "clean_ce": None, "kl": None}
     names, cluster = np.unique(found.cluster[inside], return_inverse=True)
-    totals = np.stack([stats.by_cluster(cluster, len(names), x) for x in (found.delta[inside], np.ones(n))], axis=1)
+    delta, by_draw = found.draws.mean(axis=0)[inside], found.draws[:, inside].mean(axis=1)
+    totals = np.stack([stats.by_cluster(cluster, len(names), x) for x in (delta, np.ones(n))], axis=1)
     sums, counts = stats.resampled(totals, seed).T
     low, high = stats.interval(stats.ratio(sums, counts), len(names))
     return {
         "where": WHERE[where],
-        "delta_ce": float(found.delta[inside].mean()),
+        "delta_ce": float(delta.mean()),
         "low": low,
         "high": high,
+        "sd": float(by_draw.std(ddof=1)) if len(by_draw) > 1 else None,
         "n": n,
         "documents": len(names),
         "clean_ce": float(found.clean[inside].mean()),
@@ -316,16 +356,22 @@ def _row(found: Found, where: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _checks(subject: Subject, sweep: Sweep, unit: UnitId, kind: str, found: Found, windows: int) -> dict[str, Any]:
+def _checks(subject: Subject, held: TakenOut, unit: UnitId, found: Found, windows: int) -> dict[str, Any]:
     pushed, held_down = ([] if found.shift is None else _tokens(subject, sign * found.shift) for sign in (1, -1))
     return {
         "fired": found.fired,
         "positions": found.positions,
         "windows": windows,
-        "value": None if kind == "resample" else _constant(sweep, unit, kind),
+        "value": _constant(held, unit),
         "pushed": pushed,
         "held_down": [[token, -change, i] for token, change, i in held_down],
     }
+
+
+def _constant(held: TakenOut, unit: UnitId) -> float | None:
+    if unit.kind == "attn" or held.kind not in ("mean", "zero"):
+        return None
+    return float(held.mean(unit.site)[unit.index]) if held.kind == "mean" else 0.0
 
 
 def _tokens(subject: Subject, change: Tensor) -> list[list[Any]]:
@@ -343,18 +389,20 @@ def effect(row: dict[str, Any], bound: float | None) -> str:
     return "shown" if low > 0 or high < 0 else "not shown"
 
 
-def _summary(unit: UnitId, kind: str, rows: list[dict[str, Any]], checks: dict[str, Any]) -> str:
-    firing, after, elsewhere = rows
-    if not firing["n"]:
+def _summary(unit: UnitId, kind: str, also: int, rows: list[dict[str, Any]], checks: dict[str, Any]) -> str:
+    counts = rows[_counts(unit)]
+    if not counts["n"]:
         return f"{unit} fires nowhere in these windows; its effect is not shown."
-    between = "" if firing["low"] is None else f" [{firing['low']:.3g}, {firing['high']:.3g}]"
+    between = "" if counts["low"] is None else f" [{counts['low']:.3g}, {counts['high']:.3g}]"
     bound = checks.get("delta_equivalence")
     verdict = {"none": "no effect", "shown": "an effect", "not shown": "an effect is not shown"}[checks["effect"]]
-    others = ", ".join(f"{r['where']} {r['delta_ce']:+.3g}" for r in (after, elsewhere) if r["n"])
+    where = "everywhere" if unit.kind == "attn" else "where it fires"
+    beside = "".join(f", {r['where']} {r['delta_ce']:+.3g}" for r in rows if r is not counts and r["n"])
     pushed = ", ".join(repr(token) for token, _, _ in checks["pushed"][:3])
+    who = f"{unit} and {also} more" if also else str(unit)
     return (
-        f"{unit} {kind}-ablated: ΔCE {firing['delta_ce']:+.3g} nats{between} where it fires (n = {firing['n']}), "
-        f"{others}: {verdict}{'' if bound is None else f' (δ = {bound:.2g})'}. It pushes {pushed}."
+        f"{who} {kind}-ablated: ΔCE {counts['delta_ce']:+.3g} nats{between} {where} (n = {counts['n']}){beside}: "
+        f"{verdict}{'' if bound is None else f' (δ = {bound:.2g})'}. It pushes {pushed}."
     )
 
 

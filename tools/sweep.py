@@ -265,11 +265,15 @@ def sweep_digest(subject: Subject, corpus: Corpus, sites: Sequence[str], tokens:
 
 
 def find_sweep(home: Path, digest: str, site: str) -> Sweep | None:
-    """The largest finished sweep (of equals the newest) in `home` of a site of this `Subject.site_digest`."""
+    """The largest finished sweep (of equals the newest) in `home` of a site of this `Subject.site_digest`.
+
+    Heads are not swept: of the model's sweeps any will do, whose text they are studied on.
+    """
+    heads = parse_site(site).holds == "attn"
     found = [
         (sum(facts["tokens"].values()), folder.stat().st_mtime, folder)
         for folder, facts in _finished(home)
-        if _site_digest(facts, site) == digest
+        if (facts["provenance"]["model"] if heads else _site_digest(facts, site)) == digest
     ]
     return Sweep(max(found)[2]) if found else None
 

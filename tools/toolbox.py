@@ -60,6 +60,7 @@ REGISTRY: dict[str, tuple[Callable[..., Evidence], str]] = {
 }
 TOOL_NAMES = tuple(REGISTRY)
 FOR_PEOPLE = ("patch_grid", "path_patch", "steer", "attribute")    # no planner of the input side is offered these
+FOR_HEADS = ("ablate",)      # tools that want a sweep for its text alone
 PICTURES: dict[str, Callable[[Evidence], bytes | None]] = {"patch_grid": draw}
 
 
@@ -164,7 +165,7 @@ class Toolbox:
         self.subject.check(unit)
         if unit.model != self.subject.name:
             raise Refused(f"{unit} is no unit of {self.subject.name}, the model that is loaded; name one of its own.")
-        if unit.kind == "attn" and Sweep in tool.injected.values():
+        if unit.kind == "attn" and Sweep in tool.injected.values() and tool.name not in FOR_HEADS:
             raise Refused(f"{unit} is a head, which has no single activation that could be swept; name an mlp unit.")
         source: dict[type, Callable[[], Any]] = {
             Subject: lambda: self.subject,

@@ -17,8 +17,9 @@ from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools import ablate as module
 from lamplighter.tools.ablate import AFTER, CONTEXT, WHERE, ablate, effect, matched
 from lamplighter.tools.measures import EQUIVALENCE_QUANTILE
-from lamplighter.tools.subject import Pass, Subject
+from lamplighter.tools.subject import Edit, Pass, Subject
 from lamplighter.tools.sweep import Sweep
+from lamplighter.tools.taken_out import TakenOut
 from lamplighter.tools.units import UnitId
 
 CLOSE = 1e-6   # RMSNorm computes in float32 even inside a float64 model
@@ -191,7 +192,8 @@ def test_the_bound_is_the_quantile_over_matched_units_ablated_one_by_one(planted
     evidence = run(planted, RANDOM, seed=3)
     generator = np.random.default_rng(3)
     found = module._texts(planted.sweep, RANDOM, 24, generator)
-    measured = module._measure(planted.subject, planted.sweep, RANDOM, "mean", found, generator)
+    held = TakenOut(planted.subject, planted.sweep, "mean", 3)
+    measured = module._measure(planted.subject, planted.sweep, held, RANDOM, [], found, 1)
     places = module._spread(found, measured.firings, generator)
     others = matched(planted.subject, RANDOM, 50, generator)
     means = planted.sweep.mean("1-mlp")
@@ -249,16 +251,65 @@ def test_every_position_is_firing_after_or_elsewhere(cells: list[tuple[bool, boo
         assert WHERE[index] == wanted
 
 
-def test_resampling_draws_the_units_own_values_by_the_seed(planted: Setting) -> None:
+def test_resampling_tells_the_spread_of_its_draws(planted: Setting) -> None:
     unit = UnitId("planted", "1-mlp", 7, sign=-1)
-    values = module._values(planted.sweep, unit, "resample", (4, 50), np.random.default_rng(0))
-    pool = torch.tensor([-e.activation for e in planted.sweep.exemplars(unit, "explain", "random")])
-    raw = planted.sweep.site("1-mlp")["explain.random_value"][:, 7]
-    assert torch.equal(pool.sort().values, raw.sort().values)
-    assert values.shape == (4, 50, 1) and set(values.flatten().tolist()) <= set(pool.double().tolist())
-    one, same, other = (run(planted, unit, kind="resample", seed=s, equivalence=False).rows for s in (0, 0, 1))
-    assert one == same != other
+    one, same, other = (run(planted, unit, kind="resample", seed=s, equivalence=False) for s in (0, 0, 1))
+    assert one.rows == same.rows != other.rows
+    assert all(row["sd"] > 0 for row in one.rows) and one.checks["value"] is None
+    assert one.checks["fired"] == one.checks["positions"] == 4 * sum(row["n"] for row in one.rows)
+    (single, *_) = run(planted, unit, kind="resample", draws=1, equivalence=False).rows
+    assert single["sd"] is None
     assert run(planted, SILENT, kind="resample", equivalence=False).rows[0]["delta_ce"] == 0
+
+
+def test_a_mean_of_draws_is_that_of_the_draws_one_by_one(planted: Setting) -> None:
+    found = texts(planted, RANDOM)
+    held = TakenOut(planted.subject, planted.sweep, "resample", 0)
+    rows = [text.ids[:-1] for text in found]
+    measured = module._measure(planted.subject, planted.sweep, held, RANDOM, [], found, 3)
+    text = found[0]
+    before, _ = by_hand(planted, RANDOM, rows[0], None)
+    for draw in range(3):
+        values = held.values("1-mlp", [7], rows, draw)[0, : len(rows[0])]
+        done = planted.subject.run([rows[0]], edits=[Edit("1-mlp", values[None], (7,), not_sink(rows[0]))], logits=True)
+        now = done.logits[0].log_softmax(-1)  # type: ignore[index]
+        last = len(rows[0]) - 1
+        wanted = float(before[last, text.ids[-1]] - now[last, text.ids[-1]])
+        place = next(k for k, p in enumerate(order_of(planted, found)) if p == (0, last))
+        assert measured.draws[draw, place] == pytest.approx(wanted, abs=1e-4)
+
+
+def not_sink(row: list[int]) -> Tensor:
+    return torch.tensor([[i > 0 for i in range(len(row))]])
+
+
+def order_of(setting: Setting, found: list[module.Text]) -> list[tuple[int, int]]:
+    """The positions in the order that batches read them."""
+    rows = [text.ids[:-1] for text in found]
+    return [(i, p) for batch in setting.subject.batches(rows) for i in batch for p in range(1, len(rows[i]))]
+
+
+def test_a_set_is_taken_out_at_a_time(planted: Setting) -> None:
+    """Two units that write against each other: alone each is missed, together they are not."""
+    alone = run(planted, PUSHES, equivalence=False)
+    both = run(planted, PUSHES, also=["1-mlp/2"])
+    assert both.rows[0]["delta_ce"] < 0.1 * alone.rows[0]["delta_ce"]
+    assert "delta_equivalence" not in both.checks and both.arguments["also"] == ["1-mlp/2"]
+    across = run(planted, PUSHES, also=["0-resid/3", "0-attn/1"], equivalence=False)
+    assert across.checks["fired"] == across.checks["positions"] == 3 * alone.checks["positions"]
+
+
+def test_heads_are_taken_out_everywhere(planted: Setting) -> None:
+    evidence = run(planted, UnitId("planted", "1-attn", 1))
+    firing, after, elsewhere = evidence.rows
+    assert firing["n"] == after["n"] == 0 and firing["delta_ce"] is None
+    assert elsewhere["n"] == evidence.checks["positions"] == evidence.checks["fired"]
+    assert elsewhere["kl"] > 0 and evidence.checks["pushed"] and "everywhere" in evidence.summary
+    assert evidence.checks["equivalence_units"] == 3 and evidence.checks["delta_equivalence"] > 0
+    model = copy.deepcopy(planted.subject.model)
+    model.model.layers[1].self_attn.o_proj.weight[:, 6:12] = 0      # a head that writes nothing
+    mute = Subject.wrap(model, planted.subject.tokenizer, "planted")
+    assert ablate(mute, planted.sweep, UnitId("planted", "1-attn", 1), kind="zero").rows[2]["kl"] < 1e-9
 
 
 def test_an_edit_that_does_not_happen_is_told(planted: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +328,9 @@ def test_an_edit_that_does_not_happen_is_told(planted: Setting, monkeypatch: pyt
 def test_stream_dimensions_and_other_sizes_work(planted: Setting) -> None:
     evidence = run(planted, UnitId("planted", "0-resid", 3), windows=8, equivalence=False)
     assert evidence.checks["windows"] == 8 and evidence.rows[0]["kl"] > 0
-    assert evidence.arguments == {"kind": "mean", "windows": 8, "equivalence": False, "seed": 0}
+    assert evidence.arguments == {
+        "kind": "mean", "also": None, "draws": 4, "windows": 8, "equivalence": False, "seed": 0
+    }  # fmt: skip
     assert Evidence.from_json(evidence.to_json()) == evidence
 
 
@@ -312,9 +365,12 @@ def dead(planted: Setting, monkeypatch: pytest.MonkeyPatch) -> Iterator[UnitId]:
 
 def test_requests_that_cannot_be_met_are_refused_in_a_sentence(planted: Setting, dead: UnitId) -> None:
     for unit, options, said in (
-        (PUSHES, {"kind": "median"}, "kind 'median' is unknown; choose one of mean, zero, resample"),
+        (PUSHES, {"kind": "median"}, "kind 'median' is unknown; choose one of mean, zero, mean_by_role, resample"),
+        (PUSHES, {"draws": 0}, "draws = 0 is too few"),
+        (PUSHES, {"also": ["1-mlp/1"]}, "one unit is named twice"),
+        (PUSHES, {"also": ["1-mlp/99"]}, "has units 0 to 39"),
         (PUSHES, {"windows": 1}, "windows = 1 is too few"),
-        (UnitId("planted", "1-attn", 0), {}, "1-attn/0 is a head"),
+        (UnitId("planted", "1-attn", 4), {}, "has units 0 to 3"),
         (UnitId("planted", "1-mlp", 40), {}, "has units 0 to 39"),
         (UnitId("planted", "1-resid", 0), {}, "site 1-resid was not swept"),
         (dead, {}, "1-mlp/9 is never positive on the explain side"),
