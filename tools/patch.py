@@ -23,6 +23,7 @@ from .substitute import substitute
 from .sweep import Sweep
 from .units import UnitId
 
+PAIRS = 6              # repeats behind the noise of the gap
 TOKEN_SWAPS = 32       # tokens tried in the place of each kept token where no word of equal length silences
 
 Ids = Sequence[int]
@@ -36,7 +37,7 @@ def patch(
     *,
     text: str | None = None,
     ids: Sequence[int] | None = None,
-    pairs: int = 6,
+    pairs: int = PAIRS,
     seed: int = 0,
 ) -> Evidence:
     """Tests whether the unit passes on what it detects: puts its value from a firing text into a silenced copy of it.
@@ -199,7 +200,7 @@ class Pairs:
 
 def patch_pair(
     subject: Subject, unit: UnitId, clean: Ids, corrupt: Ids, position: int, *,
-    kept: Collection[int], pairs: int = 6, seed: int = 0, fillers: Sequence[int] | None = None,
+    kept: Collection[int], pairs: int = PAIRS, seed: int = 0, fillers: Sequence[int] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     """Rows and checks of `patch` for a pair made by hand; heads are allowed as well (clean, corrupt are then None).
 
@@ -244,6 +245,19 @@ def patch_pair(
         "reason": reason,
     }
     return rows, checks
+
+
+def whole_pair(
+    subject: Subject, unit: UnitId, clean: Ids, corrupt: Ids, kept: Collection[int], seed: int
+) -> tuple[Pairs, float, str | None]:
+    """A pair read to its last position beside PAIRS repeats, the sd of the gap over these, and why it has no score."""
+    last = len(clean) - 1
+    rng = np.random.default_rng(seed)
+    stays = sorted({0, last, *kept})
+    both = read_pairs(subject, unit, repeats(subject, clean, corrupt, last, stays, PAIRS, rng, None))
+    gaps = both.m_clean - both.m_corrupt
+    sd = float(gaps[1:].std())
+    return both, sd, unscorable(float(gaps[0]), sd)
 
 
 def repeats(

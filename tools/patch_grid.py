@@ -15,7 +15,7 @@ from .attribute import norm_scale
 from .features import Point
 from .heatmap import heatmap
 from .masked import MaskedLM
-from .patch import Pairs, minimal_pair, read_pairs, repeats, unscorable
+from .patch import Pairs, minimal_pair, whole_pair
 from .subject import BATCH_TOKENS, Edit, Subject
 from .sweep import Sweep
 from .units import UnitId
@@ -23,7 +23,6 @@ from .units import UnitId
 PLACES = {"resid": "resid", "attention": "attn_out", "mlp": "mlp_out"}
 DIRECTIONS = ("denoise", "noise")
 NORMS = ("recomputed", "frozen")
-PAIRS = 6              # repeats behind the noise of the gap
 
 
 def patch_grid(
@@ -74,13 +73,7 @@ def grid_of(
     direction: str, norm: str, seed: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     """Rows and checks of `patch_grid` for a pair made by hand, of equal length."""
-    last = len(clean) - 1
-    stays = sorted({0, last, *kept})
-    rng = np.random.default_rng(seed)
-    both = read_pairs(subject, unit, repeats(subject, clean, corrupt, last, stays, PAIRS, rng, None))
-    gaps = both.m_clean - both.m_corrupt
-    sd = float(gaps[1:].std())
-    reason = unscorable(float(gaps[0]), sd)
+    both, sd, reason = whole_pair(subject, unit, clean, corrupt, kept, seed)
     first = next(i for i, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     patched, low, high, fired = _patched(subject, base, source, PLACES[place], first, norm, both)
@@ -92,7 +85,7 @@ def grid_of(
         for layer in range(patched.shape[0]) for k in range(patched.shape[1])
     ]  # fmt: skip
     checks = {
-        "grid": None if carried is None else carried.tolist(), "positions": list(range(first, last + 1)),
+        "grid": None if carried is None else carried.tolist(), "positions": list(range(first, len(clean))),
         "tokens": words[first:], "m_clean": float(both.m_clean[0]), "m_corrupt": float(both.m_corrupt[0]), "sd": sd,
         "t_plus": subject.piece(both.t_plus), "t_minus": subject.piece(both.t_minus), "reason": reason,
         "clean_text": subject.text(clean), "corrupt_text": subject.text(corrupt), "fired": fired, "edits": len(rows),

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..store.records import Evidence, Refused
 from .features import Point
 from .masked import MaskedLM
-from .patch import minimal_pair, read_pairs, repeats, unscorable
-from .patch_grid import NORMS, PAIRS, Metric
+from .patch import minimal_pair, whole_pair
+from .patch_grid import NORMS, Metric
 from .subject import Edit, Subject
 from .sweep import Sweep
 from .units import UnitId
@@ -62,13 +61,7 @@ def paths_of(
     seed: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     """Rows and checks of `path_patch` for a pair made by hand, of equal length; the unit may be a head."""
-    last = len(clean) - 1
-    stays = sorted({0, last, *kept})
-    rng = np.random.default_rng(seed)
-    both = read_pairs(subject, unit, repeats(subject, clean, corrupt, last, stays, PAIRS, rng, None))
-    gaps = both.m_clean - both.m_corrupt
-    sd = float(gaps[1:].std())
-    reason = unscorable(float(gaps[0]), sd)
+    both, sd, reason = whole_pair(subject, unit, clean, corrupt, kept, seed)
     later = behind(subject, unit)
     top = Point(subject.n_layers - 1, "resid")
     read = list(dict.fromkeys([*later, top]))
