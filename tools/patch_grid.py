@@ -64,7 +64,8 @@ def patch_grid(
         tool="patch_grid", unit=unit.bare, sign=unit.sign,
         arguments={"text": text, "ids": None if ids is None else list(ids), "place": place, "direction": direction,
                    "norm": norm, "seed": seed},
-        summary=_summary(unit, rows, checks, place, direction), rows=rows, checks=checks, cost=cost,
+        summary=_summary(unit, rows, checks, place, direction), rows=rows, checks=checks, warnings=_warnings(checks),
+        cost=cost,
     )  # fmt: skip
 
 
@@ -163,6 +164,13 @@ def _summary(
         f"Of what {swap} does to {checks['t_plus']!r} over {checks['t_minus']!r}, {place} of block {best['layer']} at "
         f"{best['token']!r} carries most ({direction}: {best['carried']:.0%})."
     )
+
+
+def _warnings(checks: dict[str, Any]) -> list[str]:
+    said = ["t+ and t- are chosen and measured on the same pair, which inflates the gap but not the shares' order"]
+    if len(checks["positions"]) == 1:
+        said.append("the texts differ at the last token alone: the grid has one position, and tells of depth only")
+    return said
 
 
 __all__ = ["Metric", "draw", "grid_of", "patch_grid"]
