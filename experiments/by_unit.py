@@ -1,14 +1,13 @@
 """Measures unit after unit and keeps each as it is made: a study that was stopped goes on where it was."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
 from ..tools.sweep import Sweep
+from ..tools.toolbox import code_digest
 from ..tools.units import UnitId
 from .report import Progress
 
@@ -44,14 +43,8 @@ def _read(path: Path) -> dict[str, str]:
     return dict(line.split("\t", 1) for line in whole.split("\n") if line)
 
 
-@cache
 def _code() -> str:
-    """A digest of the package's code: what other code measured is not taken up."""
-    total, root = hashlib.sha256(), Path(__file__).parent.parent
-    for name in ("agent", "experiments", "store", "tools"):
-        for path in sorted((root / name).glob("*.py")):
-            total.update(path.read_bytes())
-    return total.hexdigest()[:12]
+    return code_digest("agent", "experiments", "store", "tools")
 
 
 __all__ = ["by_unit"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..store.records import Evidence, Refused
 from . import stats
+from .losses import CHUNK, inside, not_sink
 from .measures import EQUIVALENCE_QUANTILE, EQUIVALENCE_UNITS
 from .stats import Floats, Ints
 from .subject import BATCH_TOKENS, Edit, Subject
@@ -24,7 +25,6 @@ from .units import UnitId
 WHERE = ("firing", "after", "elsewhere")
 AFTER = 5              # positions behind a firing that count as just after it
 TOKENS = 10            # tokens listed for each direction
-CHUNK = 256            # positions whose logits are held at once
 EQUIVALENCE_PLACES = 8
 CONTEXT = 8            # tokens, sink included, of the short rows on which the matched units are ablated
 
@@ -203,7 +203,7 @@ def _measure(
     for batch in subject.batches(rows):
         mine = [rows[i] for i in batch]
         clean = subject.run(mine, read=[unit.site], normed=True)
-        inner = _not_sink(clean.mask)
+        inner = not_sink(clean.mask)
         y = None if threshold is None else unit.sign * clean.readings[unit.site][..., unit.index]
         lies = _where(y, inner, threshold or 0)[inner]
         places = [(batch[b], p) for b, p in torch.nonzero(inner).tolist()]
@@ -238,12 +238,6 @@ def _values(
         Edit(site, held.values(site, subject.columns(site, index), rows, draw), tuple(index))
         for site, index in by_site.items()
     ]
-
-
-def _not_sink(mask: Tensor) -> Tensor:
-    inner = mask.clone()
-    inner[:, 0] = False
-    return inner
 
 
 def _where(y: Tensor | None, inner: Tensor, threshold: float) -> Tensor:
@@ -321,9 +315,7 @@ def _losses(
     subject: Subject, rows: Sequence[list[int]], targets: Sequence[int], put: tuple[str, Tensor, Tensor] | None
 ) -> Tensor:
     """CE [N] of each row's target behind its last token; `put`: site, columns [N, 1] and values of one unit a row."""
-    lengths = torch.tensor([len(row) for row in rows])
-    inner = _not_sink(torch.arange(int(lengths.max())) < lengths[:, None])
-    edits = [Edit.by_row(*put, inner)] if put else []
+    edits = [Edit.by_row(*put, inside(rows))] if put else []
     logits, _ = subject.next_token_logits(rows, [(i, len(row) - 1) for i, row in enumerate(rows)], edits)
     wanted = torch.tensor(targets, device=logits.device)
     return torch.nn.functional.cross_entropy(logits, wanted, reduction="none").double().cpu()

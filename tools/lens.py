@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..store.records import Evidence, Refused
+from .atlas import tokens_of_text
 from .subject import Subject
 from .units import UnitId
 
@@ -82,6 +83,15 @@ def project(subject: Subject, unit: UnitId, write: Tensor, random: Tensor) -> tu
         largest = torch.maximum(largest, null.abs().amax(dim=0))
     score, spread = torch.cat(scores), torch.cat(spreads)
     return score, torch.where(spread > 0, score / spread, torch.zeros_like(score)), largest
+
+
+def by_path(subject: Subject, unit: UnitId) -> list[int]:
+    """The tokens of text by z of the unit's direct path, the one that it raises most first."""
+    write = subject.write_direction(unit)
+    _, z, _ = project(subject, unit, write, torch.ones(1, len(write), dtype=write.dtype, device=write.device))
+    text = torch.tensor(tokens_of_text(subject), device=z.device)
+    order: list[int] = text[z[text].argsort(descending=True)].tolist()
+    return order
 
 
 def paths(subject: Subject, unit: UnitId, dtype: torch.dtype) -> Iterator[Tensor]:

@@ -218,13 +218,10 @@ def patch_pair(
         raise Refused(f"clean and corrupt differ after position {position} only, which cannot matter there.")
     generator = np.random.default_rng(seed)
     stays = sorted({0, position, *kept})
-    both = read_pairs(subject, unit, repeats(subject, clean, corrupt, position, stays, pairs, generator, fillers))
+    both, sd, reason = whole_pair(subject, unit, clean, corrupt, position, stays, generator, pairs, fillers)
     drawn = generator.permutation(subject.count(unit.site)).tolist()
     controls = [UnitId(unit.model, unit.site, i) for i in drawn if i != unit.index][:CONTROL_UNITS]
     patched, fired = _patched(subject, unit, controls, both, position)
-    gaps = both.m_clean - both.m_corrupt
-    sd = float(gaps[1:].std())
-    reason = unscorable(float(gaps[0]), sd)
     rows = _rows(subject, unit, controls, both, patched, reason is None)
     above = sum(abs(r["carried"]) >= abs(rows[0]["carried"]) for r in rows[2:]) if reason is None else None
     checks = {
@@ -239,7 +236,7 @@ def patch_pair(
         "m_clean": float(both.m_clean[0]),
         "m_corrupt": float(both.m_corrupt[0]),
         "sd": sd,
-        "gap_repeats": float(gaps[1:].mean()),
+        "gap_repeats": float((both.m_clean - both.m_corrupt)[1:].mean()),
         "resampled": position + 1 - len([i for i in stays if i <= position]),
         "controls_above": above,
         "reason": reason,
@@ -248,13 +245,11 @@ def patch_pair(
 
 
 def whole_pair(
-    subject: Subject, unit: UnitId, clean: Ids, corrupt: Ids, kept: Collection[int], seed: int
-) -> tuple[Pairs, float, str | None]:
-    """A pair read to its last position beside PAIRS repeats, the sd of the gap over these, and why it has no score."""
-    last = len(clean) - 1
-    rng = np.random.default_rng(seed)
-    stays = sorted({0, last, *kept})
-    both = read_pairs(subject, unit, repeats(subject, clean, corrupt, last, stays, PAIRS, rng, None))
+    subject: Subject, unit: UnitId, clean: Ids, corrupt: Ids, position: int, stays: Sequence[int],
+    generator: np.random.Generator, pairs: int = PAIRS, fillers: Sequence[int] | None = None,
+) -> tuple[Pairs, float, str | None]:  # fmt: skip
+    """A pair, cut at `position`, beside its repeats; the sd of the gap over these, and why it has no score, if so."""
+    both = read_pairs(subject, unit, repeats(subject, clean, corrupt, position, stays, pairs, generator, fillers))
     gaps = both.m_clean - both.m_corrupt
     sd = float(gaps[1:].std())
     return both, sd, unscorable(float(gaps[0]), sd)

@@ -74,7 +74,9 @@ def grid_of(
     direction: str, norm: str, seed: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     """Rows and checks of `patch_grid` for a pair made by hand, of equal length."""
-    both, sd, reason = whole_pair(subject, unit, clean, corrupt, kept, seed)
+    last = len(clean) - 1
+    stays, generator = sorted({0, last, *kept}), np.random.default_rng(seed)
+    both, sd, reason = whole_pair(subject, unit, clean, corrupt, last, stays, generator)
     first = next(i for i, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     patched, low, high, fired = _patched(subject, base, source, PLACES[place], first, norm, both)

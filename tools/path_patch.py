@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,7 +62,9 @@ def paths_of(
     seed: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     """Rows and checks of `path_patch` for a pair made by hand, of equal length; the unit may be a head."""
-    both, sd, reason = whole_pair(subject, unit, clean, corrupt, kept, seed)
+    last = len(clean) - 1
+    stays, generator = sorted({0, last, *kept}), np.random.default_rng(seed)
+    both, sd, reason = whole_pair(subject, unit, clean, corrupt, last, stays, generator)
     later = behind(subject, unit)
     top = Point(subject.n_layers - 1, "resid")
     read = list(dict.fromkeys([*later, top]))

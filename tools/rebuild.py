@@ -12,6 +12,7 @@ from ..store.records import Evidence, Refused, Score
 from . import stats
 from .collect import position_key
 from .labels import ScoreSide, score_provenance
+from .losses import inside, losses
 from .rules import Rule, SideText, side_text
 from .stats import Floats
 from .subject import Edit, Subject
@@ -19,7 +20,6 @@ from .sweep import Sweep
 from .units import UnitId
 
 WINDOWS = 48           # of each side, half of them with firings
-CHUNK = 256            # positions whose logits are held at once
 METRICS = ("ce_recovered", "kl_recovered")
 COLUMNS = ("ce_true", "ce_mean", "ce_rebuilt", "kl_mean", "kl_rebuilt", "tokens")
 NO_EFFECT = "no effect, not scorable: holding the units at their means costs the model nothing that is told from 0"
@@ -65,10 +65,12 @@ def rebuild(
 
     ce_recovered = (CE_mean − CE_rebuilt) / (CE_mean − CE_true), CE [nats a token] of the next token over up to 48
     windows, half of which hold firings of one of the units: with all units of `rules` at their means over the explain
-    side, at `scales` × the rule's prediction, and as they are; at every position but the sink, all at a time. 1: as
-    good as the real activations, 0: no better than their means; nothing is clipped. Interval: bootstrap over clusters.
-    Undefined where the mean costs nothing that the interval tells from 0. For a set of units it is one score, recorded
-    under the first. Source of the measure: Bills et al. (2023), with mean for zero ablation.
+    side, at floor + slope (of `scales`) × the rule's prediction, and as they are; at every position but the sink, all
+    at a time. 1: as good as the real activations, 0: no better than their means; nothing is clipped. kl_recovered = 1 −
+    KL_rebuilt / KL_mean, KL from the predictions of the model as it is: less noisy, and blind to what the text says.
+    Intervals: bootstrap over clusters. Both are undefined where CE_mean − CE_true is not told from 0 by its interval.
+    For a set of units it is one score each, recorded under the first. Source of the idea: Bills et al. (2023), with
+    mean for zero ablation.
 
     claim(hypothesis) guards the score side. Raises Refused at a second read, and where there is nothing to rebuild.
     """
@@ -136,9 +138,8 @@ def measure(
     sums = np.zeros((len(rows), len(COLUMNS)))
     for batch in subject.batches(rows):
         mine = [rows[i] for i in batch]
-        width = max(map(len, mine))
-        where = torch.arange(width) < torch.tensor([len(row) for row in mine])[:, None]
-        where[:, 0] = False
+        where = inside(mine)
+        width = where.shape[1]
         spread = {u: _padded([values[slice(*chosen[i])] for i in batch], width) for u, values in said.items()}
         mean = {u: torch.full((len(mine), width), float(sweep.mean(u.site)[u.index])) for u in said}
         sums[batch] = _losses(subject, mine, [[], _edits(mean, where), _edits(spread, where)])
@@ -167,22 +168,11 @@ def _edits(values: Mapping[UnitId, Tensor], where: Tensor) -> list[Edit]:
 def _losses(subject: Subject, rows: Sequence[list[int]], ways: Sequence[Sequence[Edit]]) -> Floats:
     """Sums over the tokens behind the first one after the sink of each row [N, len(COLUMNS)]; the first way is true."""
     passes = [subject.run(rows, edits=edits, normed=True) for edits in ways]
-    followed = passes[0].mask.clone()
-    followed[:, 0] = False
-    followed[:, :-1] &= passes[0].mask[:, 1:]
-    followed[:, -1] = False
-    line, position = torch.nonzero(followed, as_tuple=True)
-    wanted = torch.tensor([rows[b][p + 1] for b, p in zip(line.tolist(), position.tolist(), strict=True)])
-    streams = [done.normed[followed] for done in passes if done.normed is not None]
-    parts = []
-    for k in range(0, len(wanted), CHUNK):
-        true, *others = (subject.unembed(stream[k : k + CHUNK]).log_softmax(dim=-1) for stream in streams)
-        target = wanted[k : k + CHUNK, None].to(true.device)
-        columns = [-logits.gather(1, target)[:, 0] for logits in (true, *others)]
-        columns += [(true.exp() * (true - logits)).sum(dim=-1) for logits in others]
-        parts.append(torch.stack([*columns, torch.ones_like(columns[0])]))
-    every = torch.cat(parts, dim=1).double().cpu().numpy()
-    return np.stack([np.bincount(line.cpu().numpy(), column, minlength=len(rows)) for column in every], axis=1)
+    normed = [done.normed for done in passes if done.normed is not None]
+    ce, kl, followed = losses(subject, normed, rows, inside(rows).to(subject.device))
+    every = torch.cat([ce, kl, torch.ones(1, ce.shape[1])]).numpy()
+    line = torch.nonzero(followed)[:, 0].numpy()
+    return np.stack([np.bincount(line, column, minlength=len(rows)) for column in every], axis=1)
 
 
 __all__ = ["METRICS", "NO_EFFECT", "Scale", "fit_scales", "measure", "rebuild", "recovered"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..store.records import Refused
 from . import stats
 from .features import Coder
+from .losses import losses, not_sink
 from .measures import CONFIDENCE
 from .stats import Floats, Ints
 from .subject import Edit, Subject
@@ -18,7 +19,6 @@ from .sweep import Read, batches
 
 DENSE = 0.1            # a feature that is on at a larger share of tokens is dense
 LOUD = 2.0             # times the median norm, above which a token is left out of `fve_typical`
-CHUNK = 256            # positions whose logits are held at once
 VARIANTS = ("sae", "zero", "mean")
 
 Progress = Callable[[str, int, int], None]
@@ -115,8 +115,7 @@ def _batch(
 ) -> tuple[dict[str, Floats], Tensor]:
     """The columns of one batch of windows, in reading order, and at how many tokens each feature is on."""
     clean = subject.run(rows, read=[coder.reads, coder.writes], normed=True)
-    inner = clean.mask.clone()
-    inner[:, 0] = False
+    inner = not_sink(clean.mask)
     x, y = clean.readings[coder.reads], clean.readings[coder.writes]
     z, rebuilt = coder.encode(x[inner]), coder.rebuild(x)
     seen = y[inner].double()
@@ -141,22 +140,10 @@ def _losses(
     subject: Subject, normed: Sequence[Tensor], rows: Sequence[Sequence[int]], inner: Tensor
 ) -> dict[str, Tensor]:
     """CE of the clean pass, and CE and KL of each variant, at every token but the sink; NaN at the last of a window."""
-    names = ["clean", *(f"{kind}_{name}" for name in VARIANTS for kind in ("ce", "kl"))]
-    result = torch.full((len(names), *inner.shape), torch.nan, dtype=torch.float64)
-    followed = inner.clone()
-    followed[:, :-1] &= inner[:, 1:]
-    followed[:, -1] = False
-    targets = torch.tensor([rows[b][p + 1] for b, p in torch.nonzero(followed).tolist()], device=inner.device)
-    streams = [n[followed] for n in normed]
-    parts = []
-    for part in (slice(start, start + CHUNK) for start in range(0, len(targets), CHUNK)):
-        p, *others = (subject.unembed(stream[part]).log_softmax(dim=-1) for stream in streams)
-        wanted = targets[part][:, None]
-        columns = [-p.gather(1, wanted)[:, 0]]
-        for q in others:
-            columns += [-q.gather(1, wanted)[:, 0], (p.exp() * (p - q)).sum(dim=-1)]
-        parts.append(torch.stack(columns).double().cpu())
-    result[:, followed.cpu()] = torch.cat(parts, dim=1)
+    ce, kl, followed = losses(subject, normed, rows, inner)
+    names = ["clean", *(f"{kind}_{name}" for kind in ("ce", "kl") for name in VARIANTS)]
+    result = torch.full((len(names), *followed.shape), torch.nan, dtype=torch.float64)
+    result[:, followed] = torch.cat([ce, kl])
     return dict(zip(names, result[:, inner.cpu()], strict=True))
 
 

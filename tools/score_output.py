@@ -18,7 +18,7 @@ from .atlas import tokens_of_text
 from .collect import position_key
 from .features import Point
 from .labels import ScoreSide, score_provenance
-from .lens import project
+from .lens import by_path
 from .stats import Floats, Ints
 from .subject import Edit, Subject
 from .sweep import Sweep
@@ -151,10 +151,9 @@ class _Pairs:
 
 def _controls(subject: Subject, sweep: Sweep, tokens: Ints, seed: int) -> Ints:
     """For each token, CONTROLS drawn by hash from the tokens that stand about as often on the explain side."""
-    counts = np.zeros(subject.vocabulary, dtype=np.int64)
-    for number in sweep.side("explain"):
-        document = sweep.documents[number]
-        np.add.at(counts, sweep.tokens[document.start : document.start + document.length], 1)
+    documents = [sweep.documents[number] for number in sweep.side("explain")]
+    ids = np.concatenate([sweep.tokens[d.start : d.start + d.length] for d in documents])
+    counts = np.bincount(ids, minlength=subject.vocabulary)
     others = np.setdiff1d(np.array(tokens_of_text(subject), dtype=np.int64), tokens)
     keys = position_key(others + seed)
     order = others[np.lexsort((keys, counts[others]))]
@@ -169,10 +168,7 @@ def _controls(subject: Subject, sweep: Sweep, tokens: Ints, seed: int) -> Ints:
 
 def _by_lens(subject: Subject, unit: UnitId, pushes: Pushes) -> Pushes:
     """As many tokens as the claim names, from the two ends of the unit's direct path to the logits."""
-    write = subject.write_direction(unit)
-    _, z, _ = project(subject, unit, write, torch.ones(1, len(write), dtype=write.dtype, device=write.device))
-    text = torch.tensor(tokens_of_text(subject), device=z.device)
-    order = text[z[text].argsort(descending=True)].tolist()
+    order = by_path(subject, unit)
     return Pushes(tuple(order[: len(pushes.raises)]), tuple(order[::-1][: len(pushes.lowers)]))
 
 

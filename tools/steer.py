@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..store.records import Evidence, Refused
 from . import stats
-from .atlas import tokens_of_text
 from .collect import position_key
 from .features import Point
-from .lens import project
+from .lens import by_path
+from .losses import inside
 from .stats import Floats
 from .subject import Edit, Subject
 from .sweep import Sweep
@@ -88,7 +88,7 @@ def steer(
     chosen = _check(subject, sweep, unit, mode, strengths, prompts, tokens)
     with subject.metered() as cost:
         starts = _starts(subject, sweep, unit, prompts, seed)
-        run = _Run(subject, sweep, unit, starts, tokens, _lens_tokens(subject, unit), seed)
+        run = _Run(subject, sweep, unit, starts, tokens, by_path(subject, unit)[:LENS], seed)
         front = subject.encode(prompt)[1:] if prompt is not None else _exemplar(sweep, unit)
         ways = [_Way(NONE, None, None), _Way(PROMPT, None, None, tuple(front)),
                 *(_Way(mode, s, _edit(subject, sweep, unit, mode, s)) for s in chosen)]  # fmt: skip
@@ -167,15 +167,6 @@ def _edit(subject: Subject, sweep: Sweep, unit: UnitId, mode: str, strength: flo
     return lambda where: Edit(behind, add, None, where)
 
 
-def _lens_tokens(subject: Subject, unit: UnitId) -> list[int]:
-    """The tokens of text that the unit's direct path raises most."""
-    write = subject.write_direction(unit)
-    _, z, _ = project(subject, unit, write, torch.ones(1, len(write), dtype=write.dtype, device=write.device))
-    text = torch.tensor(tokens_of_text(subject), device=z.device)
-    order: list[int] = text[z[text].topk(min(LENS, len(text))).indices].tolist()
-    return order
-
-
 # Writing
 
 
@@ -212,9 +203,7 @@ class _Run:
         found = torch.empty(len(rows), self.subject.vocabulary)
         for batch in self.subject.batches(rows):
             mine = [rows[i] for i in batch]
-            inner = torch.zeros(len(mine), max(map(len, mine)), dtype=torch.bool)
-            for line, row in enumerate(mine):
-                inner[line, 1 : len(row)] = True
+            inner = inside(mine)
             places = [(line, len(row) - 1) for line, row in enumerate(mine)]
             logits, fired = self.subject.next_token_logits(mine, places, [edit(inner)] if edit else [])
             found[batch] = logits.float().cpu()

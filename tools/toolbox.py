@@ -181,7 +181,7 @@ class Toolbox:
             "tokenizer": subject.tokenizer_digest,
             "dtype": str(subject.dtype).removeprefix("torch."),
             "device": subject.device.type,
-            "code": f"{__version__}+{_sources()}",
+            "code": f"{__version__}+{code_digest('tools')}",
             "measures": measures.VERSION,
         }
         if unit.kind == "feature":
@@ -203,11 +203,12 @@ def _on_ids(subject: Subject, ids: list[int] | None) -> list[str]:
 
 
 @cache
-def _sources() -> str:
-    """A digest of the code that measures: evidence is recalled only by the code that made it."""
+def code_digest(*folders: str) -> str:
+    """A digest of the code in folders of this package: what was measured is recalled only by the code that made it."""
     total = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        total.update(path.read_bytes())
+    for folder in folders:
+        for path in sorted((Path(__file__).parent.parent / folder).glob("*.py")):
+            total.update(path.read_bytes())
     return total.hexdigest()[:12]
 
 
