@@ -105,7 +105,8 @@ class LLMPlanner:
     def _opening(self, evidence: Sequence[Evidence]) -> str:
         """What the first experiments found; those on the output side say nothing of when a unit fires."""
         seen = next(e for e in by_tool(evidence, "top_examples") if e.ok)
-        needs = [e.rows[0]["kept_text"] for e in by_tool(evidence, "minimal_example") if e.ok]
+        pruned = [e.rows[0] for e in by_tool(evidence, "minimal_example") if e.ok]
+        needs = [row["kept_text"] for row in pruned if row["one_minimal"]]
         changes = (e for tool in ("substitute", "tokens_in_place", "shift") for e in by_tool(evidence, tool))
         found = [brief(e) for e in changes if e.ok and e.rows]
         made = [self._candidate(e, c) for e, c in _tried(evidence)]

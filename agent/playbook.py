@@ -130,7 +130,8 @@ def _to_prune(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
 
 
 def _examples(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
-    return [e.rows[0] for e in by_tool(evidence, "minimal_example") if e.ok and e.rows]
+    pruned = (e.rows[0] for e in by_tool(evidence, "minimal_example") if e.ok and e.rows)
+    return [row for row in pruned if row["one_minimal"]]
 
 
 def _distinct(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:

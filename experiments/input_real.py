@@ -18,7 +18,7 @@ from ..tools import stats
 from ..tools.corpus import load_corpus
 from ..tools.frames import filler_pool, make_frame
 from ..tools.masked import MaskedLM
-from ..tools.measures import BOOTSTRAP, KEEP
+from ..tools.measures import BOOTSTRAP, KEEP, WINDOW
 from ..tools.prune import minimal_example
 from ..tools.spelled import Spelled, Word
 from ..tools.subject import Subject
@@ -111,7 +111,7 @@ def _try(subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId) -> _Tri
     exemplars = [sweep.window(e.place) for e in sweep.exemplars(unit, "explain", "top")[:EXEMPLARS]]
     for number, (ids, position) in enumerate(exemplars):
         pivot = _word_at(Spelled(subject, ids), position)
-        minimal = minimal_example(subject, unit, ids=ids)
+        minimal = minimal_example(subject, unit, ids=ids, most=WINDOW)
         tried.pruning += layers * minimal.cost["forward_tokens"]
         tried.ours.kept.append(len(minimal.rows[0]["kept"]))
         tried.certified.append(_certified(subject, unit, ids[: position + 1], minimal.rows[0]["kept"]))

@@ -81,7 +81,7 @@ def otherwise_in_text(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _pruned(reader: Reader, unit: UnitId, frame: Frame, peak: float, seed: int) -> Kept:
-    (found,) = run_prunings(reader, [(unit, frame, prune(frame, peak, KEEP, seed, 0))])
+    (found,) = run_prunings(reader, [(unit, frame, prune(frame, peak, KEEP, seed, 0, len(frame.ids)))])
     return found.kept
 
 

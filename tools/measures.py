@@ -33,6 +33,7 @@ DRAWS = 8              # seeded fillers per resampled token
 STRETCH = 12           # tokens of running text in a filler: fewer than LEAK_RUN, since the text may be the score side's
 SHARE_SETS = 16        # random-order 1-minimal sets behind each token's share …
 ORDER_SETS = 96        # … at most: so many as read this many sets, if each reads what the first search did
+MOST_KEPT = 16         # tokens after which a search stops: what needs more is no example that a rule could be read from
 WHOLE_TEXT = 16        # tokens up to which random orders start from the whole text, else from the suffix found
 KILLS, UNSURE, RAISES = 0.25, 0.5, 1.25   # ratio < kills < unsure < keeps < raises
 

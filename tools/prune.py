@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..store.records import Evidence, Refused
 from .frames import MODES, Frame, Kept, filler_pool, kept_text, make_frame, read_groups, seeded, track
-from .measures import KEEP, ORDER_SETS, RAISES, SHARE_SETS, WHOLE_TEXT
+from .measures import KEEP, MOST_KEPT, ORDER_SETS, RAISES, SHARE_SETS, WHOLE_TEXT
 from .reader import Reader
 from .subject import Subject
 from .units import UnitId
@@ -38,6 +38,7 @@ def minimal_example(
     ids: Sequence[int] | None = None,
     threshold: float = KEEP,
     mode: str = "resample",
+    most: int = MOST_KEPT,
     seed: int = 0,
     fillers: Sequence[int] | None = None,
 ) -> Evidence:
@@ -49,6 +50,8 @@ def minimal_example(
     the larger retention). Random orders start from the whole text if it has at most 16 tokens, else from the
     shortest passing suffix of 1, 2, 4, 8, … tokens, whose length is checks["window"]. They are fewer where the
     deterministic search read more than 6 sets, and none where it read more than 96: checks["orders"] counts them.
+    A search stops at more than `most` tokens that it could not do without, as a text that needs fifty costs a hundred
+    times one that needs two: kept is then what was left, and no minimal set (one_minimal is False).
 
     Rows, the asked mode first, then the two others found by one deterministic search each:
     {text, tokens, ids, kept, kept_text, peak, retained, retention, mode, one_minimal, n_sets, shares}.
@@ -63,19 +66,21 @@ def minimal_example(
     checks["inhibitors"] lists positions whose single removal from the whole text raises the reading to 1.25 × peak
     (in texts of more than 16 tokens found by halving). checks["disjoint"] has up to two more 1-minimal sets {kept,
     kept_text, retention} that share no token but the tracked one: of a unit with an OR, its other ways to fire.
-    Raises Refused where the unit is silent (peak ≤ 0), and for a threshold outside (0, 1], an unknown mode, an empty
-    or over-long text, or fillers without one plain token.
+    Raises Refused where the unit is silent (peak ≤ 0), and for a threshold outside (0, 1], an unknown mode, most < 1,
+    an empty or over-long text, or fillers without one plain token.
 
     Args:
         text: the text; the sink token is put in front of it.
         ids: token ids instead of text, the first being the sink.
         threshold: share of the whole text's reading that must be kept, above 0 and at most 1.
         mode: how tokens are removed: resample, delete or mask.
+        most: tokens, the tracked one included, of the longest minimal example that is looked for.
         seed: seeds the draws and the random orders.
         fillers: token ids to draw replacements from; default: the tokens of the built-in corpus.
     """
     given = subject.take(text, ids)
-    (found,) = minimal_examples(subject, [(unit, given)], threshold=threshold, mode=mode, seed=seed, fillers=fillers)
+    options: dict[str, Any] = {"threshold": threshold, "mode": mode, "most": most, "seed": seed, "fillers": fillers}
+    (found,) = minimal_examples(subject, [(unit, given)], **options)
     return found if ids is not None else replace(found, arguments={**found.arguments, "text": text, "ids": None})
 
 
@@ -85,6 +90,7 @@ def minimal_examples(
     *,
     threshold: float = KEEP,
     mode: str = "resample",
+    most: int = MOST_KEPT,
     seed: int = 0,
     fillers: Sequence[int] | None = None,
 ) -> list[Evidence]:
@@ -97,6 +103,8 @@ def minimal_examples(
         raise Refused(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}.")
     if not 0 < threshold <= 1:
         raise Refused(f"threshold {threshold} is outside (0, 1]; give the share of the reading to keep, as in 0.5.")
+    if most < 1:
+        raise Refused(f"no minimal example has {most} tokens; give at least 1.")
     given = [subject.take(None, ids) for _, ids in cases]
     pool = filler_pool(subject, fillers)
     reader = Reader(subject, sorted({unit.site for unit, _ in cases}))
@@ -107,12 +115,12 @@ def minimal_examples(
             row, peak = track(reader, unit, ids)
             for frame in (make_frame(row, m, pool, seed) for m in modes):
                 orders = SHARE_SETS if frame.mode == mode else 0
-                searches.append((unit, frame, prune(frame, peak, threshold, seed, orders)))
+                searches.append((unit, frame, prune(frame, peak, threshold, seed, orders, most)))
         results = run_prunings(reader, searches)
     found = [results[k : k + len(modes)] for k in range(0, len(results), len(modes))]
     read = [sum(len(m.known) for m in one) for one in found]
     options = {
-        "threshold": threshold, "mode": mode, "seed": seed,
+        "threshold": threshold, "mode": mode, "most": most, "seed": seed,
         "fillers": None if fillers is None else [int(i) for i in fillers],
     }  # fmt: skip
     return [
@@ -202,6 +210,7 @@ class Minimal:
     """What one frame gave: the smallest set found, all readings, and the sets of the random orders.
 
     further: the largest retention among its single further removals (None where only the tracked token is kept).
+    found: all minimal sets, none where the search stopped; kept is then what was left, which passes.
     disjoint: further 1-minimal sets that share no token but the tracked one with it or each other. inhibitors:
     positions whose removal from the whole text raises its reading to RAISES × peak.
     """
@@ -219,12 +228,19 @@ class Minimal:
     inhibitors: tuple[int, ...]
 
     @property
+    def stopped(self) -> bool:
+        """Whether the search ended before it found a minimal set."""
+        return not self.found
+
+    @property
     def retained(self) -> float:
         return self.known[self.kept]
 
 
-def prune(frame: Frame, peak: float, threshold: float, seed: int, orders: int) -> Pruning:
+def prune(frame: Frame, peak: float, threshold: float, seed: int, orders: int, most: int) -> Pruning:
     """The smallest of 1 + `orders` 1-minimal sets in one frame, certified by single further removals.
+
+    Where the first search stops at more than `most` needed tokens, what it had left is all there is.
 
     Yields the sets that it wants read, each once, and is sent their readings. Disjoint sets and inhibitors are looked
     for where random orders are. Of these as many are run as read ORDER_SETS sets if each reads what the first search
@@ -234,15 +250,18 @@ def prune(frame: Frame, peak: float, threshold: float, seed: int, orders: int) -
     last = len(frame.ids) - 1
     (suffix,) = yield from sets.follow([_grow(frame.whole)])
     window = frame.whole if last <= WHOLE_TEXT else suffix
-    found = yield from sets.follow([_shrink(suffix, sorted(suffix - {last}))])
+    found = yield from sets.follow([_shrink(suffix, sorted(suffix - {last}), most)])
+    if len(found[0]) > most:
+        return Minimal(frame, sets.known, found[0], peak, None, False, window, (), (), (), ())
     rng = seeded("orders", seed, frame.ids)
     free = sorted(window - {last})
     run = min(orders, ORDER_SETS // len(sets.known))
-    found += yield from sets.follow([_shrink(window, rng.permutation(free).tolist()) for _ in range(run)])
+    more = yield from sets.follow([_shrink(window, rng.permutation(free).tolist(), most) for _ in range(run)])
+    found += (s for s in more if len(s) <= most)
     best = min(found, key=lambda s: (len(s), -sets.known[s], sorted(s)))
     singles = yield from sets.read(best - {i} for i in best - {last})
     further = max((value / peak for value in singles), default=None)
-    disjoint = (yield from sets.disjoint(best)) if orders else ()
+    disjoint = (yield from sets.disjoint(best, most)) if orders else ()
     inhibitors = (yield from sets.inhibitors(best)) if orders else ()
     certified = further is None or further < threshold
     return Minimal(
@@ -276,7 +295,7 @@ class _Sets:
             values = yield from self.read(s for _, sets in wanted for s in sets)
             passing = [value >= self.threshold * self.peak for value in values]
 
-    def disjoint(self, best: Kept) -> Generator[list[Kept], list[float], tuple[Kept, ...]]:
+    def disjoint(self, best: Kept, most: int) -> Generator[list[Kept], list[float], tuple[Kept, ...]]:
         """Up to two more 1-minimal sets: of what is left of the text without the sets found so far."""
         last = {len(self.frame.ids) - 1}
         found: list[Kept] = []
@@ -286,8 +305,11 @@ class _Sets:
             if value < self.threshold * self.peak:
                 break
             (suffix,) = yield from self.follow([_grow(left)])
-            found += yield from self.follow([_shrink(suffix, sorted(suffix - last))])
-            left = left - found[-1] | last
+            (other,) = yield from self.follow([_shrink(suffix, sorted(suffix - last), most)])
+            if len(other) > most:
+                break
+            found.append(other)
+            left = left - other | last
         return tuple(found)
 
     def inhibitors(self, best: Kept) -> Generator[list[Kept], list[float], tuple[int, ...]]:
@@ -322,26 +344,28 @@ def _grow(whole: Kept) -> Search:
     return whole
 
 
-def _shrink(start: Kept, order: Sequence[int]) -> Search:
+def _shrink(start: Kept, order: Sequence[int], most: int) -> Search:
     """A 1-minimal subset of `start`, which passes: tokens go in `order`, as many at once as halving finds.
 
     In a unit that only gains by added tokens this is the set that removal one by one in that order leaves, for about
     k log2(n/k) readings in place of n. In any other unit tokens that stayed may go once others are gone: then those
-    that can go by themselves are tried like that again.
+    that can go by themselves are tried like that again. A set of more than `most` tokens is what was left when so many
+    were needed, and not 1-minimal.
     """
-    kept = yield from _without(start, order)
-    while True:
+    kept = yield from _without(start, order, most)
+    while len(kept) <= most:
         left = [i for i in order if i in kept]
         flags = yield [kept - {i} for i in left]
         if not any(flags):
             return kept
-        kept = yield from _without(kept, [i for i, passes in zip(left, flags, strict=True) if passes])
+        kept = yield from _without(kept, [i for i, passes in zip(left, flags, strict=True) if passes], most)
+    return kept
 
 
-def _without(start: Kept, order: Sequence[int]) -> Search:
-    """`start` without what of `order` can go, one after the other."""
-    kept, left = start, list(order)
-    while left:
+def _without(start: Kept, order: Sequence[int], most: int) -> Search:
+    """`start` without what of `order` can go, one after the other, till `most` of them are needed."""
+    kept, left, needed = start, list(order), 0
+    while left and needed < most:
         goes, stays = 0, len(left) + 1  # the first `goes` of left can go together; the first `stays` cannot
         size = len(left)
         while stays - goes > 1:
@@ -350,7 +374,7 @@ def _without(start: Kept, order: Sequence[int]) -> Search:
             else:
                 stays = size
             size = (goes + stays) // 2
-        kept, left = kept.difference(left[:goes]), left[goes + 1 :]
+        kept, left, needed = kept.difference(left[:goes]), left[goes + 1 :], needed + 1
     return kept
 
 
@@ -380,6 +404,11 @@ def _row(subject: Subject, pieces: list[str], found: Minimal) -> dict[str, Any]:
 def _summary(unit: UnitId, pieces: list[str], found: Minimal) -> str:
     kept = shorten(kept_text(pieces, found.kept), 80, placeholder="…")
     sets = len(set(found.found))
+    if found.stopped:
+        return (
+            f"{unit} has no short minimal example in this text ({found.frame.mode}): the search stopped with "
+            f"{len(found.kept)} of {len(pieces) - 1} tokens left, too many of which it needs; a higher `most` goes on."
+        )
     return (
         f"{unit} keeps {found.retained / found.peak:.0%} of its reading {found.peak:.3g} on {kept!r} "
         f"({len(found.kept)} of {len(pieces) - 1} tokens, {found.frame.mode}), "
@@ -392,7 +421,7 @@ def _warnings(pieces: list[str], found: Minimal) -> list[str]:
     said = []
     if found.frame.mode == "delete":
         said.append("deleting moves tokens towards the sink: such sets may be artefacts of position")
-    if len(pieces) > 2 and found.kept == found.frame.whole:
+    if len(pieces) > 2 and found.kept == found.frame.whole and not found.stopped:
         said.append("no token of this text can go")
     if found.disjoint:
         others = ", ".join(repr(kept_text(pieces, s)) for s in found.disjoint)

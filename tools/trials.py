@@ -44,7 +44,8 @@ class Trials:
         rows = [(e, row) for e in evidence if e.tool in TOOLS[1:] for row in _telling(e)]
         told = [(e, row, Tokens.of(subject, row["ids"])) for e, row in rows]
         self._label([one for one in told if not KILLS <= one[1]["in_text"] < UNSURE])
-        for row in (e.rows[0] for e in evidence if e.tool == "minimal_example" and e.rows):
+        pruned = (e.rows[0] for e in evidence if e.tool == "minimal_example" and e.rows)
+        for row in (row for row in pruned if row["one_minimal"]):
             self._note(Tokens.of(subject, row["ids"]), row["kept"], True)
         self._file([(row, tokens) for e, row, tokens in told if e.tool == "substitute" and row["effect"] in LABELS])
         placed = (e for e in evidence if e.tool == "tokens_in_place")

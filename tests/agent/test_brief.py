@@ -47,7 +47,7 @@ def test_the_end_of_a_text_is_shown_with_its_token_marked() -> None:
             "top_examples", [{"text": f"a {ATTACK}", "token": ATTACK, "ratio": 1.0}],
             arguments={"band": "top", "side": "explain"},
         ),
-        evidence("minimal_example", [{"text": ATTACK, "kept_text": ATTACK, "retention": 0.9}]),
+        evidence("minimal_example", [{"text": ATTACK, "kept_text": ATTACK, "retention": 0.9, "one_minimal": True}]),
         evidence("substitute", [{"original": ATTACK, "substitute": ATTACK, "effect": "kills"}]),
         evidence("activate", [{"position": 1, "token": ATTACK, "activation": 2.0}], checks={"peak": 2.0}),
         evidence(
@@ -85,8 +85,11 @@ def test_each_tool_is_told_in_its_own_words() -> None:
     rows = [{"text": "the red car", "token": " car", "ratio": 0.934}]
     made = evidence("top_examples", rows, arguments={"band": "mid", "side": "explain"})
     assert brief(made) == "mid texts of the explain side, with strengths:\n  0.93 “the red« car»”"
-    made = evidence("minimal_example", [{"text": "the red car", "kept_text": "car", "retention": 0.913}])
+    row = {"text": "the red car", "kept_text": "car", "retention": 0.913, "one_minimal": True}
+    made = evidence("minimal_example", [row])
     assert brief(made) == "minimal example: of “the red car” it needs only “car” (keeps 91%)"
+    made = evidence("minimal_example", [{**row, "one_minimal": False}])
+    assert brief(made) == "minimal example: none that is short; of “the red car” it needs most words"
     rows = [{"position": n, "token": t, "activation": a} for n, (t, a) in enumerate([("a", 0.1), (" car", 3.14159)], 1)]
     made = evidence("activate", [*rows, {"position": 3, "token": "!", "activation": -1.0}], checks={"peak": 3.14159})
     assert brief(made) == "activate: reads 3.14 at most, at “a« car»”"

@@ -54,7 +54,7 @@ def looked(tokens: str) -> Evidence:
 
 def pruned(call: Call, kept_text: str, retention: float = 0.9) -> Evidence:
     ids = call.arguments["ids"]
-    row = {"ids": ids, "tokens": [""] * len(ids), "kept": [len(ids) - 1], "kept_text": kept_text}
+    row = {"ids": ids, "tokens": [""] * len(ids), "kept": [len(ids) - 1], "kept_text": kept_text, "one_minimal": True}
     row["retention"] = retention
     return evidence("minimal_example", [row], **call.arguments, mode="resample", threshold=0.5)
 
@@ -112,6 +112,20 @@ def test_texts_that_end_in_another_token_are_pruned_first() -> None:
 def test_more_texts_only_while_each_brings_a_new_pattern(kept: str, count: int) -> None:
     made = decisions(playbook(), answers(tokens="abcdefg", kept=kept))
     assert tools(made).count("minimal_example") == count
+
+
+def test_a_text_that_needs_too_much_of_itself_is_no_pattern_to_work_in() -> None:
+    """No more texts are pruned for its sake, and nothing is substituted in it."""
+
+    def answer(call: Call) -> Evidence:
+        if call.tool != "minimal_example":
+            return answers(tokens="abcdefg")(call)
+        found = pruned(call, str(call.arguments["ids"]))
+        return replace(found, rows=[{**found.rows[0], "one_minimal": False}])
+
+    made = decisions(playbook(), answer)
+    assert tools(made).count("minimal_example") == FIRST
+    assert "substitute" not in tools(made)
 
 
 def test_the_two_best_retained_patterns_are_substituted_in() -> None:
@@ -235,7 +249,7 @@ def test_the_parts_of_a_draft_are_tested_in_two_patterns(words: Any, asked: list
 def test_a_repeat_is_tested_where_other_words_can_be_put_into_both_places() -> None:
     """Not in a row of one mark, nor in pieces of words; where there are none of these, what is retained decides."""
     texts = [["_", "_", "_", "_"], [" bi", "s", " bi", "s"], ["1", "0", "2", "0"], [" a", ".", " a", "."]]
-    found = {"kept": [1, 2, 3, 4], "retention": 0.9}
+    found = {"kept": [1, 2, 3, 4], "retention": 0.9, "one_minimal": True}
     rows = [{**found, "ids": [0, n], "tokens": ["", *text], "kept_text": str(n)} for n, text in enumerate(texts)]
     known = [evidence("minimal_example", [row]) for row in rows]
     asked = [call.arguments["ids"][1] for call in module.tests({"repeat": ["the", "of"]}, known)]

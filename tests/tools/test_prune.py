@@ -150,7 +150,7 @@ def test_the_smallest_set_is_reported_and_of_equals_the_stronger(planted: Any) -
 
 
 def test_the_certificate_is_read_and_not_assumed(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lazy(start: frozenset[int], order: list[int]) -> Any:
+    def lazy(start: frozenset[int], order: list[int], most: int) -> Any:
         yield []
         return start
 
@@ -159,6 +159,21 @@ def test_the_certificate_is_read_and_not_assumed(planted: Any, monkeypatch: pyte
     assert [row["one_minimal"] for row in evidence.rows] == [False, False, False]
     assert "NOT certified" in evidence.summary
     assert evidence.checks["largest_further"] == pytest.approx(1)
+
+
+def test_a_text_that_needs_more_than_asked_for_is_no_example(planted: Any) -> None:
+    ids = [0, 6, 7, A, 8, 9, C]
+    whole = minimal_example(planted, unit_of("and"), ids=ids, fillers=FILLERS, most=2)
+    assert (whole.rows[0]["kept"], whole.rows[0]["one_minimal"]) == ([3, 6], True)
+    short = minimal_example(planted, unit_of("and"), ids=ids, fillers=FILLERS, most=1)
+    row = short.rows[0]
+    assert (row["one_minimal"], row["n_sets"], row["shares"]) == (False, 0, None)
+    assert {3, 6} <= set(row["kept"])
+    assert row["retention"] >= 0.5
+    assert "no short minimal example" in short.summary
+    assert short.checks["sets_read"] < whole.checks["sets_read"]
+    with pytest.raises(Refused, match="at least 1"):
+        minimal_example(planted, unit_of("and"), ids=ids, fillers=FILLERS, most=0)
 
 
 def test_deleting_breaks_a_gap_that_replacing_keeps(planted: Any) -> None:
@@ -392,9 +407,30 @@ def test_halving_ends_where_removal_one_by_one_ends(needs: set[frozenset[int]], 
     for i in order:
         if passes(one_by_one - {i}):
             one_by_one -= {i}
-    found, asked = run(module._shrink(frozenset(range(12)), order), passes)
+    found, asked = run(module._shrink(frozenset(range(12)), order, 13), passes)
     assert found == one_by_one
     assert asked <= 6 * len(found) + 1 + len(found)
+
+
+@given(
+    st.sets(st.frozensets(st.integers(0, 11), max_size=6), min_size=1, max_size=4), st.permutations(range(12)),
+    st.integers(1, 8),
+)  # fmt: skip
+def test_a_search_stops_where_more_is_needed_than_asked_for(
+    needs: set[frozenset[int]], order: list[int], most: int
+) -> None:
+    def passes(kept: frozenset[int]) -> bool:
+        return any(need <= kept for need in needs)
+
+    whole = frozenset(range(13))  # 12: the tracked token, which is in no order
+    free, _ = run(module._shrink(whole, order, 13), passes)
+    found, asked = run(module._shrink(whole, order, most), passes)
+    assert passes(found)
+    if len(free) <= most:
+        assert found == free
+    else:
+        assert len(found) > most
+        assert asked <= 6 * most
 
 
 @settings(max_examples=50)
@@ -405,7 +441,7 @@ def test_any_rule_at_all_ends_one_minimal(seed: int, order: list[int]) -> None:
     def passes(kept: frozenset[int]) -> bool:
         return len(kept) == 7 or bool(table[sum(1 << i for i in kept)])
 
-    found, _ = run(module._shrink(frozenset(range(7)), order), passes)
+    found, _ = run(module._shrink(frozenset(range(7)), order, 7), passes)
     assert passes(found)
     assert not any(passes(found - {i}) for i in found)
 
@@ -481,7 +517,7 @@ def test_the_record_is_whole_repeats_and_comes_back(llama: Any) -> None:
     assert first.checks["fired"] == first.cost["forward_rows"] > 0
     assert len(first.summary.split()) <= 60
     assert first.arguments == {
-        "text": text, "ids": None, "threshold": 0.5, "mode": "resample", "seed": 0, "fillers": None,
+        "text": text, "ids": None, "threshold": 0.5, "mode": "resample", "most": 16, "seed": 0, "fillers": None,
     }  # fmt: skip
 
 
