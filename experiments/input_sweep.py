@@ -1,18 +1,14 @@
 """What a sweep of every MLP site costs beside the bare forward pass, and the same content through other libraries.
 
 All ways pass the same batches of windows through the same weights, in turn, and all but the bare one keep what a sweep
-keeps of the explain side. transformer-lens and nnsight are the extra `rivals`; without them their claims are not
-measured.
+keeps of the explain side. Without the extra `rivals` the claims on other libraries are not measured.
 """
 
-import gc
 import multiprocessing
 import resource
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +21,13 @@ from ..tools.corpus import load_corpus
 from ..tools.measures import WINDOW
 from ..tools.subject import Subject, Take
 from ..tools.sweep import apart, batches, tokenise
+from . import rivals
 from .report import Claim, Part, Progress, at_most
+from .rivals import MODEL, RIVALS
 
-MODEL, TOKENS, RUNS = "smollm2-135m", 40_000, 5
+TOKENS, RUNS = 40_000, 5
 LONG = 120_000         # tokens of the explain side of a usual sweep, which sets the share of what is sampled
 FEW = 8                # sites of the pass whose memory is measured
-RIVALS = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
 
 Readings = Callable[[list[list[int]], Take], None]     # gives those of rows, all of one length, to `take`
 
@@ -62,19 +59,10 @@ def sweep(folder: Path, seed: int, size: float, progress: Progress) -> Part:
         "moments and best documents": partial(_keep, subject, sites, _Best, _own(subject, sites), work),
         "everything": partial(_keep, subject, sites, Site, _own(subject, sites), work),
     }
-    for name, module in RIVALS.items():
-        if find_spec(module) is not None:
-            other = (_transformer_lens if module == "transformer_lens" else _nnsight)(sites)
-            ways[f"everything, {name}"] = partial(_keep, subject, sites, Site, other, work)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for run in range(RUNS + 1):     # the first, which warms up, is not counted
-        for number, (name, way) in enumerate(ways.items()):
-            progress("runs", run * len(ways) + number, (RUNS + 1) * len(ways))
-            gc.collect()
-            start = time.perf_counter()
-            way()
-            if run:
-                seconds[name].append(time.perf_counter() - start)
+    readers = {"transformer-lens": _transformer_lens, "nnsight": _nnsight}
+    for name in rivals.installed():
+        ways[f"everything, {name}"] = partial(_keep, subject, sites, Site, readers[name](sites), work)
+    seconds, _ = rivals.in_turn(ways, RUNS, progress)
     return _tables(seconds, sum(len(b.place) for b in work), _peaks(tokens))
 
 
@@ -130,10 +118,7 @@ def _own(subject: Subject, sites: Sequence[str]) -> Readings:
 
 
 def _transformer_lens(sites: Sequence[str]) -> Readings:
-    from transformer_lens.model_bridge import TransformerBridge  # type: ignore[import-not-found]
-
-    own = _headless()
-    bridge = TransformerBridge.boot_transformers(MODEL, hf_model=own.model, tokenizer=own.tokenizer, device="cpu")
+    bridge = rivals.transformer_lens()
 
     def read(rows: list[list[int]], take: Take) -> None:
         hooks = [
@@ -146,18 +131,8 @@ def _transformer_lens(sites: Sequence[str]) -> Readings:
     return read
 
 
-def _headless() -> Subject:
-    """A copy that computes no logits and keeps no keys and values, as our own passes do not."""
-    own = Subject.load(MODEL)
-    own.model.lm_head.forward = lambda hidden: hidden      # it stays: transformer-lens looks at its weight
-    own.model.config.use_cache = False
-    return own
-
-
 def _nnsight(sites: Sequence[str]) -> Readings:
-    from nnsight import NNsight  # type: ignore[import-not-found]
-
-    model = NNsight(_headless().model)
+    model = rivals.nnsight()
     layers = [int(site.split("-")[0]) for site in sites]
 
     def read(rows: list[list[int]], take: Take) -> None:

@@ -17,7 +17,7 @@ from . import stats
 from .losses import CHUNK, inside, not_sink
 from .measures import EQUIVALENCE_QUANTILE, EQUIVALENCE_UNITS
 from .stats import Floats, Ints
-from .subject import BATCH_TOKENS, Edit, Subject
+from .subject import BATCH_TOKENS, Edit, Pass, Subject
 from .sweep import STEP, Place, Sweep
 from .taken_out import KINDS, TakenOut
 from .units import UnitId
@@ -78,7 +78,7 @@ def ablate(
     others = _others(subject, unit, also or ())
     held = TakenOut(subject, sweep, kind, seed)
     with subject.metered() as cost:
-        texts = _texts(sweep, unit, windows, generator)
+        texts = study_texts(sweep, unit, windows, generator)
         found = _measure(subject, sweep, held, unit, others, texts, draws if kind == "resample" else 1)
         rows = [_row(found, where, seed) for where in range(len(WHERE))]
         checks = _checks(subject, held, unit, found, len(texts))
@@ -139,7 +139,7 @@ class Text:
     cluster: int
 
 
-def _texts(sweep: Sweep, unit: UnitId, windows: int, generator: np.random.Generator) -> list[Text]:
+def study_texts(sweep: Sweep, unit: UnitId, windows: int, generator: np.random.Generator) -> list[Text]:
     """Half as many windows as asked hold exemplars of the unit, as many more are drawn from the explain side."""
     firing = [] if unit.kind == "attn" else _firing_windows(sweep, unit, windows // 2)
     every = [(d, first) for d in sweep.side("explain") for first in range(0, sweep.documents[d].length, STEP)]
@@ -200,9 +200,10 @@ def _measure(
     shift = torch.zeros(subject.vocabulary, device=subject.device)
     rows = [text.ids[:-1] for text in texts]
     put = [_values(subject, held, [unit, *others], rows, draw) for draw in range(draws)]
+    fork = subject.before(u.site for u in (unit, *others))
     for batch in subject.batches(rows):
         mine = [rows[i] for i in batch]
-        clean = subject.run(mine, read=[unit.site], normed=True)
+        clean = subject.run(mine, read=[unit.site, *fork], normed=True)
         inner = not_sink(clean.mask)
         y = None if threshold is None else unit.sign * clean.readings[unit.site][..., unit.index]
         lies = _where(y, inner, threshold or 0)[inner]
@@ -211,7 +212,7 @@ def _measure(
         losses = []
         for edits in put:
             some = [replace(e, value=e.value[batch, : inner.shape[1]], where=inner) for e in edits]  # type: ignore[index]
-            ablated = subject.run(mine, edits=some, normed=True)
+            ablated = subject.run(mine, edits=some, normed=True, start=clean.readings)
             fired += sum(ablated.fired)
             positions += len(places) * len(edits)
             assert clean.normed is not None and ablated.normed is not None
@@ -276,14 +277,18 @@ def _equivalence(
     targets = [text.ids[p + 1] for text, p in places]
     effects: list[float] = []
     if len(places) > 1 and others:
-        clean = _losses(subject, rows, targets, None)
+        unchanged = subject.run(rows, read=subject.before([unit.site]), normed=True)
+        clean = _losses(subject, unchanged, rows, targets)
         size = max(1, BATCH_TOKENS // (len(rows) * max(map(len, rows))))
         for group in ([unit, *others][i : i + size] for i in range(0, 1 + len(others), size)):
             taken = [subject.columns(u.site, [u.index]) for u in group]
             columns = torch.tensor([own for own in taken for _ in rows])
             values = held.values(unit.site, [c for own in taken for c in own], rows)
             values = torch.cat(values.tensor_split(len(group), dim=-1))
-            ablated = _losses(subject, rows * len(group), targets * len(group), (unit.site, columns, values))
+            every = rows * len(group)
+            edit = Edit.by_row(unit.site, columns, values, inside(every))
+            start = {point: stream.repeat(len(group), 1, 1) for point, stream in unchanged.readings.items()}
+            ablated = _losses(subject, subject.run(every, edits=[edit], normed=True, start=start), every, targets)
             effects += (ablated.view(len(group), -1) - clean).mean(dim=1).tolist()
     return {
         "delta_equivalence": float(np.quantile(np.abs(effects[1:]), EQUIVALENCE_QUANTILE)) if effects else None,
@@ -311,13 +316,12 @@ def matched(subject: Subject, unit: UnitId, count: int, generator: np.random.Gen
     return [UnitId(unit.model, unit.site, i) for i in drawn if i != unit.index][:count]
 
 
-def _losses(
-    subject: Subject, rows: Sequence[list[int]], targets: Sequence[int], put: tuple[str, Tensor, Tensor] | None
-) -> Tensor:
-    """CE [N] of each row's target behind its last token; `put`: site, columns [N, 1] and values of one unit a row."""
-    edits = [Edit.by_row(*put, inside(rows))] if put else []
-    logits, _ = subject.next_token_logits(rows, [(i, len(row) - 1) for i, row in enumerate(rows)], edits)
-    wanted = torch.tensor(targets, device=logits.device)
+def _losses(subject: Subject, done: Pass, rows: Sequence[list[int]], targets: Sequence[int]) -> Tensor:
+    """CE [N] of what follows the last token of each row; `targets` are those of the first rows, and again."""
+    assert done.normed is not None
+    last = torch.tensor([len(row) - 1 for row in rows], device=done.normed.device)
+    logits = subject.unembed(done.normed[torch.arange(len(rows), device=last.device), last])
+    wanted = torch.tensor(targets, device=last.device).repeat(len(rows) // len(targets))
     return torch.nn.functional.cross_entropy(logits, wanted, reduction="none").double().cpu()
 
 

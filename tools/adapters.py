@@ -4,7 +4,8 @@ A row of `LAYOUTS` is a claim about module names. It is believed only after `ide
 weights: support is proved per model, never listed. A model type without a row tries the rows whose modules it has.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -119,6 +120,19 @@ class Adapter:
 
         return module.register_forward_pre_hook(before) if side == "input" else module.register_forward_hook(after)
 
+    @contextmanager
+    def begin(self, layer: int, stream: Tensor) -> Iterator[None]:
+        """Passes inside do not compute blocks 0 to `layer`: `stream` [B, T, d] is what comes out of them."""
+        skipped = [block.__dict__ for block in self.blocks[: layer + 1]]
+        known = [own.get("forward") for own in skipped]     # some libraries set one on the instance too
+        for own in skipped:
+            own["forward"] = lambda *_, **__: stream
+        try:
+            yield
+        finally:
+            for own, before in zip(skipped, known, strict=True):
+                own.pop("forward") if before is None else own.update(forward=before)
+
 
 def _probe(norm: nn.Module) -> tuple[Tensor, bool]:
     """A norm's gain γ [d] and whether it centres, both found by calling it.
@@ -162,13 +176,14 @@ def gap(found: Tensor, wanted: Tensor) -> float:
 
 
 def identities(adapter: Adapter, ids: Tensor) -> dict[str, float | None]:
-    """Relative errors of the equations that make this adapter true, on `ids` [B, T] (three forward passes).
+    """Relative errors of the equations that make this adapter true, on `ids` [B, T].
 
     stream: x_0 + Σ attention writes + Σ MLP writes = x_L.  heads: z W_O + b = the attention's output.
     neurons: a W_down + b = the MLP's output.  unembed: softcap(head(norm(x_L))) = logits.  restore: another text
     with the stream after the first block put back gives the first text's logits.  groups: changing one key/value
     head moves exactly its query heads (None where the attention has no separate value projection).  share: rows that
-    begin alike, read as one trie, give the last neurons that each gives alone.
+    begin alike, read as one trie, give the last neurons that each gives alone.  resume: another text whose pass begins
+    with this one's stream behind a middle block gives this one's logits.
     """
     model, layers = adapter.model, range(len(adapter.blocks))
     seen: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
@@ -204,6 +219,7 @@ def identities(adapter: Adapter, ids: Tensor) -> dict[str, float | None]:
             "restore": _restore_gap(adapter, ids, seen[0, "block"][1], logits),
             "groups": _group_errors(adapter, ids, seen[0, "heads"][0]),
             "share": _share_gap(adapter, ids, seen[len(layers) - 1, "neurons"][0]),
+            "resume": _resume_gap(adapter, ids, seen[(len(layers) - 1) // 2, "block"][1], logits),
         }
 
 
@@ -230,6 +246,15 @@ def _restore_gap(adapter: Adapter, ids: Tensor, clean: Tensor, logits: Tensor) -
         return gap(adapter.model(input_ids=other, use_cache=False).logits, logits)
     finally:
         handle.remove()
+
+
+def _resume_gap(adapter: Adapter, ids: Tensor, stream: Tensor, logits: Tensor) -> float:
+    """MISS where the model does not take a block's output as this adapter knows it."""
+    try:
+        with adapter.begin((len(adapter.blocks) - 1) // 2, stream):
+            return gap(adapter.model(input_ids=ids.roll(1, dims=1), use_cache=False).logits, logits)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return MISS
 
 
 def _share_gap(adapter: Adapter, ids: Tensor, neurons: Tensor) -> float:

@@ -186,7 +186,8 @@ def differing(subject: Subject, clean: Ids, corrupt: Ids, kept: Collection[int])
 @dataclass(frozen=True)
 class Pairs:
     """The pair and its repeats: clean and corrupt rows [1 + pairs, T], values of the site there at the position
-    [1 + pairs, width], and M of each; t_plus, t_minus come from the first."""
+    [1 + pairs, width], and M of each; t_plus, t_minus come from the first. stream: what clean rows, then corrupt ones,
+    hold in front of the site."""
 
     clean: NDArray[np.int64]
     corrupt: NDArray[np.int64]
@@ -196,6 +197,7 @@ class Pairs:
     m_corrupt: Tensor
     t_plus: int
     t_minus: int
+    stream: dict[Any, Tensor]
 
 
 def patch_pair(
@@ -276,13 +278,15 @@ def repeats(
 def read_pairs(subject: Subject, unit: UnitId, rows: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Pairs:
     """One pass over both sides."""
     n = len(rows[0])
-    done = subject.run(torch.from_numpy(np.concatenate(rows)), read=[unit.site], normed=True)
+    before = subject.before([unit.site])
+    done = subject.run(torch.from_numpy(np.concatenate(rows)), read=[unit.site, *before], normed=True)
     assert done.normed is not None
     values, logits = done.readings[unit.site][:, -1], subject.unembed(done.normed[:, -1])
     rise = logits[0] - logits[n]
     t_plus, t_minus = int(rise.argmax()), int(rise.argmin())
     metric = (logits[:, t_plus] - logits[:, t_minus]).double().cpu()
-    return Pairs(*rows, values[:n], values[n:], metric[:n], metric[n:], t_plus, t_minus)
+    return Pairs(*rows, values[:n], values[n:], metric[:n], metric[n:], t_plus, t_minus,
+                 {point: done.readings[point] for point in before})  # fmt: skip
 
 
 def _patched(
@@ -299,7 +303,9 @@ def _patched(
     where[:, position] = True
     edit = Edit.by_row(unit.site, columns, source.gather(1, columns)[:, None], where)
     places = [(i, position) for i in range(len(rows))]
-    logits, fired = subject.next_token_logits(torch.from_numpy(rows), places, [edit])
+    whose = [*range(n, 2 * n), *range(n), *[n] * len(controls)]     # rows, in the order of `stream`
+    start = {point: values[whose] for point, values in both.stream.items()}
+    logits, fired = subject.next_token_logits(torch.from_numpy(rows), places, [edit], start)
     return (logits[:, both.t_plus] - logits[:, both.t_minus]).double().cpu(), fired[0]
 
 

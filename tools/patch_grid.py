@@ -102,7 +102,8 @@ def _patched(
     """M [layers, positions] of the patched base runs, M of base and of source, and how many edits were made."""
     points = [Point(layer, place) for layer in range(subject.n_layers)]
     top = Point(subject.n_layers - 1, "resid")
-    done = subject.run([list(base), list(source)], read=list(dict.fromkeys([*points, top])), normed=True)
+    read = dict.fromkeys([top, *points, *(before for point in points for before in subject.before([point]))])
+    done = subject.run([list(base), list(source)], read=list(read), normed=True)
     assert done.normed is not None
     metric = Metric(subject, done.readings[top][0, -1], done.normed[0, -1], norm, both.t_plus, both.t_minus)
     low, high = metric(done.readings[top][:, -1], done.normed[:, -1]).tolist()
@@ -112,14 +113,15 @@ def _patched(
     fired = 0
     for layer, point in enumerate(points):
         values = done.readings[point][1:2]
-        for start in range(0, len(places), size):
-            some = places[start : start + size]
+        for first_of in range(0, len(places), size):
+            some = places[first_of : first_of + size]
             where = torch.zeros(len(some), len(base), dtype=torch.bool)
             where[torch.arange(len(some)), torch.tensor(some)] = True
             edit = Edit(point, values, where=where)
-            one = subject.run([list(base)] * len(some), read=[top], edits=[edit], normed=True)
+            start = {p: done.readings[p][:1].expand(len(some), -1, -1) for p in subject.before([point])}
+            one = subject.run([list(base)] * len(some), read=[top], edits=[edit], normed=True, start=start)
             assert one.normed is not None
-            found[layer, start : start + len(some)] = metric(one.readings[top][:, -1], one.normed[:, -1])
+            found[layer, first_of : first_of + len(some)] = metric(one.readings[top][:, -1], one.normed[:, -1])
             fired += one.fired[0]
     return found, low, high, fired
 

@@ -67,7 +67,7 @@ def paths_of(
     both, sd, reason = whole_pair(subject, unit, clean, corrupt, last, stays, generator)
     later = behind(subject, unit)
     top = Point(subject.n_layers - 1, "resid")
-    read = list(dict.fromkeys([*later, top]))
+    read = list(dict.fromkeys([*later, top, *subject.before([unit.site])]))
     done = subject.run([list(corrupt), list(clean)], read=read, normed=True)
     assert done.normed is not None
     metric = Metric(subject, done.readings[top][0, -1], done.normed[0, -1], norm, both.t_plus, both.t_minus)
@@ -107,8 +107,9 @@ def _patched(
     sender = Edit(unit.site, values[:, None, columns], (unit.index,), at)
     held = [Edit(point, before[point][:1]) for point in later]
     inside = {point: Point(point.layer, INSIDE[point.place]) for point in later}
-    total = subject.run([row], read=[top], edits=[sender], normed=True)
-    alone = subject.run([row], read=[top, *inside.values()], edits=[sender, *held], normed=True)
+    start = {point: values[:1] for point, values in before.items()}
+    total = subject.run([row], read=[top], edits=[sender], normed=True, start=start)
+    alone = subject.run([row], read=[top, *inside.values()], edits=[sender, *held], normed=True, start=start)
     assert total.normed is not None and alone.normed is not None
     found = [float(metric(p.readings[top][:, -1], p.normed[:, -1])) for p in (total, alone)]  # type: ignore[index]
     fired = total.fired[0] + alone.fired[0]

@@ -142,7 +142,7 @@ def measure(
         width = where.shape[1]
         spread = {u: _padded([values[slice(*chosen[i])] for i in batch], width) for u, values in said.items()}
         mean = {u: torch.full((len(mine), width), float(sweep.mean(u.site)[u.index])) for u in said}
-        sums[batch] = _losses(subject, mine, [[], _edits(mean, where), _edits(spread, where)])
+        sums[batch] = _losses(subject, mine, [_edits(mean, where), _edits(spread, where)])
     count = int(cluster.max()) + 1
     return np.stack([stats.by_cluster(cluster, count, column) for column in sums.T], axis=1), count
 
@@ -166,8 +166,9 @@ def _edits(values: Mapping[UnitId, Tensor], where: Tensor) -> list[Edit]:
 
 
 def _losses(subject: Subject, rows: Sequence[list[int]], ways: Sequence[Sequence[Edit]]) -> Floats:
-    """Sums over the tokens behind the first one after the sink of each row [N, len(COLUMNS)]; the first way is true."""
-    passes = [subject.run(rows, edits=edits, normed=True) for edits in ways]
+    """Sums over the tokens behind the first one after the sink of each row [N, len(COLUMNS)], as it is and each way."""
+    true = subject.run(rows, read=subject.before(edit.site for edit in ways[0]), normed=True)
+    passes = [true, *(subject.run(rows, edits=edits, normed=True, start=true.readings) for edits in ways)]
     normed = [done.normed for done in passes if done.normed is not None]
     ce, kl, followed = losses(subject, normed, rows, inside(rows).to(subject.device))
     every = torch.cat([ce, kl, torch.ones(1, ce.shape[1])]).numpy()

@@ -114,7 +114,8 @@ def _batch(
     subject: Subject, coder: Coder, mean: Tensor, typical: Tensor, rows: Sequence[Sequence[int]]
 ) -> tuple[dict[str, Floats], Tensor]:
     """The columns of one batch of windows, in reading order, and at how many tokens each feature is on."""
-    clean = subject.run(rows, read=[coder.reads, coder.writes], normed=True)
+    read = dict.fromkeys([coder.reads, coder.writes, *subject.before([coder.writes])])
+    clean = subject.run(rows, read=list(read), normed=True)
     inner = not_sink(clean.mask)
     x, y = clean.readings[coder.reads], clean.readings[coder.writes]
     z, rebuilt = coder.encode(x[inner]), coder.rebuild(x)
@@ -131,7 +132,8 @@ def _batch(
     put = {"sae": rebuilt, "zero": torch.zeros_like(mean), "mean": mean}
     normed = [clean.normed]
     for name in VARIANTS:
-        normed.append(subject.run(rows, edits=[Edit(coder.writes, put[name], where=inner)], normed=True).normed)
+        edits = [Edit(coder.writes, put[name], where=inner)]
+        normed.append(subject.run(rows, edits=edits, normed=True, start=clean.readings).normed)
     columns |= _losses(subject, [n for n in normed if n is not None], rows, inner)
     return {name: value.cpu().numpy() for name, value in columns.items()}, (z > 0).sum(dim=0).cpu()
 

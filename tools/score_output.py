@@ -20,7 +20,7 @@ from .features import Point
 from .labels import ScoreSide, score_provenance
 from .lens import by_path
 from .stats import Floats, Ints
-from .subject import Edit, Subject
+from .subject import Edit, Pass, Subject
 from .sweep import Sweep
 from .units import UnitId
 
@@ -210,23 +210,24 @@ class _Moved:
         last[line, lengths - 1] = True
         inner[:, 0] = False
 
-        def centred(edits: Sequence[Edit], read: Sequence[Point] = ()) -> tuple[Tensor, Tensor | None]:
-            done = subject.run(rows, read=read, edits=edits, normed=True)
+        def centred(done: Pass) -> Tensor:
             assert done.normed is not None
             logits = subject.unembed(done.normed[line, lengths - 1])
-            some = logits[:, self.ids] - logits.mean(dim=-1, keepdim=True)
-            return some, done.readings.get(behind)
+            return logits[:, self.ids] - logits.mean(dim=-1, keepdim=True)
 
-        clean, stream = centred((), [behind])
+        read = dict.fromkeys([behind, *subject.before([unit.site])])
+        true = subject.run(rows, read=list(read), normed=True)
+        clean = centred(true)
         for name, edit in ways.items():
-            where = last if name == "steered" else inner
-            changed, other = centred([replace(edit, where=where)], [behind] if name == "ablated" else [])
-            self._add(totals[name], batch, changed - clean if name == "steered" else clean - changed)
+            put = replace(edit, where=last if name == "steered" else inner)
+            done = subject.run(rows, read=[behind], edits=[put], normed=True, start=true.readings)
+            moved = clean - centred(done)
+            self._add(totals[name], batch, -moved if name == "steered" else moved)
             if name == "ablated":
-                assert stream is not None and other is not None
-                taken = (stream - other).norm(dim=-1, keepdim=True)
+                taken = (true.readings[behind] - done.readings[behind]).norm(dim=-1, keepdim=True)
         out = Edit(behind, lambda current: current - taken * direction.to(current), where=inner)
-        self._add(totals["random"], batch, clean - centred([out])[0])
+        done = subject.run(rows, edits=[out], normed=True, start=true.readings)
+        self._add(totals["random"], batch, clean - centred(done))
 
     def _add(self, total: Floats, batch: list[int], moved: Tensor) -> None:
         for cluster, row in zip(self.places.cluster[batch], moved.double().cpu().numpy(), strict=True):

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -340,13 +340,14 @@ class Subject:
 
     def run(
         self, rows: Rows, read: Sequence[str | Point] = (), edits: Sequence[Edit] = (), logits: bool = False,
-        normed: bool = False, take: Take | None = None,
+        normed: bool = False, take: Take | None = None, start: Mapping[Any, Tensor] | None = None,
     ) -> Pass:  # fmt: skip
         """One forward pass over one batch of rows, right-padded.
 
         Readings are taken after the edits at their own site. Each edit's count of changed positions comes back in
         `fired`: an edit that did not happen shows as 0. `logits`, `normed`: what Pass gives besides. `take` gets each
-        reading as it is made, and Pass none: readings of many sites are then not held at a time.
+        reading as it is made, and Pass none: readings of many sites are then not held at a time. `start`: readings of
+        these rows without the edits; if they hold the stream `before` the edits' sites, the pass begins with it.
         """
         ids, mask = self._pad(rows)
         ragged = not bool(mask.all())
@@ -354,11 +355,20 @@ class Subject:
         inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask.long() if ragged else None,
                   "use_cache": False}  # fmt: skip
         self.forward_rows += ids.shape[0]
-        return self._forward(inputs, mask, read, edits, logits, normed, take)
+        return self._forward(inputs, mask, read, edits, logits, normed, take, start or {})
+
+    def before(self, sites: Iterable[str | Point]) -> list[Point]:
+        """The last stream that edits of `sites` leave as it is: read in one pass, it is what others can `start` from.
+
+        None in front of the first block, without sites, and where the identity `resume` fails.
+        """
+        points = [point for site in sites for point in (self._reads_at(site), self.writes_at(site))]
+        layer = min((point.layer - (point.place != "resid") for point in points), default=-1)
+        return [Point(layer, "resid")] if layer >= 0 and self._proved("resume") else []
 
     def _forward(
         self, inputs: dict[str, Any], mask: Tensor, read: Sequence[str | Point], edits: Sequence[Edit], logits: bool,
-        normed: bool, take: Take | None = None,
+        normed: bool, take: Take | None, start: Mapping[Any, Tensor],
     ) -> Pass:  # fmt: skip
         readings: dict[Any, Tensor] = {}
         fired = [0] * len(edits)
@@ -369,6 +379,9 @@ class Subject:
         self.forward_tokens += mask.numel()
         shifts: dict[Point, list[Tensor]] = {point: [] for point in points}
         with torch.inference_mode(), ExitStack() as stack:
+            for point in self.before(edit.site for edit in edits):
+                if point in start and all(_depth(point) <= _depth(other) for other in wanted):
+                    stack.enter_context(self.adapter.begin(point.layer, start[point]))
             taken = take or readings.__setitem__
             for point in points:
                 visit = self._visitor(point, read, edits, mask, taken, fired, shifts, point == deepest)
@@ -394,10 +407,14 @@ class Subject:
             return unembed(self.model, normed).to(torch.promote_types(self.dtype, torch.float32))
 
     def next_token_logits(
-        self, rows: Rows, places: Sequence[tuple[int, int]], edits: Sequence[Edit] = ()
-    ) -> tuple[Tensor, list[int]]:
-        """Logits [N, V] of what follows each place (row, position) of one batch, and each edit's changed positions."""
-        done = self.run(rows, edits=edits, normed=True)
+        self, rows: Rows, places: Sequence[tuple[int, int]], edits: Sequence[Edit] = (),
+        start: Mapping[Any, Tensor] | None = None,
+    ) -> tuple[Tensor, list[int]]:  # fmt: skip
+        """Logits [N, V] of what follows each place (row, position) of one batch, and each edit's changed positions.
+
+        start: as in `run`.
+        """
+        done = self.run(rows, edits=edits, normed=True, start=start)
         assert done.normed is not None
         line, position = torch.tensor(list(places), device=self.device).unbind(1)
         return self.unembed(done.normed[line, position]), done.fired
@@ -522,7 +539,7 @@ class Subject:
     def run_nodes(self, inputs: dict[str, Any], read: Sequence[str]) -> dict[str, Tensor]:
         """Readings [N, width] of sites at the next nodes of a trie, whose `inputs` these are."""
         real = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
-        done = self._forward(inputs, real, read, edits=(), logits=False, normed=False)
+        done = self._forward(inputs, real, read, edits=(), logits=False, normed=False, take=None, start={})
         return {site: values[0] for site, values in done.readings.items()}
 
     @cached_property

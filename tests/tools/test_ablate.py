@@ -47,7 +47,7 @@ def run(setting: Setting, unit: UnitId, **options: Any) -> Evidence:
 
 
 def texts(setting: Setting, unit: UnitId, windows: int = 24, seed: int = 0) -> list[module.Text]:
-    return module._texts(setting.sweep, unit, windows, np.random.default_rng(seed))
+    return module.study_texts(setting.sweep, unit, windows, np.random.default_rng(seed))
 
 
 # What plain hooks and loops give
@@ -191,7 +191,7 @@ def test_half_the_windows_hold_firings(planted: Setting) -> None:
 def test_the_bound_is_the_quantile_over_matched_units_ablated_one_by_one(planted: Setting) -> None:
     evidence = run(planted, RANDOM, seed=3)
     generator = np.random.default_rng(3)
-    found = module._texts(planted.sweep, RANDOM, 24, generator)
+    found = module.study_texts(planted.sweep, RANDOM, 24, generator)
     held = TakenOut(planted.subject, planted.sweep, "mean", 3)
     measured = module._measure(planted.subject, planted.sweep, held, RANDOM, [], found, 1)
     places = module._spread(found, measured.firings, generator)
@@ -381,7 +381,9 @@ def test_requests_that_cannot_be_met_are_refused_in_a_sentence(planted: Setting,
 
 def test_cross_entropy_at_the_ends_of_rows(planted: Setting) -> None:
     rows, targets = [[0, 5, 9], [0, 7]], [11, 13]
-    found = module._losses(planted.subject, rows, targets, None)
+    done = planted.subject.run(rows * 2, normed=True)
+    found = module._losses(planted.subject, done, rows * 2, targets)
+    assert torch.equal(found[:2], found[2:])
     for i, row in enumerate(rows):
         logits = planted.subject.run([row], logits=True).logits
         assert logits is not None

@@ -32,8 +32,8 @@ def errors(model: Any, layout: Layout) -> dict[str, float | None]:
 
 
 def test_every_shape_holds_its_identities(tiny: Any) -> None:
-    assert set(tiny.checks) == {"stream", "heads", "neurons", "unembed", "restore", "groups", "share"}
-    for name in ("stream", "heads", "neurons", "unembed", "restore", "share"):
+    assert set(tiny.checks) == {"stream", "heads", "neurons", "unembed", "restore", "groups", "share", "resume"}
+    for name in ("stream", "heads", "neurons", "unembed", "restore", "share", "resume"):
         assert tiny.checks[name] < EXACT, name
     assert all(tiny.holds(need) for need in ("read", "edit", "project")) and tiny.shares
 

@@ -275,7 +275,7 @@ def test_of_more_silencers_than_a_list_holds_the_first_are_taken(planted: Subjec
 def test_what_stands_farther_back_than_a_window_is_no_condition(planted: Subject) -> None:
     """Experiments may be on longer texts than the windows that rules are about."""
     row = text(planted, 90, A, d2=B, d80=C)
-    example = {"ids": row, "kept": [len(row) - 81, len(row) - 3, len(row) - 1]}
+    example = {"ids": row, "kept": [len(row) - 81, len(row) - 3, len(row) - 1], "one_minimal": True}
     swap = {"ids": row, "position": len(row) - 81, "places": 2, "effect": "kills", "in_text": 0.0}
     found = Trials(planted, [
         Evidence(tool="minimal_example", unit=unit("word").bare, sign=1, summary="", rows=[example]),

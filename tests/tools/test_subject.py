@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lamplighter.store.records import Refused
 from lamplighter.tools.adapters import gap
+from lamplighter.tools.features import Point
 from lamplighter.tools.subject import TOLERANCE, Edit, Subject
 from lamplighter.tools.units import UnitId
 
@@ -255,6 +256,59 @@ def test_a_pass_stops_after_the_deepest_site_read(tiny: Any) -> None:
     finally:
         for handle in handles:
             handle.remove()
+
+
+EDITED = [
+    ("1-mlp", (3,)), ("1-attn", (2,)), (Point(1, "attn_out"), None), (Point(1, "mlp_in"), None), ("0-resid", (4,)),
+    ("1-resid", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("site", "index"), EDITED)
+def test_a_pass_that_begins_where_it_parts_from_another_is_bit_equal_and_computes_no_block_before(
+    tiny: Any, site: str | Point, index: tuple[int, ...] | None
+) -> None:
+    rows = [[0, 5, 9, 13, 20], [0, 7, 31]]
+    (point,) = tiny.before([site])
+    clean = tiny.run(rows, read=[point], normed=True)
+    edit = Edit(site, torch.tensor(0.7), index)
+    ran: list[int] = []
+    handles = [
+        tiny.adapter.module(layer, "mlp").register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+        for layer in range(2)
+    ]
+    try:
+        whole = tiny.run(rows, read=["1-resid"], edits=[edit], normed=True)
+        assert ran == [0, 1]
+        begun = tiny.run(rows, read=["1-resid"], edits=[edit], normed=True, start=clean.readings)
+        assert ran[2:] == list(range(point.layer + 1, 2))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for some, other in ((whole.normed, begun.normed), (whole.readings["1-resid"], begun.readings["1-resid"])):
+        assert torch.equal(some[whole.mask], other[whole.mask])
+    assert begun.fired == whole.fired
+    assert not torch.equal(begun.normed, clean.normed)
+    strange = tiny.run(rows, edits=[edit], normed=True, start={point: clean.readings[point].flip(-1)})
+    assert (index is None and site == "1-resid") == torch.equal(strange.normed[whole.mask], whole.normed[whole.mask])
+    assert torch.equal(tiny.run(rows, normed=True).normed, clean.normed)      # nothing stays behind
+
+
+def test_a_pass_begins_at_its_beginning_where_something_before_is_read(tiny: Any) -> None:
+    rows, edit = [[0, 5, 9, 13]], Edit("1-mlp", torch.tensor(0.7), (3,))
+    wrong = {tiny.before(["1-mlp"])[0]: torch.zeros(1, 4, 24, dtype=tiny.dtype)}
+    whole = tiny.run(rows, read=["0-mlp"], edits=[edit], normed=True)
+    asked = tiny.run(rows, read=["0-mlp"], edits=[edit], normed=True, start=wrong)
+    assert torch.equal(whole.normed, asked.normed) and torch.equal(whole.readings["0-mlp"], asked.readings["0-mlp"])
+
+
+def test_nothing_stands_before_an_edit_of_the_first_block_nor_where_the_identity_fails(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tiny.before([]) == tiny.before(["0-mlp"]) == tiny.before(["1-mlp", "0-attn"]) == []
+    assert tiny.before(["1-mlp", "1-resid"]) == [Point(0, "resid")]
+    monkeypatch.setattr(tiny, "checks", {**tiny.checks, "resume": 1e6})
+    assert tiny.before(["1-mlp"]) == []
 
 
 def test_readings_that_are_taken_as_they_are_made_are_the_same_and_are_not_held(tiny: Any) -> None:
