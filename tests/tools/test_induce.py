@@ -543,7 +543,7 @@ def example(world: World, unit: UnitId, text: str, kept: Sequence[str]) -> Evide
     """What minimal_example would have returned."""
     ids = [0, *world.subject.encode(text)]
     pieces = world.subject.pieces(ids)
-    row = {"ids": ids, "kept": [i for i, piece in enumerate(pieces) if piece in kept], "mode": "resample"}
+    row = {"ids": ids, "kept": [i for i, piece in enumerate(pieces) if piece in kept], "one_minimal": True}
     return Evidence(tool="minimal_example", unit=unit.bare, sign=unit.sign, summary="", rows=[row])
 
 
