@@ -15,6 +15,7 @@ from .. import prompts
 from ..store.records import Evidence, Refused
 from ..tools.induce import Induced
 from ..tools.rules import Rule
+from ..tools.trials import minimal_rows
 from .brief import brief, errors, number, plain, quoted, texts
 from .dialogue import ENDS, SHOWN, Act, Dialogue
 from .llm import Capabilities, Client, LLMError, Stamps
@@ -105,8 +106,7 @@ class LLMPlanner:
     def _opening(self, evidence: Sequence[Evidence]) -> str:
         """What the first experiments found; those on the output side say nothing of when a unit fires."""
         seen = next(e for e in by_tool(evidence, "top_examples") if e.ok)
-        pruned = [e.rows[0] for e in by_tool(evidence, "minimal_example") if e.ok]
-        needs = [row["kept_text"] for row in pruned if row["one_minimal"]]
+        needs = [row["kept_text"] for row in minimal_rows(evidence)]
         changes = (e for tool in ("substitute", "tokens_in_place", "shift") for e in by_tool(evidence, tool))
         found = [brief(e) for e in changes if e.ok and e.rows]
         made = [self._candidate(e, c) for e, c in _tried(evidence)]

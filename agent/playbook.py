@@ -14,6 +14,7 @@ from typing import Any
 from ..store.records import Evidence
 from ..tools.induce import Induced
 from ..tools.measures import FIRES
+from ..tools.trials import minimal_rows
 from ..tools.units import UnitId
 from .state import Abstain, Action, Call, State, Submit, by_tool
 
@@ -124,20 +125,15 @@ def _to_prune(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
     firsts = {row["token"]: row for row in reversed(looked)}.values()
     ordered = sorted(looked, key=lambda row: not any(row is first for first in firsts))
     texts = [row["ids"] for row in looked]     # what the rule missed is pruned too: not one of these
-    patterns = [row["kept_text"] for row in _examples([e for e in evidence if e.arguments.get("ids") in texts])]
+    patterns = [row["kept_text"] for row in minimal_rows([e for e in evidence if e.arguments.get("ids") in texts])]
     more = len(patterns) >= FIRST and patterns[-1] not in patterns[:-1]
     return ordered[: max(FIRST, min(MOST, len(patterns) + more))]
-
-
-def _examples(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
-    pruned = (e.rows[0] for e in by_tool(evidence, "minimal_example") if e.ok and e.rows)
-    return [row for row in pruned if row["one_minimal"]]
 
 
 def _distinct(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
     """Minimal examples of different kept text, the best retained first."""
     best: dict[str, dict[str, Any]] = {}
-    for row in sorted(_examples(evidence), key=lambda row: -row["retention"]):
+    for row in sorted(minimal_rows(evidence), key=lambda row: -row["retention"]):
         best.setdefault(row["kept_text"].strip().lower(), row)
     return list(best.values())
 

@@ -21,7 +21,8 @@ def by_unit(
 
     measure: may depend on the unit, the sweep and the code alone. gives: its type, made of dataclasses.
     """
-    path, form = file.with_name(f"{file.name}-{sweep.digest}-{_code()}.jsonl"), TypeAdapter[T](gives)
+    code = code_digest("agent", "experiments", "store", "tools")
+    path, form = file.with_name(f"{file.name}-{sweep.digest}-{code}.jsonl"), TypeAdapter[T](gives)
     path.parent.mkdir(parents=True, exist_ok=True)
     known = _read(path)
     found = []
@@ -41,10 +42,6 @@ def _read(path: Path) -> dict[str, str]:
     whole, end, _ = path.read_text("utf-8").rpartition("\n") if path.exists() else ("", "", "")
     path.write_text(whole + end, "utf-8")
     return dict(line.split("\t", 1) for line in whole.split("\n") if line)
-
-
-def _code() -> str:
-    return code_digest("agent", "experiments", "store", "tools")
 
 
 __all__ = ["by_unit"]

@@ -22,8 +22,9 @@ from ..tools.measures import WINDOW
 from ..tools.subject import Subject, Take
 from ..tools.sweep import apart, batches, tokenise
 from . import rivals
+from .input_real import MODEL
 from .report import Claim, Part, Progress, at_most
-from .rivals import MODEL, RIVALS
+from .rivals import RIVALS
 
 TOKENS, RUNS = 40_000, 5
 LONG = 120_000         # tokens of the explain side of a usual sweep, which sets the share of what is sampled

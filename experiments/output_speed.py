@@ -17,18 +17,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..store.records import Refused
-from ..tools.ablate import CONTEXT, EQUIVALENCE_PLACES, Text, ablate, matched, study_texts
+from ..tools.ablate import CONTEXT, EQUIVALENCE_PLACES, Text, ablate, compare, matched, study_texts
 from ..tools.corpus import load_corpus
-from ..tools.losses import CHUNK
+from ..tools.losses import inside
 from ..tools.measures import EQUIVALENCE_UNITS
 from ..tools.patch_grid import grid_of
 from ..tools.subject import BATCH_TOKENS, Subject
 from ..tools.sweep import Sweep, make_sweep
 from ..tools.units import UnitId
 from . import rivals
-from .input_real import draw_units
+from .input_real import MODEL, draw_units
 from .report import Claim, Part, Progress, at_most
-from .rivals import MODEL
 
 RUNS, TOKENS, LAYERS = 9, 40_000, (4, 14, 24)
 WINDOWS = 24
@@ -177,7 +176,7 @@ def _theirs(other: Other, work: _Study) -> float:
         fires = (unit.sign * x[..., unit.index] >= threshold)[real]
         places = [(work.texts[batch[b]], p) for b, p in torch.nonzero(real).tolist()]
         targets = torch.tensor([text.ids[p + 1] for text, p in places])
-        each, change = _compared(subject, normed[real], changed[real], targets, fires)
+        each, change = compare(subject, normed[real], changed[real], targets, fires)
         delta.append(each[0][fires])
         moved += change
         firings += [place for place, on in zip(places, fires.tolist(), strict=True) if on]
@@ -187,33 +186,13 @@ def _theirs(other: Other, work: _Study) -> float:
 
 def _padded(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
     """Ids [B, T] and the positions that are neither padding nor the sink."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    real = torch.arange(ids.shape[1]) < lengths[:, None]
-    real[:, 0] = False
-    return ids, real
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True), inside(rows)
 
 
 def _hold(index: int, level: float, where: Tensor, x: Tensor) -> Tensor:
     x = x.clone()
     x[..., index] = torch.where(where, level, x[..., index])
     return x
-
-
-def _compared(
-    subject: Subject, clean: Tensor, changed: Tensor, targets: Tensor, fires: Tensor
-) -> tuple[Tensor, Tensor]:
-    """ΔCE and KL [2, N], and Σ of the centred logit change [V] where the unit fires."""
-    parts, moved = [], torch.zeros(subject.vocabulary)
-    for start in range(0, len(clean), CHUNK):
-        part = slice(start, start + CHUNK)
-        before, now = subject.unembed(clean[part]), subject.unembed(changed[part])
-        gone = (before - now)[fires[part]]
-        moved += (gone - gone.mean(dim=-1, keepdim=True)).sum(dim=0)
-        p, q = before.log_softmax(-1), now.log_softmax(-1)
-        ce = [-x.gather(1, targets[part, None])[:, 0] for x in (p, q)]
-        parts.append(torch.stack([ce[1] - ce[0], (p.exp() * (p - q)).sum(dim=-1)]))
-    return torch.cat(parts, dim=1), moved
 
 
 def _bound(other: Other, work: _Study, places: Sequence[tuple[Text, int]], level: Any) -> float:

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..tools.subject import Subject
+from .input_real import MODEL
 from .report import Progress
 
-MODEL = "smollm2-135m"
 RIVALS = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
 
 
@@ -65,4 +65,4 @@ def in_turn(
     return seconds, gave
 
 
-__all__ = ["MODEL", "RIVALS", "headless", "in_turn", "installed", "nnsight", "transformer_lens"]
+__all__ = ["RIVALS", "headless", "in_turn", "installed", "nnsight", "transformer_lens"]

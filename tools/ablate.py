@@ -216,7 +216,7 @@ def _measure(
             fired += sum(ablated.fired)
             positions += len(places) * len(edits)
             assert clean.normed is not None and ablated.normed is not None
-            each, change = _compare(subject, clean.normed[inner], ablated.normed[inner], targets, lies == counts)
+            each, change = compare(subject, clean.normed[inner], ablated.normed[inner], targets, lies == counts)
             losses.append(each.double().cpu().numpy())
             shift = shift + change / draws
         cluster = [texts[i].cluster for i, _ in places]
@@ -250,7 +250,7 @@ def _where(y: Tensor | None, inner: Tensor, threshold: float) -> Tensor:
     return torch.where(fires, 0, torch.where(after, 1, 2))
 
 
-def _compare(
+def compare(
     subject: Subject, clean: Tensor, ablated: Tensor, targets: Tensor, fires: Tensor
 ) -> tuple[Tensor, Tensor]:
     """ΔCE, CE(clean) and KL [3, N] from normed streams [N, d], and Σ of the centred logit change [V] where it fires."""

@@ -19,6 +19,7 @@ from .collect import position_key
 from .features import Point
 from .labels import ScoreSide, score_provenance
 from .lens import by_path
+from .losses import inside
 from .stats import Floats, Ints
 from .subject import Edit, Pass, Subject
 from .sweep import Sweep
@@ -205,10 +206,9 @@ class _Moved:
         behind = Point(subject.writes_at(unit.site).layer, "resid")
         lengths = torch.tensor([len(row) for row in rows], device=subject.device)
         line = torch.arange(len(rows), device=subject.device)
-        inner = torch.arange(int(lengths.max()), device=subject.device) < lengths[:, None]
+        inner = inside(rows).to(subject.device)
         last = torch.zeros_like(inner)
         last[line, lengths - 1] = True
-        inner[:, 0] = False
 
         def centred(done: Pass) -> Tensor:
             assert done.normed is not None

@@ -44,8 +44,7 @@ class Trials:
         rows = [(e, row) for e in evidence if e.tool in TOOLS[1:] for row in _telling(e)]
         told = [(e, row, Tokens.of(subject, row["ids"])) for e, row in rows]
         self._label([one for one in told if not KILLS <= one[1]["in_text"] < UNSURE])
-        pruned = (e.rows[0] for e in evidence if e.tool == "minimal_example" and e.rows)
-        for row in (row for row in pruned if row["one_minimal"]):
+        for row in minimal_rows(evidence):
             self._note(Tokens.of(subject, row["ids"]), row["kept"], True)
         self._file([(row, tokens) for e, row, tokens in told if e.tool == "substitute" and row["effect"] in LABELS])
         placed = (e for e in evidence if e.tool == "tokens_in_place")
@@ -130,6 +129,12 @@ class Trials:
         said = np.any([c.clause.mask(self.text)[self.last] for c in rule], axis=0)
         asked = np.bincount(self.question)
         return float((np.bincount(self.question, said != self.fires) / asked).mean())
+
+
+def minimal_rows(evidence: Iterable[Evidence]) -> list[Row]:
+    """What `minimal_example` found, in order, without texts in which its search stopped before it found any."""
+    pruned = (e.rows[0] for e in evidence if e.tool == "minimal_example" and e.ok and e.rows)
+    return [row for row in pruned if row["one_minimal"]]
 
 
 def _ending(tokens: Tokens, index: int) -> tuple[int, int]:

@@ -63,7 +63,7 @@ def test_another_sweep_or_other_code_begins_anew(tmp_path: Path, monkeypatch: py
     other = Study()
     go(tmp_path, other, sweep="t")
     assert other.asked == len(UNITS)
-    monkeypatch.setattr(module, "_code", lambda: "changed")
+    monkeypatch.setattr(module, "code_digest", lambda *_: "changed")
     changed = Study()
     go(tmp_path, changed)
     assert changed.asked == len(UNITS)
