@@ -34,6 +34,7 @@ from ..tools.toolbox import Toolbox
 from ..tools.try_rule import trial
 from ..tools.units import UnitId
 from . import verdict
+from .brief import plain
 from .budget import Budget
 from .llm import LLMError
 from .progress import PLANNING
@@ -42,6 +43,7 @@ from .state import Abstain, Action, Call, Draft, Planner, State, Submit
 GOOD_ENOUGH = 0.8      # a draft with this F1 on the tune side is not revised
 UNTRIED: dict[str, Any] = {"f1": None, "precision": None, "recall": None, "misses": []}
 NO_RULE = "it has no rule, and a sentence alone takes a judge to score"
+PATTERN = 300          # characters of a pattern that was held back, in the reason of an abstention
 RECORDED = ("top", "high", "mid", "boundary")   # bands whose exemplars go to the findings
 
 Tell = Callable[[UnitId, str], None]
@@ -206,7 +208,8 @@ class Investigator:
         kept = state["kept"]
         if kept is None:
             action = state["action"]
-            decided = ("abstained", action.reason if isinstance(action, Abstain) else "no explanation was submitted")
+            why = self._abstained(action) if isinstance(action, Abstain) else "no explanation was submitted"
+            decided = ("abstained", why)
         else:
             decided = verdict.decide(state["scores"], None)
         p = next((s.details.get("p") for s in state["scores"] if s.metric == "f1"), None)
@@ -215,6 +218,13 @@ class Investigator:
             **self._stamps, **_name(state["unit"]),
         )  # fmt: skip
         return {"verdict": made}
+
+    def _abstained(self, action: Abstain) -> str:
+        """The reason, with the pattern that was held back, where there is one: a reviewer may see more in it."""
+        if action.weak is None:
+            return action.reason
+        pattern = plain(action.weak.text(self.toolbox.subject.piece))
+        return f"{action.reason} Held back: {pattern[:PATTERN]}{'…' * (len(pattern) > PATTERN)}"
 
     def record(self, state: State) -> State:
         """Everything that is remembered of this investigation, as records."""

@@ -61,7 +61,7 @@ class Playbook:
     def conclude(self, state: State) -> Submit | Abstain:
         made = self._induced(state["unit"], [e for e in state.get("evidence", []) if e.ok])
         if made.rule is None or made.sentence is None:
-            return Abstain(made.reason)
+            return Abstain(made.reason, made.weak)
         return Submit(made.sentence, made.rule, made.reason)
 
 

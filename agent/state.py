@@ -30,9 +30,10 @@ class Submit:
 
 @dataclass(frozen=True)
 class Abstain:
-    """Say that no explanation is supported by the evidence, and why."""
+    """Say that no explanation is supported by the evidence, and why. weak: the best rule found, where there is one."""
 
     reason: str
+    weak: Rule | None = None
 
 
 Action = Call | Submit | Abstain

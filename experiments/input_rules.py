@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..agent.config import MASKED_LM
+from ..agent.state import Submit
 from ..tools import stats
 from ..tools.floors import references
 from ..tools.labels import Judged, ScoreSide, Truth, kept_exemplars
@@ -17,7 +18,7 @@ from ..tools.stats import Floats
 from ..tools.subject import Subject
 from ..tools.sweep import Sweep
 from ..tools.units import UnitId
-from .by_playbook import playbook_rule
+from .by_playbook import playbook_end
 from .by_unit import by_unit
 from .input_real import MODEL, real_units
 from .published import graph_fires, published_loop
@@ -28,13 +29,17 @@ FIRING = ("top", "high", "mid")     # bands of exemplars that the inducer learns
 
 @dataclass(frozen=True)
 class Scored:
-    """F1 of one unit on the score side: of the playbook's rule (0 where it made none), of the graph, of a look-up."""
+    """F1 of one unit on the score side: of the playbook's rule, of the graph, of a look-up of tokens.
+
+    best: the best rule that was found, 0 where there was none; made: whether it was put forward and not held back as
+    too weak.
+    """
 
     unit: UnitId
-    ours: float
+    best: float
+    made: bool
     loop: float
     lookup: float | None
-    made: bool
 
 
 def rules(folder: Path, seed: int, size: float, progress: Progress) -> Part:
@@ -55,7 +60,9 @@ def _score(subject: Subject, masked: MaskedLM, sweep: Sweep, side: ScoreSide, un
     truth = Truth.of(subject, sweep, unit, side)
     if truth.shortage is not None:
         return None
-    rule = playbook_rule(subject, sweep, masked, unit)
+    end = playbook_end(subject, sweep, masked, unit)
+    made = isinstance(end, Submit)
+    rule = end.rule if isinstance(end, Submit) else end.weak
     places = dict.fromkeys(e.place for band in FIRING for e in sweep.exemplars(unit, "explain", band))
     loops = [published_loop(subject, masked, unit, *sweep.window(place)) for place in places]
     text = side.text.text
@@ -63,8 +70,8 @@ def _score(subject: Subject, masked: MaskedLM, sweep: Sweep, side: ScoreSide, un
     explain, tune = (kept_exemplars(subject, sweep, unit, name) for name in ("explain", "tune"))
     known = references(explain, tune, side, truth, sweep.statistics(unit).firings["tune"])
     ours = np.zeros(len(text.ids)) if rule is None else rule.predict_flat(text)
-    f1, beside = (f1_of(subject, sweep, unit, side, truth, said) for said in (ours, graph))
-    return Scored(unit, f1, beside, known["token_lookup"], rule is not None)
+    best, beside = (f1_of(subject, sweep, unit, side, truth, said) for said in (ours, graph))
+    return Scored(unit, best, made, beside, known["token_lookup"])
 
 
 def f1_of(
@@ -82,19 +89,25 @@ def _tables(scored: Sequence[Scored], drawn: int, seed: int) -> Part:
         some = [s for s in scored if s.unit.layer == layer]
         looked = [s.lookup for s in some if s.lookup is not None]
         rows.append({
-            "layer": layer, "units": len(some), "rules made": sum(s.made for s in some),
-            "F1, rules": float(np.mean([s.ours for s in some])), "F1, graph": float(np.mean([s.loop for s in some])),
+            "layer": layer, "units": len(some), "put forward": sum(s.made for s in some),
+            "F1, best rule": float(np.mean([s.best for s in some])),
+            "F1, put forward": float(np.mean([s.best * s.made for s in some])),
+            "F1, graph": float(np.mean([s.loop for s in some])),
             "F1, token look-up": float(np.mean(looked)) if looked else None,
         })  # fmt: skip
-    values = np.array([[s.ours, s.loop, s.ours - s.loop, 1.0] for s in scored]).reshape(-1, 4)
+    claims = [
+        _less(f"held-out F1, best rule less graph, of {drawn} units drawn", [s.best - s.loop for s in scored], seed),
+        _less("the same, rules held back as too weak counting 0", [s.best * s.made - s.loop for s in scored], seed),
+    ]
+    return {"held-out F1": rows}, claims
+
+
+def _less(name: str, differences: Sequence[float], seed: int) -> Claim:
+    values = np.array([[d, 1.0] for d in differences]).reshape(-1, 2)
     draws = stats.resampled(values, seed)
-    low, high = stats.interval(stats.ratio(draws[:, 2], draws[:, 3]), len(scored))
-    mean = float(values[:, 2].mean()) if len(scored) else None
-    claim = Claim(
-        f"held-out F1, rules less graph, of {drawn} units drawn", mean, len(scored), "lower end above 0",
-        None if low is None else low > 0, low, high,
-    )  # fmt: skip
-    return {"held-out F1": rows}, [claim]
+    low, high = stats.interval(stats.ratio(draws[:, 0], draws[:, 1]), len(values))
+    mean = float(values[:, 0].mean()) if len(values) else None
+    return Claim(name, mean, len(values), "lower end above 0", None if low is None else low > 0, low, high)
 
 
 __all__ = ["Scored", "f1_of", "rules"]

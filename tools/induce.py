@@ -43,6 +43,7 @@ BY_LUCK = 1e-16       # unread they reach .37, and their luck in meeting the fir
 class Induced:
     """A rule and its sentence, or neither and the reason. The estimates are of the explain side, hence favourable.
 
+    weak: in place of a rule the best that was found, where the evidence for it is too thin to put it forward.
     reads: windows read. The estimates are None where nothing was fitted. words: of each part of the rule (at, need,
     not) the words of the explain side that it matches, where these are few, the commonest first; where pairs must
     repeat (repeat) the commonest words there.
@@ -55,6 +56,7 @@ class Induced:
     explain_precision: float | None
     explain_recall: float | None
     reads: int
+    weak: Rule | None = None
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -101,15 +103,16 @@ def _conclude(spell: Callable[[int], str], known: Known, rule: list[Candidate]) 
     windows = len(np.unique(known.window[known.read_at]))
     precision, recall = known.rates(rule)
     f1 = float(stats.f1(precision, recall))
+    clauses = tuple(replace(c.clause, value=known.value(c)) for c in rule)
+    made = Rule(clauses) if clauses else None
     how = f"{windows} windows read" if windows else "from exemplars, none read"
     if f1 < MIN_F1 or not (windows or known.luck(rule) < BY_LUCK):
         bar = f"below {MIN_F1}" if f1 < MIN_F1 else "with so few exemplars"
         reason = f"the best pattern found has F1 {f1:.2f} on the explain side ({how}); {bar} it may be chance."
-        return Induced(None, None, reason, f1, precision, recall, windows)
-    clauses = tuple(replace(c.clause, value=known.value(c)) for c in rule)
+        return Induced(None, None, reason, f1, precision, recall, windows, made)
     sentence = "fires on " + "; also on ".join(_phrase(spell, known, c) for c in rule)
     reason, words = f"F1 {f1:.2f} on the explain side, {how}.", _words(known, clauses)
-    return Induced(Rule(clauses), sentence, reason, f1, precision, recall, windows, words)
+    return Induced(made, sentence, reason, f1, precision, recall, windows, words=words)
 
 
 def _words(known: Known, clauses: Sequence[Clause]) -> dict[str, tuple[str, ...]]:

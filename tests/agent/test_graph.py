@@ -267,6 +267,13 @@ def test_an_abstention_is_no_score(bench: Bench) -> None:
     assert found.scores == [] and found.hypotheses == [] and bench.claimed == []
 
 
+def test_the_reason_of_an_abstention_names_the_pattern_that_was_held_back(bench: Bench) -> None:
+    found = bench.run(3, Scripted(LOOK, Abstain("it may be chance.", rule("stop"))))
+    assert found.verdict.reason == "it may be chance. Held back: last piece of a word /stop/"
+    long = bench.run(3, Scripted(LOOK, Abstain("it may be chance.", rule("|".join(["stop"] * 80)))))
+    assert long.verdict.reason.endswith("stop|stop|sto…") and len(long.verdict.reason) < 350
+
+
 def test_an_abstention_in_a_revision_leaves_the_first_draft_standing(bench: Bench) -> None:
     found = bench.run(1, Scripted(HALF, Abstain("nothing better")))
     assert found.investigation.status == "submitted" and found.verdict.verdict in ("rejected", "unclear")

@@ -242,15 +242,17 @@ def test_f1_of_a_prediction_is_that_of_a_count(swept: Any) -> None:
         assert f1_of(key.subject, sweep, unit.id, side, truth, np.zeros(len(said))) == 0
 
 
-def test_no_rule_counts_zero_in_the_paired_difference() -> None:
-    """Ten units of equal F1 would have a difference of 0; that no rule was made pulls it below."""
-    scored = [Scored(unit_of(n), 0.6 if n % 2 else 0.0, 0.5, None, bool(n % 2)) for n in range(10)]
-    tables, (claim,) = _tables(scored, 12, 0)
-    assert claim.value == pytest.approx(-0.2) and claim.n == 10 and claim.holds is False
+def test_a_rule_that_was_held_back_counts_zero_in_the_second_difference_and_as_it_is_in_the_first() -> None:
+    """Ten units a tenth better than the graph, half of them held back: better by the first, worse by the second."""
+    scored = [Scored(unit_of(n), 0.6, bool(n % 2), 0.5, None) for n in range(10)]
+    tables, (best, forward) = _tables(scored, 12, 0)
+    assert best.value == pytest.approx(0.1) and best.n == 10 and best.holds is True
+    assert forward.value == pytest.approx(-0.2) and forward.n == 10 and forward.holds is False
     (row,) = tables["held-out F1"]
-    assert (row["units"], row["rules made"], row["F1, rules"]) == (10, 5, pytest.approx(0.3))
-    better = [Scored(unit_of(n), 0.9, 0.5, 0.7, True) for n in range(10)]
-    assert _tables(better, 10, 0)[1][0].holds is True
+    assert (row["units"], row["put forward"]) == (10, 5)
+    assert (row["F1, best rule"], row["F1, put forward"]) == (pytest.approx(0.6), pytest.approx(0.3))
+    none = [Scored(unit_of(n), 0.0, False, 0.5, 0.7) for n in range(10)]
+    assert [claim.holds for claim in _tables(none, 10, 0)[1]] == [False, False]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])

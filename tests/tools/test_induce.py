@@ -329,6 +329,18 @@ def test_nothing_is_found_in_noise(world: World, share: float, reads: int) -> No
     assert made.reason.startswith("the best pattern found has F1 0.") and made.reason.endswith("it may be chance.")
 
 
+def test_a_pattern_too_weak_to_put_forward_is_kept_apart(world: World) -> None:
+    """Firing at one in ten of its places, the best there is has F1 .18; part of that is found, and held back."""
+    places = world.y[_unit(world, "lower case, not after such")] > 0.5
+    fires = places & (np.random.default_rng(11).random(len(world.tokens)) < 1 / 10)
+    unit = world.plant(2010, fires)
+    made = induce(world.subject, world, unit)  # type: ignore[arg-type]
+    assert made.rule is None and made.sentence is None and made.weak is not None
+    assert made.explain_f1 is not None and made.explain_f1 < MIN_F1
+    assert rule_f1(world, unit, made.weak) > 0.1
+    assert _made(world, "ordinals", 150).weak is None
+
+
 def test_the_naive_list_of_the_exemplars_words_would_look_perfect_in_noise(world: World) -> None:
     rng = np.random.default_rng(5)
     rare = np.flatnonzero(np.bincount(world.tokens)[world.tokens] < 60)
