@@ -9,10 +9,11 @@ The recipe is that of Gao et al. (2024, arXiv:2406.04093): k largest pre-activat
 auxiliary loss by which features that are never on learn what the others leave over.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..tools.corpus import Corpus
 from ..tools.features import CONFIG, WEIGHTS, Point, load_coder
 from ..tools.sae_eval import sae_eval
 from ..tools.subject import Subject
-from ..tools.sweep import apart, tokenise
+from ..tools.sweep import Read, apart, tokenise
 from ..tools.units import parse_site
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -35,6 +36,8 @@ WARM_UP, COOL_DOWN = 0.02, 0.2     # shares of the steps in which the rate rises
 IDLE = 50_000             # tokens after which a feature that was not on counts as dead
 AUXILIARY = 1 / 32        # weight of the loss of dead features
 REVIVED = 128             # dead features that may speak for a token
+JUDGED = 60_000           # tokens of the score side that the SAE is judged on, where it has more:
+PART = 4                  # … windows of each document, so that many documents speak
 
 Progress = Callable[[str, int, int], None]
 
@@ -177,6 +180,22 @@ def _windows(subject: Subject, corpus: Corpus, progress: Progress) -> dict[str, 
     return {side: [d for d in documents if d.side == side] for side in ("explain", "score")}
 
 
+def judged_on(documents: Sequence[Read]) -> list[Read]:
+    """PART windows, evenly over it, of one document after the other until there are JUDGED tokens; all if there are
+    fewer. The documents come in the order of the digests of their ids."""
+    if sum(len(d.ids) for d in documents) <= JUDGED:
+        return list(documents)
+    chosen: list[Read] = []
+    left = JUDGED
+    for d in sorted(documents, key=lambda d: hashlib.sha256(str(d.document.id).encode()).digest()):
+        if left <= 0:
+            break
+        windows = d.windows[:: max(1, len(d.windows) // PART)][:PART]
+        chosen.append(replace(d, ids=[i for w in windows for i in w]))
+        left -= len(chosen[-1].ids)
+    return chosen
+
+
 def _chunks(windows: Sequence[list[int]], seed: int) -> Iterator[list[list[int]]]:
     """Chunks of windows without end, each pass over the text in another order."""
     epoch, waiting = 0, list[list[int]]()
@@ -224,7 +243,7 @@ def train_sae(
     trainer.export(folder, subject.name)
     judged = Subject.wrap(subject.model, subject.tokenizer, subject.name, subject.sink)
     site = judged.attach(load_coder(folder))
-    found = sae_eval(judged, site, documents["score"], seed=recipe.seed, progress=progress)
+    found = sae_eval(judged, site, judged_on(documents["score"]), seed=recipe.seed, progress=progress)
     card = _card(recipe, corpus, windows, found)
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", "utf-8")
     (folder / CHECKPOINT).unlink()

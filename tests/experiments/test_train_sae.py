@@ -15,6 +15,7 @@ from lamplighter.store.records import Refused
 from lamplighter.tools.corpus import Corpus, Document
 from lamplighter.tools.features import load_coder
 from lamplighter.tools.subject import Subject
+from lamplighter.tools.sweep import Read
 
 D, ATOMS = 20, 40
 
@@ -116,3 +117,19 @@ def test_what_cannot_be_trained_on_is_refused(llama: Any, tmp_path: Path, monkey
     monkeypatch.setattr(module, "CHUNK", 10**6)
     with pytest.raises(Refused, match="one chunk takes 1000000; give more text"):
         train_sae(subject, corpus(subject), RECIPE, tmp_path)
+
+
+def test_many_documents_are_judged_on_a_part_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [
+        Read(Document(f"{n:04}", str(n), ""), "score", n, list(range(1000 * n, 1000 * n + 63 * 9 + 5))) for n in range(40)
+    ]
+    monkeypatch.setattr(module, "JUDGED", 5000)
+    chosen = module.judged_on(documents)
+    assert chosen == module.judged_on(documents[::-1])
+    assert 5000 <= sum(len(d.ids) for d in chosen) < 5000 + 4 * 63 and len({d.cluster for d in chosen}) == len(chosen)
+    for d in chosen:
+        whole = {tuple(w) for w in documents[d.cluster].windows}
+        assert len(d.windows) == module.PART and whole >= {tuple(w) for w in d.windows}
+        assert d.windows[0] == documents[d.cluster].windows[0] and max(d.ids) >= 1000 * d.cluster + 6 * 63
+    monkeypatch.setattr(module, "JUDGED", 10**6)
+    assert module.judged_on(documents) == documents
