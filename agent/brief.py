@@ -67,7 +67,7 @@ def _minimal_example(evidence: Evidence) -> str:
     row = evidence.rows[0]
     whole, kept = quoted(row["text"]), quoted(row["kept_text"])
     if not row["one_minimal"]:
-        return f"minimal example: none that is short; of {whole} no few words were found that fire alone"
+        return f"minimal example: none of few words was found in {whole}"
     return f"minimal example: of {whole} it needs only {kept} (keeps {row['retention']:.0%})"
 
 

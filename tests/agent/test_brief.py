@@ -89,7 +89,7 @@ def test_each_tool_is_told_in_its_own_words() -> None:
     made = evidence("minimal_example", [row])
     assert brief(made) == "minimal example: of “the red car” it needs only “car” (keeps 91%)"
     made = evidence("minimal_example", [{**row, "one_minimal": False}])
-    assert brief(made) == "minimal example: none that is short; of “the red car” no few words were found that fire alone"
+    assert brief(made) == "minimal example: none of few words was found in “the red car”"
     rows = [{"position": n, "token": t, "activation": a} for n, (t, a) in enumerate([("a", 0.1), (" car", 3.14159)], 1)]
     made = evidence("activate", [*rows, {"position": 3, "token": "!", "activation": -1.0}], checks={"peak": 3.14159})
     assert brief(made) == "activate: reads 3.14 at most, at “a« car»”"

@@ -121,7 +121,7 @@ def test_what_cannot_be_trained_on_is_refused(llama: Any, tmp_path: Path, monkey
 
 def test_many_documents_are_judged_on_a_part_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [
-        Read(Document(f"{n:04}", str(n), ""), "score", n, list(range(1000 * n, 1000 * n + 63 * 9 + 5))) for n in range(40)
+        Read(Document(f"{n:04}", str(n), ""), "score", n, [1000 * n + i for i in range(63 * 9 + 5)]) for n in range(40)
     ]
     monkeypatch.setattr(module, "JUDGED", 5000)
     chosen = module.judged_on(documents)
