@@ -6,9 +6,9 @@ TP = r N true ones among them (`estimate`). Clauses are proposed from what firin
 before them (`propose`, with the words of `lexicon`), and joined greedily (`search_rules`). Then windows that hold the
 proposals are read: their labels correct the precision of every word and clause, and the search is made again.
 
-Chosen is the highest F1 = 2 TP / (M + N) less PRICE an atom, ALTERNATIVE for each word of a list beyond the first that
-no experiment showed to fire, GUESS for each distance that none found, and DOUBT × the share of experiments that the
-rule gets wrong (`trials`). A word of a list counts for what firing places in OTHER documents say of it: with k
+Chosen is the highest F1 = 2 TP / (M + N), of which DOUBT × the share of experiments that the rule gets wrong is lost
+(`trials`), less PRICE an atom, ALTERNATIVE for each word of a list beyond the first that no experiment showed to fire,
+and GUESS for each distance that none found. A word of a list counts for what firing places in OTHER documents say of it: with k
 documents TP shrinks by (k − 1) / k, and a word seen once counts nothing. Without that, a list of the exemplars' own
 words would look perfect.
 """

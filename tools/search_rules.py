@@ -18,7 +18,7 @@ from .propose import Proposals, Rest
 from .rules import Clause, Ints, Matcher
 from .trials import Trials
 
-PRICE, ALTERNATIVE, DOUBT, GUESS = 0.02, 0.001, 0.3, 0.005
+PRICE, ALTERNATIVE, DOUBT, GUESS = 0.02, 0.001, 0.5, 0.005
 DEPTH = 3              # conditions added to one matcher
 FRONTIER = 6           # clauses that get a further condition
 BEGUN = 8              # rules begun, each with another clause
@@ -34,7 +34,7 @@ class Search:
         self.proposals = Proposals(spell, known, trials)
 
     def worth(self, rule: Sequence[Candidate]) -> float:
-        """F1 less the price of size, of experiments that contradict the rule, and of distances that none has found.
+        """F1, doubted as far as experiments contradict the rule, less the price of size and of distances none has found.
 
         −1 if the rule is too large.
         """
@@ -43,7 +43,10 @@ class Search:
             return -1.0
         price = PRICE * (atoms - self._shown(rule)) + ALTERNATIVE * sum(c.listed for c in rule)
         price += GUESS * self.trials.guessed(rule)
-        return float(stats.f1(*self.known.rates(rule))) - price - DOUBT * self.trials.wrong(rule) if rule else 0.0
+        if not rule:
+            return 0.0
+        # A share of F1: taken off it, doubt would outweigh all that a weak rule is worth, and leave one that says nothing.
+        return float(stats.f1(*self.known.rates(rule))) * (1 - DOUBT * self.trials.wrong(rule)) - price
 
     def _shown(self, rule: Sequence[Candidate]) -> int:
         """Atoms that experiments stand behind: conditions, and clauses that only go on with a list too long for one."""
