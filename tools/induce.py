@@ -8,9 +8,9 @@ proposals are read: their labels correct the precision of every word and clause,
 
 Chosen is the highest F1 = 2 TP / (M + N), of which DOUBT × the share of experiments that the rule gets wrong is lost
 (`trials`), less PRICE an atom, ALTERNATIVE for each word of a list beyond the first that no experiment showed to fire,
-and GUESS for each distance that none found. A word of a list counts for what firing places in OTHER documents say of it: with k
-documents TP shrinks by (k − 1) / k, and a word seen once counts nothing. Without that, a list of the exemplars' own
-words would look perfect.
+and GUESS for each distance that none found. A word of a list counts for what firing places in OTHER documents say of
+it: with k documents TP shrinks by (k − 1) / k, and a word seen once counts nothing. Without that, a list of the
+exemplars' own words would look perfect.
 """
 
 from collections import Counter

@@ -23,6 +23,7 @@ from .units import UnitId
 PLACES = {"resid": "resid", "attention": "attn_out", "mlp": "mlp_out"}
 DIRECTIONS = ("denoise", "noise")
 NORMS = ("recomputed", "frozen")
+INFLATED = "t+ and t- are chosen and measured on the same pair, which inflates the gap but not the shares' order"
 
 
 def patch_grid(
@@ -171,7 +172,7 @@ def _summary(
 
 
 def _warnings(checks: dict[str, Any]) -> list[str]:
-    said = ["t+ and t- are chosen and measured on the same pair, which inflates the gap but not the shares' order"]
+    said = [INFLATED]
     if len(checks["positions"]) == 1:
         said.append("the texts differ at the last token alone: the grid has one position, and tells of depth only")
     return said

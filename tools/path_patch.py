@@ -11,7 +11,7 @@ from ..store.records import Evidence, Refused
 from .features import Point
 from .masked import MaskedLM
 from .patch import minimal_pair, whole_pair
-from .patch_grid import NORMS, Metric
+from .patch_grid import INFLATED, NORMS, Metric
 from .subject import Edit, Subject
 from .sweep import Sweep
 from .units import UnitId
@@ -53,7 +53,7 @@ def path_patch(
     return Evidence(
         tool="path_patch", unit=unit.bare, sign=unit.sign,
         arguments={"text": text, "ids": None if ids is None else list(ids), "norm": norm, "seed": seed},
-        summary=_summary(unit, rows, checks), rows=rows, checks=checks, cost=cost,
+        summary=_summary(unit, rows, checks), rows=rows, checks=checks, warnings=[INFLATED], cost=cost,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class Search:
         self.proposals = Proposals(spell, known, trials)
 
     def worth(self, rule: Sequence[Candidate]) -> float:
-        """F1, doubted as far as experiments contradict the rule, less the price of size and of distances none has found.
+        """F1, doubted as far as experiments contradict the rule, less the price of size and of unfound distances.
 
         −1 if the rule is too large.
         """
@@ -45,7 +45,7 @@ class Search:
         price += GUESS * self.trials.guessed(rule)
         if not rule:
             return 0.0
-        # A share of F1: taken off it, doubt would outweigh all that a weak rule is worth, and leave one that says nothing.
+        # A share of F1: taken off it, doubt would outweigh all that a weak rule is worth, and one that says nothing win.
         return float(stats.f1(*self.known.rates(rule))) * (1 - DOUBT * self.trials.wrong(rule)) - price
 
     def _shown(self, rule: Sequence[Candidate]) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lamplighter.store.records import Refused
 from lamplighter.tools.adapters import PLACES, gap
-from lamplighter.tools.features import Coder, find_coder, load_coder, make_coder
+from lamplighter.tools.features import EMBEDDED, Coder, find_coder, load_coder, make_coder
 from lamplighter.tools.subject import Edit, Subject
 from lamplighter.tools.units import UnitId
 
@@ -370,3 +370,41 @@ def test_any_configuration_is_read_or_refused_in_one_sentence(change: dict[str, 
         make_coder("mine", config | change, tensors)
     except Refused as refusal:
         assert "\n" not in str(refusal)
+
+
+# The one that comes with the package
+
+SHIPPED = "smollm2-l8-topk"
+
+
+def test_the_embedded_sae_is_small_whole_and_better_than_the_five_minute_one() -> None:
+    folder = EMBEDDED / SHIPPED
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 12_000_000
+    made = find_coder(SHIPPED)
+    assert (made.site, made.model, made.architecture) == (f"8-resid:{SHIPPED}", "smollm2-135m", "topk")
+    assert (made.width, made.k) == (4608, 32)
+    assert torch.allclose(made.tensors["W_dec"].norm(dim=1), torch.ones(4608), atol=2e-3)     # in half precision
+    card = json.loads((folder / "card.json").read_text("utf-8"))
+    assert card["recipe"]["tokens"] >= 2_000_000 and card["recipe"]["tokens"] <= card["text"]["explain_tokens"]
+    short = card["five_minutes"]
+    assert short["recipe"]["tokens"] == 379_000 and short["judged"]["tokens"] == card["judged"]["tokens"]
+    mine, other = ({row["metric"]: row["value"] for row in one["judged"]["rows"]} for one in (card, short))
+    for metric in ("fve", "fve_typical", "fve_by_token", "ce_recovered_mean", "kl_recovered_mean"):
+        assert mine[metric] > other[metric], metric
+
+
+def test_the_embedded_sae_explains_the_stream_and_another_order_of_its_features_does_not(smollm2: Subject) -> None:
+    made = find_coder(SHIPPED)
+    texts = ["The committee met in the late 19th century to discuss the new railway.", "x = [i for i in range(10)]",
+             "Water boils at one hundred degrees when the pressure is that of the sea level."]  # fmt: skip
+    read = [smollm2.run([smollm2.encode(t)], read=[made.writes]).readings[made.writes][0, 1:] for t in texts]
+    x = torch.cat(read).float()
+    z = made.encode(x)
+    assert int((z > 0).sum(dim=1).max()) <= 32
+
+    def explained(features: Tensor) -> float:
+        left = (x - made.decode(features, x)).square().sum()
+        return 1 - float(left / (x - x.mean(dim=0)).square().sum())
+
+    order = torch.randperm(made.width, generator=torch.Generator().manual_seed(0))
+    assert explained(z) > 0.6 > 0 > explained(z[:, order])

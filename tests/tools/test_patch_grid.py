@@ -2,7 +2,7 @@
 
 import copy
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,14 +15,17 @@ from lamplighter.tools import patch_grid as module
 from lamplighter.tools.features import Point
 from lamplighter.tools.heatmap import heatmap, visible
 from lamplighter.tools.patch import patch_pair
-from lamplighter.tools.patch_grid import draw, grid_of, patch_grid
+from lamplighter.tools.patch_grid import INFLATED, draw, grid_of, patch_grid
 from lamplighter.tools.path_patch import behind, paths_of
 from lamplighter.tools.subject import Edit, Subject
+from lamplighter.tools.sweep import Sweep
+from lamplighter.tools.toolbox import Toolbox
 from lamplighter.tools.units import UnitId
 
 CLEAN = [0, 11, 21, 31, 41, 51]
 CORRUPT = [0, 11, 21, 99, 41, 51]
 KEPT = (3, 5)
+SWEEP = SimpleNamespace(digest="none", facts={"provenance": {"corpus": "none"}})     # where a text is given
 CLOSE = 1e-6   # RMSNorm computes in float32 even inside a float64 model
 
 
@@ -176,3 +179,22 @@ def test_a_unit_that_writes_nothing_has_no_path(llama: Any) -> None:
     model.model.layers[0].mlp.down_proj.weight[:, 7] = 0
     rows, _ = paths(Subject.wrap(model, llama.tokenizer, "mute"), UnitId("mute", "0-mlp", 7))
     assert {round(row["carried"], 9) for row in rows} == {0.0}
+
+
+def test_as_tools_they_make_their_own_pair_and_draw_it(smollm2: Any, bert_tiny: Any) -> None:
+    unit = UnitId("smollm2-135m", "5-mlp", 511)
+    pictures: list[bytes] = []
+
+    def keep(picture: bytes) -> str:
+        pictures.append(picture)
+        return "kept"
+
+    toolbox = Toolbox(smollm2, lambda _: cast(Sweep, SWEEP), lambda: bert_tiny, keep=keep)
+    asked = {"text": "the country entered World War II"}
+    grid, paths = (toolbox.call(name, unit, asked) for name in ("patch_grid", "path_patch"))
+    assert grid.ok and paths.ok, (grid.summary, paths.summary)
+    assert grid.artifact == "kept" and [p[:4] for p in pictures] == [b"\x89PNG"]
+    assert INFLATED in grid.warnings and paths.warnings == [INFLATED]
+    assert all(grid.checks[name] == paths.checks[name] for name in ("clean_text", "corrupt_text", "substitute"))
+    assert [row["receiver"] for row in paths.rows[:2]] == ["total", "direct"]
+    assert len(paths.rows) == 2 + 2 * (smollm2.n_layers - 6)
