@@ -45,7 +45,7 @@ class Search:
         price += GUESS * self.trials.guessed(rule)
         if not rule:
             return 0.0
-        # A share of F1: taken off it, doubt would outweigh what a weak rule is worth, and one that says nothing would win.
+        # A share of F1: taken off it, doubt would outweigh a weak rule, and one that says nothing would win.
         return float(stats.f1(*self.known.rates(rule))) * (1 - DOUBT * self.trials.wrong(rule)) - price
 
     def _shown(self, rule: Sequence[Candidate]) -> int:
