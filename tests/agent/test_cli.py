@@ -750,11 +750,12 @@ def sae(tmp_path: Path) -> Path:
 
 def test_features_of_an_sae_that_was_added_are_units(cli: Cli, project: Any, sae: Path, tmp_path: Path) -> None:
     home = ("--home", tmp_path / "home")
-    assert cli("saes", "list", *home, "--json").json == []
+    shipped = cli("saes", "list", *home, "--json").json
+    assert [row["site"] for row in shipped] == ["8-resid:smollm2-l8-topk"]
     added = cli("saes", "add", "mine", sae, *home, "--json")
     known = {"name": "mine", "site": "0-resid:mine", "architecture": "standard", "features": 32}
     assert added.code == 0 and added.json == [known]
-    assert cli("saes", "list", *home, "--json").json == [known | {"model": "unknown"}]
+    assert cli("saes", "list", *home, "--json").json == [known | {"model": "unknown"}, *shipped]
     read = cli("tool", "activate", unit(project, "0-resid:mine/3"), "--text", "a car", *home, "--json").json
     assert read["ok"] and read["unit"].endswith("0-resid:mine/3") and len(read["rows"]) >= 2
     refused(cli("saes", "add", "mine", sae, *home), "is there already")
