@@ -5,8 +5,9 @@ planted   rules known by construction: minimal sets of the oracle's size in at l
 real      60 units drawn by the seed over six depths, five exemplars each: every minimal example certified; kept tokens
           at most half of the loop's; cost of a distinct substitute whose label two other exemplars confirm at most a
           fifth of the loop's; each over all units and for the median unit.
-rules     the same units: held-out F1 of the playbook's rules against the graph of the loop on the same exemplars,
-          paired, no rule counting 0: the interval lies above 0. A token look-up stands beside them.
+rules     the same units: held-out F1 of the best rule that the playbook finds against the graph of the loop on the same
+          exemplars, paired, none found counting 0: the interval lies above 0. Beside it the same with rules that it
+          holds back as too weak counting 0, and a token look-up.
 corrupted true rules of planted units beside the same with a quarter of their places dropped or added: each headline
           falls, with its paired interval above 0, for at least 90 % of units.
 permuted  60 units of the same model with permuted weights through the same pipeline: at most 5 % are accepted.

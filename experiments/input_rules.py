@@ -46,7 +46,7 @@ def rules(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     """The units of the part `real`; those that fire too seldom on the score side to be scored are left out of both.
 
     The graph is made of every firing exemplar of the explain side that the inducer learns from. The rule has more to
-    go by: places that do not fire, and one revision by its misses on tune.
+    go by: places that do not fire, and, where it is put forward, one revision by its misses on tune.
     """
     subject, masked = Subject.load(MODEL), MaskedLM.load(MASKED_LM)
     sweep, units = real_units(subject, folder, seed, size, progress)

@@ -38,13 +38,13 @@ class Search:
 
         −1 if the rule is too large.
         """
+        if not rule:
+            return 0.0
         atoms = sum(c.clause.atoms for c in rule)
         if atoms > MAX_ATOMS or len(rule) > MAX_CLAUSES:
             return -1.0
         price = PRICE * (atoms - self._shown(rule)) + ALTERNATIVE * sum(c.listed for c in rule)
         price += GUESS * self.trials.guessed(rule)
-        if not rule:
-            return 0.0
         # A share of F1: taken off it, doubt would outweigh a weak rule, and one that says nothing would win.
         return float(stats.f1(*self.known.rates(rule))) * (1 - DOUBT * self.trials.wrong(rule)) - price
 
