@@ -68,7 +68,9 @@ def _split(
     done = subject.run([row], read=read, normed=True)
     assert done.normed is not None
     at = {point: value[0, -1].double() for point, value in done.readings.items()}
-    a, f = _tokens(subject, row, answer, foil, subject.unembed(done.normed[:, -1])[0])
+    given = answer_tokens(subject, answer, foil)
+    likely = (i for i in subject.unembed(done.normed[:, -1])[0].topk(3).indices.tolist() if i not in given)
+    a, f = (next(likely) if token is None else token for token in given)
     head = subject.model.get_output_embeddings()
     target = (head.weight[a] - head.weight[f]).double()
     gain, centres = subject.adapter.final_norm()
@@ -141,23 +143,21 @@ def _writes(subject: Subject, unit: UnitId, at: dict[Any, Tensor]) -> Tensor:
     return gain.double() * _centred(rows, centres) / norm_scale(norm, raw, gain, centres)
 
 
-def _tokens(
-    subject: Subject, row: Sequence[int], answer: str | None, foil: str | None, logits: Tensor
-) -> tuple[int, int]:
-    """First tokens of answer and foil; the most probable ones where they are not given."""
-    spelled = {}
+def answer_tokens(subject: Subject, answer: str | None, foil: str | None) -> tuple[int | None, int | None]:
+    """First tokens of two things that may follow a text; None for one that is not given.
+
+    Raises Refused for an empty one, and for two that begin with the same token, with their tokenisation.
+    """
+    spelled = []
     for name, words in (("answer", answer), ("foil", foil)):
-        if words is not None:
-            spelled[name] = subject.encode(words)[1:]
-            if not spelled[name]:
-                raise Refused(f"the {name} is empty; give what may follow the text, with its space in front.")
-    likely = [i for i in logits.topk(2).indices.tolist() if i not in [s[0] for s in spelled.values()]]
-    a = spelled["answer"][0] if "answer" in spelled else likely.pop(0)
-    f = spelled["foil"][0] if "foil" in spelled else likely.pop(0)
-    if a == f:
-        shown = " and ".join(str(subject.pieces(s)) for s in spelled.values())
+        spelled.append([] if words is None else subject.encode(words)[1:])
+        if words is not None and not spelled[-1]:
+            raise Refused(f"the {name} is empty; give what may follow the text, with its space in front.")
+    first, other = (ids[0] if ids else None for ids in spelled)
+    if first is not None and first == other:
+        shown = " and ".join(str(subject.pieces(ids)) for ids in spelled)
         raise Refused(f"answer and foil begin with the same token ({shown}); name two that differ from the first.")
-    return a, f
+    return first, other
 
 
 def _summary(unit: UnitId, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> str:
@@ -181,4 +181,4 @@ def _warnings(subject: Subject, unit: UnitId) -> list[str]:
     return said
 
 
-__all__ = ["attribute", "norm_scale"]
+__all__ = ["answer_tokens", "attribute", "norm_scale"]

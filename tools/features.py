@@ -58,6 +58,9 @@ class Point:
     layer: int
     place: str
 
+    def __str__(self) -> str:
+        return f"{self.place} of block {self.layer}"
+
 
 @dataclass(frozen=True, eq=False)
 class Coder:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..store.records import Evidence, Refused
-from .attribute import norm_scale
+from .attribute import answer_tokens, norm_scale
 from .features import Point
 from .heatmap import heatmap
 from .masked import MaskedLM
-from .patch import Pairs, minimal_pair, whole_pair
+from .minimal_pair import minimal_pair
+from .patch import Answers, Pairs, whole_pair
 from .subject import BATCH_TOKENS, Edit, Subject
 from .sweep import Sweep
 from .units import UnitId
@@ -28,15 +29,15 @@ INFLATED = "t+ and t- are chosen and measured on the same pair, which inflates t
 
 def patch_grid(
     subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId, *, text: str | None = None,
-    ids: Sequence[int] | None = None, place: str = "resid", direction: str = "denoise", norm: str = "recomputed",
-    seed: int = 0,
+    ids: Sequence[int] | None = None, corrupt: str | None = None, answer: str | None = None, foil: str | None = None,
+    place: str = "resid", direction: str = "denoise", norm: str = "recomputed", seed: int = 0,
 ) -> Evidence:  # fmt: skip
     """Shows where the difference between a firing text and its silenced copy travels to the next token's logits.
 
-    Clean, corrupt, t⁺, t⁻ and M as in `patch`. For each block and each position from the first token that differs to
-    the last: what stands at `place` there (the stream behind the block, or what attention or the MLP writes) is put
-    from one run into the other, and all behind it recomputed. carried = (M_patched − M_base) / (M_source − M_base);
-    denoise puts clean values into the corrupt run (base corrupt), noise corrupt values into the clean run. Positions
+    Clean, corrupt (made, or given), t⁺, t⁻ and M as in `patch`. For each block and each position from the first token
+    that differs to the last: what stands at `place` there (the stream behind the block, or what attention or the MLP
+    writes) is put from one run into the other, and all behind it recomputed. carried = (M_patched − M_base) /
+    (M_source − M_base); denoise puts clean values into the corrupt run (base corrupt), noise corrupt values into the clean run. Positions
     before the first difference are equal in both runs, so they carry exactly 0 and are left out. norm: whether the
     final norm's scale is recomputed in the patched run, or frozen to that of the base run; with it frozen, the source
     too is measured on the base's scale, so that shares of the last block's stream are 1 at the last position.
@@ -49,6 +50,9 @@ def patch_grid(
     Args:
         text: a text on which the unit fires; the sink token is put in front of it.
         ids: token ids instead of text, the first being the sink.
+        corrupt: a text of as many tokens to hold against the text, instead of one that is searched for.
+        answer: what should follow the text rather than the corrupt one; its first token counts, with its space.
+        foil: what should follow the corrupt text instead.
         place: resid, attention or mlp.
         direction: denoise or noise.
         norm: recomputed or frozen.
@@ -58,26 +62,29 @@ def patch_grid(
         if value not in known:
             raise Refused(f"{name} {value!r} is unknown; choose one of {', '.join(known)}.")
     with subject.metered() as cost:
-        clean, pair = minimal_pair(subject, masked, sweep, unit, text, ids, seed)
-        rows, checks = grid_of(subject, unit, clean, pair["ids"], pair["kept"], place, direction, norm, seed)
-    checks |= {name: pair[name] for name in ("original", "substitute", "proposer")}
+        answers = answer_tokens(subject, answer, foil)
+        pair = minimal_pair(subject, masked, sweep, unit, text, ids, corrupt, seed)
+        rows, checks = grid_of(
+            subject, unit, pair.clean, pair.corrupt, pair.kept, place, direction, norm, seed, answers
+        )
+    checks |= pair.facts()
     return Evidence(
         tool="patch_grid", unit=unit.bare, sign=unit.sign,
-        arguments={"text": text, "ids": None if ids is None else list(ids), "place": place, "direction": direction,
-                   "norm": norm, "seed": seed},
-        summary=_summary(unit, rows, checks, place, direction), rows=rows, checks=checks, warnings=_warnings(checks),
-        cost=cost,
+        arguments={"text": text, "ids": None if ids is None else list(ids), "corrupt": corrupt, "answer": answer,
+                   "foil": foil, "place": place, "direction": direction, "norm": norm, "seed": seed},
+        summary=_summary(unit, rows, checks, place, direction), rows=rows, checks=checks,
+        warnings=_warnings(checks, None in answers), cost=cost,
     )  # fmt: skip
 
 
 def grid_of(
     subject: Subject, unit: UnitId, clean: Sequence[int], corrupt: Sequence[int], kept: Sequence[int], place: str,
-    direction: str, norm: str, seed: int,
+    direction: str, norm: str, seed: int, answers: Answers = (None, None),
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     """Rows and checks of `patch_grid` for a pair made by hand, of equal length."""
     last = len(clean) - 1
     stays, generator = sorted({0, last, *kept}), np.random.default_rng(seed)
-    both, sd, reason = whole_pair(subject, unit, clean, corrupt, last, stays, generator)
+    both, sd, reason = whole_pair(subject, unit, clean, corrupt, last, stays, generator, answers=answers)
     first = next(i for i, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     patched, low, high, fired = _patched(subject, base, source, PLACES[place], first, norm, both)
@@ -171,8 +178,8 @@ def _summary(
     )
 
 
-def _warnings(checks: dict[str, Any]) -> list[str]:
-    said = [INFLATED]
+def _warnings(checks: dict[str, Any], chosen: bool) -> list[str]:
+    said = [INFLATED] if chosen else []
     if len(checks["positions"]) == 1:
         said.append("the texts differ at the last token alone: the grid has one position, and tells of depth only")
     return said

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ..store.records import Evidence, Refused
+from .attribute import answer_tokens
 from .features import Point
 from .masked import MaskedLM
-from .patch import minimal_pair, whole_pair
+from .minimal_pair import minimal_pair
+from .patch import Answers, whole_pair
 from .patch_grid import INFLATED, NORMS, Metric
 from .subject import Edit, Subject
 from .sweep import Sweep
@@ -22,14 +24,16 @@ NAMES = {"attn_out": "attention", "mlp_out": "MLP"}
 
 def path_patch(
     subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId, *, text: str | None = None,
-    ids: Sequence[int] | None = None, norm: str = "recomputed", seed: int = 0,
+    ids: Sequence[int] | None = None, corrupt: str | None = None, answer: str | None = None, foil: str | None = None,
+    norm: str = "recomputed", seed: int = 0,
 ) -> Evidence:  # fmt: skip
     """Splits what the unit carries between a firing text and its silenced copy by the later parts that take it up.
 
-    Clean, corrupt, t⁺, t⁻ and M as in `patch`; base is the corrupt run, and the unit has its clean value at the last
-    position. For each receiver (attention and MLP of the blocks behind the unit): its neurons or z are what they are
-    when it alone sees the change, all other parts between held at their base values; put into the base run, with all
-    behind recomputed. `direct`: all later parts held, so that only the stream takes the change to the final norm.
+    Clean, corrupt (made, or given), t⁺, t⁻ and M as in `patch`; base is the corrupt run, and the unit has its clean
+    value at the last position. For each receiver (attention and MLP of the blocks behind the unit): its neurons or z
+    are what they are when it alone sees the change, all other parts between held at their base values; put into the
+    base run, with all behind recomputed. `direct`: all later parts held, so that only the stream takes the change to
+    the final norm.
     carried = (M_patched − M_base) / (M_clean − M_base). Shares need not add up to that of the unit itself (`total`),
     since paths through several parts are in more than one, and the parts are not linear. norm: whether the final norm's
     scale is recomputed in each run, or frozen to the base's.
@@ -41,30 +45,36 @@ def path_patch(
     Args:
         text: a text on which the unit fires; the sink token is put in front of it.
         ids: token ids instead of text, the first being the sink.
+        corrupt: a text of as many tokens to hold against the text, instead of one that is searched for.
+        answer: what should follow the text rather than the corrupt one; its first token counts, with its space.
+        foil: what should follow the corrupt text instead.
         norm: recomputed or frozen.
         seed: seeds the search for the pair, and its repeats.
     """
     if norm not in NORMS:
         raise Refused(f"norm {norm!r} is unknown; choose one of {', '.join(NORMS)}.")
     with subject.metered() as cost:
-        clean, pair = minimal_pair(subject, masked, sweep, unit, text, ids, seed)
-        rows, checks = paths_of(subject, unit, clean, pair["ids"], pair["kept"], norm, seed)
-    checks |= {name: pair[name] for name in ("original", "substitute", "proposer")}
+        answers = answer_tokens(subject, answer, foil)
+        pair = minimal_pair(subject, masked, sweep, unit, text, ids, corrupt, seed)
+        rows, checks = paths_of(subject, unit, pair.clean, pair.corrupt, pair.kept, norm, seed, answers)
+    checks |= pair.facts()
     return Evidence(
         tool="path_patch", unit=unit.bare, sign=unit.sign,
-        arguments={"text": text, "ids": None if ids is None else list(ids), "norm": norm, "seed": seed},
-        summary=_summary(unit, rows, checks), rows=rows, checks=checks, warnings=[INFLATED], cost=cost,
+        arguments={"text": text, "ids": None if ids is None else list(ids), "corrupt": corrupt, "answer": answer,
+                   "foil": foil, "norm": norm, "seed": seed},
+        summary=_summary(unit, rows, checks), rows=rows, checks=checks,
+        warnings=[INFLATED] if None in answers else [], cost=cost,
     )  # fmt: skip
 
 
 def paths_of(
     subject: Subject, unit: UnitId, clean: Sequence[int], corrupt: Sequence[int], kept: Sequence[int], norm: str,
-    seed: int,
+    seed: int, answers: Answers = (None, None),
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     """Rows and checks of `path_patch` for a pair made by hand, of equal length; the unit may be a head."""
     last = len(clean) - 1
     stays, generator = sorted({0, last, *kept}), np.random.default_rng(seed)
-    both, sd, reason = whole_pair(subject, unit, clean, corrupt, last, stays, generator)
+    both, sd, reason = whole_pair(subject, unit, clean, corrupt, last, stays, generator, answers=answers)
     later = behind(subject, unit)
     top = Point(subject.n_layers - 1, "resid")
     read = list(dict.fromkeys([*later, top, *subject.before([unit.site])]))

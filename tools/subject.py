@@ -232,7 +232,7 @@ class Subject:
             its = int(coder.tensors[side].shape[0 if side == "W_enc" else 1])
             if its != width:
                 raise Refused(
-                    f"{coder.name} takes {its} numbers at {point.place} of block {point.layer} where {self.name} has "
+                    f"{coder.name} takes {its} numbers at {point} where {self.name} has "
                     f"{width}; it belongs to another model."
                 )
         known = self.coders.get(coder.name)
@@ -371,6 +371,7 @@ class Subject:
         normed: bool, take: Take | None, start: Mapping[Any, Tensor],
     ) -> Pass:  # fmt: skip
         readings: dict[Any, Tensor] = {}
+        sums: dict[Any, Tensor] = {}
         fired = [0] * len(edits)
         wanted = [self._reads_at(site) for site in read]
         points = dict.fromkeys([*wanted, *(self._reads_at(edit.site) for edit in edits)])
@@ -382,7 +383,11 @@ class Subject:
             for point in self.before(edit.site for edit in edits):
                 if point in start and all(_depth(point) <= _depth(other) for other in wanted):
                     stack.enter_context(self.adapter.begin(point.layer, start[point]))
-            taken = take or readings.__setitem__
+
+            def taken(site: str | Point, value: Tensor) -> None:
+                sums[site] = _row_sums(value)
+                (take or readings.__setitem__)(site, value)
+
             for point in points:
                 visit = self._visitor(point, read, edits, mask, taken, fired, shifts, point == deepest)
                 stack.callback(self.adapter.hook(point.layer, point.place, visit).remove)
@@ -392,7 +397,34 @@ class Subject:
             except _Deepest:
                 output = None
         last = output.last_hidden_state if normed and not logits else None
-        return Pass(readings, output.logits if logits else None, mask, fired, last)
+        said = output.logits if logits else None
+        ends = {"what the final norm gives": last, "the logits": said}
+        sums |= {name: _row_sums(value) for name, value in ends.items() if value is not None}
+        self._require_finite(sums, mask)
+        self._require_reached(read, edits, sums, fired, mask)
+        return Pass(readings, said, mask, fired, last)
+
+    def _require_finite(self, sums: Mapping[Any, Tensor], mask: Tensor) -> None:
+        """Raises Refused naming the first place at which a real position holds a number that is not finite."""
+        sound = [bool(torch.where(mask, total, 0).isfinite().all()) for total in sums.values()]
+        if not all(sound):
+            kind = str(self.dtype).removeprefix("torch.")
+            half = self.dtype in (torch.float16, torch.bfloat16)
+            way = "load it in float32" if half else "its weights, or what was put in, are not finite"
+            place = list(sums)[sound.index(False)]
+            raise Refused(f"{self.name} gives numbers that are not finite in {kind} at {place}; {way}.")
+
+    def _require_reached(
+        self, read: Sequence[str | Point], edits: Sequence[Edit], sums: Mapping[Any, Tensor], fired: Sequence[int],
+        mask: Tensor,
+    ) -> None:  # fmt: skip
+        """Raises Refused naming a place to read or to edit that the pass never came to."""
+        missed = [site for site in read if site not in sums]
+        for edit, changed in zip(edits, fired, strict=True):
+            if not changed and (edit.where is None or bool((edit.where.to(mask.device) & mask).any())):
+                missed.append(edit.site)
+        if missed:
+            raise Refused(f"the pass of {self.name} never came to {missed[0]}; nothing was read or changed there.")
 
     def unembed(self, normed: Tensor) -> Tensor:
         """Logits [N, V] from the final norm's output [N, d], float32 at least.
@@ -563,6 +595,11 @@ class Subject:
         cost["forward_tokens"] = self.forward_tokens - tokens
         cost["backward"] = 0
         cost["seconds"] = round(time.perf_counter() - start, 3)
+
+
+def _row_sums(value: Tensor) -> Tensor:
+    """Sums over the last axis, finite where every number is."""
+    return value.sum(dim=-1, dtype=torch.promote_types(value.dtype, torch.float32))
 
 
 def _depth(point: Point) -> tuple[int, int]:

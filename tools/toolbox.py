@@ -60,7 +60,8 @@ REGISTRY: dict[str, tuple[Callable[..., Evidence], str]] = {
 }
 TOOL_NAMES = tuple(REGISTRY)
 FOR_PEOPLE = ("patch_grid", "path_patch", "steer", "attribute")    # no planner of the input side is offered these
-FOR_HEADS = ("ablate",)      # tools that want a sweep for its text alone
+# Tools that want a sweep for its text alone, or, where a pair of texts is given, not at all.
+FOR_HEADS = ("ablate", "patch", "patch_grid", "path_patch")
 PICTURES: dict[str, Callable[[Evidence], bytes | None]] = {"patch_grid": draw}
 
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lamplighter.store.records import Evidence, Refused
+from lamplighter.tools import minimal_pair as pairing
 from lamplighter.tools import patch as module
 from lamplighter.tools.masked import MaskedLM
-from lamplighter.tools.patch import differing, find_pair, patch, patch_pair
+from lamplighter.tools.minimal_pair import differing, find_pair
+from lamplighter.tools.patch import patch, patch_pair
 from lamplighter.tools.subject import Edit, Subject
 from lamplighter.tools.sweep import Exemplar, Sweep
 from lamplighter.tools.units import UnitId
@@ -219,8 +221,8 @@ def test_a_word_that_no_logit_sees_is_not_scored(llama: Any) -> None:
 
 def test_with_every_token_kept_the_noise_is_unknown_and_said_to_be(llama: Any) -> None:
     _, checks = shares(llama, UnitId("t", "1-mlp", 6), kept=range(1, 6))
-    assert checks["sd"] < CLOSE and checks["resampled"] == 0
-    assert any("noise is unknown" in warning for warning in module._warnings(checks))
+    assert checks["sd"] is None and checks["gap_repeats"] is None and checks["resampled"] == 0
+    assert any("noise is unknown" in warning for warning in module._warnings(checks, True))
 
 
 def test_equal_seeds_give_equal_numbers(llama: Any) -> None:
@@ -325,28 +327,28 @@ def test_the_quietest_killing_word_of_equal_length_is_taken(
         ([*lowest, 7], "kills", 0.0),     # another length
         (second, "kills", 0.2),
     ]
-    monkeypatch.setattr(module, "substitute", proposals(rows, [3, 5]))
+    monkeypatch.setattr(pairing, "substitute", proposals(rows, [3, 5]))
     pair = find_pair(subject, None, unit, clean, clean, 0)  # type: ignore[arg-type]  # the masked LM is not asked
-    assert pair["ids"] == second and pair["substitute"] == "s4" and pair["kept"] == [3, 5]
+    assert pair.corrupt == second and pair.substitute == "s4" and pair.kept == [3, 5]
     peak = float(subject.readings([clean], unit))
     half = next(row for y, row in variants(subject, unit, 3) if y > 0.5 * peak)   # just not silent in this text
-    monkeypatch.setattr(module, "substitute", proposals([(half, "kills", 0.0)], [3, 5]))
-    assert find_pair(subject, None, unit, clean, clean, 0)["proposer"] == "token"  # type: ignore[arg-type]
-    monkeypatch.setattr(module, "substitute", proposals(rows[:1], [3, 5]))
-    assert find_pair(subject, None, unit, clean, clean, 0)["ids"] == last  # type: ignore[arg-type]
+    monkeypatch.setattr(pairing, "substitute", proposals([(half, "kills", 0.0)], [3, 5]))
+    assert find_pair(subject, None, unit, clean, clean, 0).proposer == "token"  # type: ignore[arg-type]
+    monkeypatch.setattr(pairing, "substitute", proposals(rows[:1], [3, 5]))
+    assert find_pair(subject, None, unit, clean, clean, 0).corrupt == last  # type: ignore[arg-type]
 
 
 def test_tokens_stand_in_where_no_word_of_equal_length_kills(
     reader: tuple[Subject, UnitId, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject, unit, clean = reader
-    monkeypatch.setattr(module, "substitute", proposals([], [5]))
-    monkeypatch.setattr(module, "filler_pool", lambda *_: np.arange(60, 200))
+    monkeypatch.setattr(pairing, "substitute", proposals([], [5]))
+    monkeypatch.setattr(pairing, "filler_pool", lambda *_: np.arange(60, 200))
     pair = find_pair(subject, None, unit, clean, clean, 0)  # type: ignore[arg-type]
-    assert pair["proposer"] == "token" and pair["ids"][:5] == clean[:5] and pair["ids"][5] != clean[5]
-    peak, silent = subject.readings([clean, pair["ids"]], unit).tolist()
+    assert pair.proposer == "token" and pair.corrupt[:5] == clean[:5] and pair.corrupt[5] != clean[5]
+    peak, silent = subject.readings([clean, pair.corrupt], unit).tolist()
     assert silent < 0.25 * peak
-    monkeypatch.setattr(module, "KILLS", -1e9)
+    monkeypatch.setattr(pairing, "KILLS", -1e9)
     with pytest.raises(Refused, match="none of 0 words and 32 tokens put into 'some words' silences"):
         find_pair(subject, None, unit, clean, clean, 0)  # type: ignore[arg-type]
 
@@ -370,12 +372,13 @@ def test_the_whole_tool_returns_what_it_was_asked(
 ) -> None:
     subject, unit, clean = reader
     _, quiet = variants(subject, unit, 3)[0]
-    monkeypatch.setattr(module, "substitute", proposals([(quiet, "kills", 0.1)], [3, 5]))
+    monkeypatch.setattr(pairing, "substitute", proposals([(quiet, "kills", 0.1)], [3, 5]))
     masked: Any = None
     sweep: Any = None
     calm = min(range(60, 90), key=lambda i: float(subject.readings([[*clean, i]], unit)))
     evidence = patch(subject, masked, sweep, unit, ids=[*clean, calm], pairs=4, seed=2)
-    assert evidence.arguments == {"text": None, "ids": [*clean, calm], "pairs": 4, "seed": 2}
+    given_ = {"text": None, "ids": [*clean, calm], "corrupt": None, "answer": None, "foil": None, "pairs": 4, "seed": 2}
+    assert evidence.arguments == given_
     assert evidence.checks["differing"] == [3] and evidence.checks["position"] == 5
     assert evidence.checks["substitute"] == "s0" and len(evidence.rows) == 22
     rows, _ = patch_pair(subject, unit, clean, quiet, 5, kept=[3, 5], pairs=4, seed=2)
@@ -388,6 +391,94 @@ def test_the_whole_tool_returns_what_it_was_asked(
         patch(subject, masked, OneExemplar([], 5), unit)  # type: ignore[arg-type]
 
 
+# Pairs and answers of one's own
+
+
+SWAPPED = 61       # a token that its own text is cut into again
+
+
+def of_one_length(subject: Subject) -> tuple[str, str]:
+    """Two texts of as many tokens that differ before the last."""
+    clean = CLEAN
+    corrupt = [*CLEAN[:3], SWAPPED, *CLEAN[4:]]
+    texts = (subject.text(clean), subject.text(corrupt))
+    assert subject.encode(texts[0]) == clean and subject.encode(texts[1]) == corrupt
+    return texts
+
+
+def asked(subject: Subject, unit: str, **options: Any) -> Evidence:
+    """`patch` on a text pair given by hand: neither the masked LM nor the sweep is looked at."""
+    text, corrupt = of_one_length(subject)
+    nothing: Any = None
+    named = UnitId.parse(f"{subject.name}/{unit}")
+    return patch(subject, nothing, nothing, named, **{"text": text, "corrupt": corrupt, **options})
+
+
+def test_a_pair_of_ones_own_is_taken_as_it_stands(tiny: Any) -> None:
+    made = asked(tiny, "0-mlp/6")
+    corrupt = tiny.encode(of_one_length(tiny)[1])
+    rows, checks = patch_pair(tiny, UnitId(tiny.name, "0-mlp", 6), CLEAN, corrupt, 5, kept=range(1, 6))
+    assert made.rows == rows and made.checks["proposer"] == "given" and made.checks["differing"] == [3]
+    assert (made.checks["original"], made.checks["substitute"]) == (tiny.piece(31), tiny.piece(SWAPPED))
+    assert made.checks["sd"] is None and all(row["carried_repeats"] is None for row in made.rows)
+    assert any("no repeats" in said for said in made.warnings) and "on this pair alone" in made.summary
+    assert made.checks["fired"] == 2 + 20                 # the pair itself both ways, and the controls
+    assert checks["reason"] is None
+
+
+def test_a_pair_of_ones_own_of_another_length_is_refused_with_its_tokens(tiny: Any) -> None:
+    with pytest.raises(Refused, match="have 6 and 7 tokens, differing in"):
+        asked(tiny, "0-mlp/6", corrupt=tiny.text([*CLEAN, 62]))
+    with pytest.raises(Refused, match="are the same tokens"):
+        asked(tiny, "0-mlp/6", corrupt=tiny.text(CLEAN))
+    with pytest.raises(Refused, match="give either text or ids"):
+        asked(tiny, "0-mlp/6", text=None)
+
+
+def test_the_difference_is_that_of_the_answers_which_are_named(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, foil = tiny.piece(45), tiny.piece(46)
+    made = asked(tiny, "0-mlp/6", answer=answer, foil=foil)
+    logits = [tiny.run([row], logits=True).logits[0, -1] for row in (CLEAN, tiny.encode(of_one_length(tiny)[1]))]
+    for name, values in zip(("m_clean", "m_corrupt"), logits, strict=True):
+        assert made.checks[name] == pytest.approx(float(values[45] - values[46]), abs=1e-4)
+    assert (made.checks["t_plus"], made.checks["t_minus"]) == (answer, foil)
+    assert not any("chosen and measured" in said for said in made.warnings)
+    turned = asked(tiny, "0-mlp/6", answer=foil, foil=answer)
+    assert turned.rows[0]["carried"] == pytest.approx(made.rows[0]["carried"], abs=1e-6)   # both signs turn
+    rise = logits[0] - logits[1]
+    most, next_most = rise.topk(2).indices.tolist()
+    rows = (CLEAN, tiny.encode(of_one_length(tiny)[1]))
+    _, checks = patch_pair(tiny, UnitId(tiny.name, "0-mlp", 6), *rows, 5, kept=range(1, 6), answers=(None, most))
+    assert (checks["t_plus"], checks["t_minus"]) == (tiny.piece(next_most), tiny.piece(most))
+    assert any("chosen and measured" in said for said in asked(tiny, "0-mlp/6", foil=foil).warnings)
+
+
+def test_answers_that_begin_alike_are_refused_with_their_tokens(tiny: Any) -> None:
+    one, other = tiny.text([45, 46]), tiny.text([45, 47])
+    assert tiny.encode(one)[1] == tiny.encode(other)[1]
+    with pytest.raises(Refused, match="begin with the same token") as refused:
+        asked(tiny, "0-mlp/6", answer=one, foil=other)
+    assert str(tiny.pieces(tiny.encode(one)[1:])) in str(refused.value)
+    with pytest.raises(Refused, match="the foil is empty"):
+        asked(tiny, "0-mlp/6", foil="")
+
+
+def test_a_head_is_patched_on_a_pair_of_ones_own_and_refused_without(tiny: Any) -> None:
+    made = asked(tiny, "1-attn/1", answer=tiny.piece(45), foil=tiny.piece(46))
+    columns = tiny.columns("1-attn", [1])
+    clean = tiny.run([CLEAN], read=["1-attn"]).readings["1-attn"]
+    where = torch.zeros(1, 6, dtype=torch.bool)
+    where[0, 5] = True
+    edit = Edit("1-attn", clean[:, -1:, columns], (1,), where)
+    by_hand = tiny.run([tiny.encode(of_one_length(tiny)[1])], edits=[edit], logits=True).logits[0, -1]
+    assert made.rows[0]["metric"] == pytest.approx(float(by_hand[45] - by_hand[46]), abs=1e-4)
+    assert made.rows[0]["clean"] is None and {row["unit"] for row in made.rows[2:]} <= {
+        f"{tiny.name}/1-attn/{i}" for i in range(tiny.count("1-attn")) if i != 1
+    }
+    with pytest.raises(Refused, match="is a head, which has no reading to find a pair by; give a text and a corrupt"):
+        asked(tiny, "1-attn/1", corrupt=None)
+
+
 def test_an_exemplar_is_cut_to_what_keeps_half_of_it(llama: Any) -> None:
     ids = [0, *torch.randint(60, 200, (63,), generator=torch.Generator().manual_seed(3)).tolist()]
     seen = set()
@@ -396,7 +487,7 @@ def test_an_exemplar_is_cut_to_what_keeps_half_of_it(llama: Any) -> None:
         whole = float(llama.readings([ids[:61]], unit))
         if whole <= 0:
             continue
-        found = module._exemplar(llama, OneExemplar(ids, 60), unit)  # type: ignore[arg-type]
+        found = pairing._exemplar(llama, OneExemplar(ids, 60), unit)  # type: ignore[arg-type]
         n = len(found) - 1
         assert n in (8, 16, 32, 60) and found == [0, *ids[61 - n : 61]]
         assert float(llama.readings([found], unit)) >= 0.5 * whole

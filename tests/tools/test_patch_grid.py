@@ -198,3 +198,23 @@ def test_as_tools_they_make_their_own_pair_and_draw_it(smollm2: Any, bert_tiny: 
     assert all(grid.checks[name] == paths.checks[name] for name in ("clean_text", "corrupt_text", "substitute"))
     assert [row["receiver"] for row in paths.rows[:2]] == ["total", "direct"]
     assert len(paths.rows) == 2 + 2 * (smollm2.n_layers - 6)
+
+
+def test_a_head_is_followed_on_a_pair_and_answers_of_ones_own(smollm2: Any, bert_tiny: Any) -> None:
+    toolbox = Toolbox(smollm2, lambda _: cast(Sweep, SWEEP), lambda: bert_tiny)
+    text = "When Mary and John went to the store, John gave a drink to"
+    asked = {"text": text, "corrupt": text.replace("John gave", "Mary gave"), "answer": " Mary", "foil": " John"}
+    head = UnitId("smollm2-135m", "17-attn", 3)
+    patched, grid, paths = (toolbox.call(name, head, asked) for name in ("patch", "patch_grid", "path_patch"))
+    for made in (patched, grid, paths):
+        assert made.ok, made.summary
+        assert (made.checks["t_plus"], made.checks["t_minus"]) == (" Mary", " John")
+        assert made.checks["m_clean"] > 0 > made.checks["m_corrupt"]      # the model knows who is given the drink
+        assert made.checks["m_clean"] == pytest.approx(patched.checks["m_clean"], abs=1e-3)
+    assert grid.warnings == [] and paths.warnings == []
+    last = [row for row in grid.rows if row["layer"] == smollm2.n_layers - 1]
+    assert last[0]["position"] == len(smollm2.encode(text)) - 1 and last[0]["carried"] == pytest.approx(1, abs=1e-4)
+    total = next(row for row in paths.rows if row["receiver"] == "total")
+    assert total["carried"] == pytest.approx(patched.rows[0]["carried"], abs=1e-4)
+    alone = toolbox.call("patch", head, {"text": text})
+    assert not alone.ok and "give a text and a corrupt one" in alone.summary

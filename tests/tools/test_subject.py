@@ -214,11 +214,49 @@ def test_edits_by_row_give_each_row_its_own_unit(tiny: Any) -> None:
     assert done.readings["1-mlp"][2, :, 11].tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_an_edit_behind_the_deepest_reading_does_not_happen_and_says_so(tiny: Any) -> None:
-    rows = ragged(tiny)
-    done = tiny.run(rows, read=["0-mlp"], edits=[Edit("1-mlp", torch.tensor(0.0)), Edit("0-attn", torch.tensor(0.0))])
-    assert done.fired == [0, sum(LENGTHS)]
-    assert tiny.run(rows, edits=[Edit("1-mlp", torch.tensor(0.0))]).fired == [sum(LENGTHS)]
+def test_an_edit_behind_the_deepest_reading_is_refused_by_name(tiny: Any) -> None:
+    rows, zero = ragged(tiny), torch.tensor(0.0)
+    with pytest.raises(Refused, match="never came to 1-mlp"):
+        tiny.run(rows, read=["0-mlp"], edits=[Edit("1-mlp", zero), Edit("0-attn", zero)])
+    with pytest.raises(Refused, match="never came to mlp_out of block 1"):
+        tiny.run(rows, read=["0-mlp"], edits=[Edit(Point(1, "mlp_out"), zero)])
+    nowhere = torch.zeros(len(rows), max(LENGTHS), dtype=torch.bool)
+    assert tiny.run(rows, read=["0-mlp"], edits=[Edit("1-mlp", zero, where=nowhere)]).fired == [0]
+    assert tiny.run(rows, edits=[Edit("1-mlp", zero)]).fired == [sum(LENGTHS)]
+
+
+def test_numbers_that_are_not_finite_are_refused_by_their_place_and_never_kept(tiny: Any) -> None:
+    model = copy.deepcopy(tiny.model)
+    hurt = Subject.wrap(model, tiny.tokenizer, "hurt")
+    hurt.adapter.linear(1, "neurons")[0][3, 0] = float("nan")
+    rows, kept = ragged(tiny), dict[Any, Any]()
+    assert hurt.run(rows, read=["0-mlp", "1-mlp"]).readings["1-mlp"].isfinite().all()   # the damage is behind it
+    with pytest.raises(Refused, match="hurt gives numbers that are not finite in float64 at 1-resid; its weights"):
+        hurt.run(rows, read=["0-mlp", "1-resid"])
+    with pytest.raises(Refused, match="at what the final norm gives"):
+        hurt.run(rows, normed=True)
+    with pytest.raises(Refused, match="at the logits"):
+        hurt.run(rows, logits=True)
+    with pytest.raises(Refused, match="at 1-resid"):
+        hurt.run(rows, read=["1-resid"], take=kept.__setitem__)
+
+
+def test_an_overflow_of_half_precision_is_refused_with_the_way_out(tiny: Any) -> None:
+    model = copy.deepcopy(tiny.model).half()
+    half = Subject.wrap(model, tiny.tokenizer, "half")
+    assert half.run(ragged(tiny), read=["0-resid"]).readings["0-resid"].dtype == torch.float16
+    weight, _ = half.adapter.linear(0, "neurons")
+    weight.copy_(6e4 * half.run(ragged(tiny), read=["0-mlp"]).readings["0-mlp"][0, 1].sign()[:, None])
+    assert weight.isfinite().all()
+    with pytest.raises(Refused, match="not finite in float16 at 0-resid; load it in float32"):
+        half.run(ragged(tiny), read=["0-resid"])
+
+
+def test_what_padding_holds_is_not_asked_about(tiny: Any) -> None:
+    mask = torch.tensor([[True, False]])
+    tiny._require_finite({"0-mlp": torch.tensor([[1.0, float("nan")]])}, mask)
+    with pytest.raises(Refused, match="0-mlp"):
+        tiny._require_finite({"0-mlp": torch.tensor([[float("inf"), 0.0]])}, mask)
 
 
 def test_edits_leave_nothing_behind(tiny: Any) -> None:
