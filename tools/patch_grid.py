@@ -37,10 +37,11 @@ def patch_grid(
     Clean, corrupt (made, or given), t⁺, t⁻ and M as in `patch`. For each block and each position from the first token
     that differs to the last: what stands at `place` there (the stream behind the block, or what attention or the MLP
     writes) is put from one run into the other, and all behind it recomputed. carried = (M_patched − M_base) /
-    (M_source − M_base); denoise puts clean values into the corrupt run (base corrupt), noise corrupt values into the clean run. Positions
-    before the first difference are equal in both runs, so they carry exactly 0 and are left out. norm: whether the
-    final norm's scale is recomputed in the patched run, or frozen to that of the base run; with it frozen, the source
-    too is measured on the base's scale, so that shares of the last block's stream are 1 at the last position.
+    (M_source − M_base); denoise puts clean values into the corrupt run (base corrupt), noise corrupt values into the
+    clean run. Positions before the first difference are equal in both runs, so they carry exactly 0 and are left out.
+    norm: whether the final norm's scale is recomputed in the patched run, or frozen to that of the base run; with it
+    frozen, the source too is measured on the base's scale, so that shares of the last block's stream are 1 at the last
+    position.
 
     Rows {layer, position, token, carried, metric}, largest |carried| first. checks: `grid` [layers][positions] of
     carried, positions, tokens (of clean, with corrupt's behind a slash where they differ), m_clean, m_corrupt, sd,
