@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,6 +58,7 @@ CorpusOption = Annotated[str, typer.Option("--corpus", help="builtin, local, or 
 SitesOption = Annotated[str, typer.Option("--sites", help="Comma-separated sites such as 5-mlp,8-mlp, or all.")]
 TokensOption = Annotated[int | None, typer.Option("--tokens", min=1, help="Sweep about this many tokens.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
+SecondOption = Annotated[str | None, typer.Option("--second-corpus", help="Score on this text as well.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 (default), bfloat16, float16, float64.")]
 
 
@@ -227,9 +229,7 @@ def run(
     ] = None,
     usd: Annotated[float | None, typer.Option("--usd", min=0, help="Dollars to spend at most.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, though the same run is there.")] = False,
-    second: Annotated[
-        str | None, typer.Option("--second-corpus", help="Score each explanation on this text as well.")
-    ] = None,
+    second: SecondOption = None,
     tokens: TokensOption = None, device: DeviceOption = None, dtype: DtypeOption = None,
     home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -394,6 +394,23 @@ def sql(statement: str, home: HomeOption = None, as_json: JsonOption = False) ->
     """Runs one SELECT on the findings, read-only. Prints a JSON array with --json or into a pipe."""
     rows = Home.resolve(home).findings.sql(statement)
     _emit(rows, as_json or not sys.stdout.isatty(), shown.plain_table)
+
+
+@app.command("rebuild")
+def rebuild_units(
+    units: Annotated[str, typer.Argument(help="Explained units and ranges a..b; comma-separated.")],
+    second: SecondOption = None, device: DeviceOption = None, dtype: DtypeOption = None,
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Puts the rules of explained units in their places, all at a time: what does the model get back?"""
+    from .together import rebuild_together
+
+    place = Home.resolve(home)
+    with progress() as live:
+        scores = rebuild_together(place, units, second, device, dtype, live.sweeping)
+    place.work.post(scores)
+    _emit([asdict(score) for score in scores], as_json, shown.rebuilt_table)
+    _deliver(place)
 
 
 @app.command()

@@ -326,6 +326,20 @@ def evidence_table(report: dict[str, Any]) -> None:
     say(f"evidence {report['id']}; `lamplighter replay {report['id']}` runs it again.")
 
 
+def rebuilt_table(scores: list[dict[str, Any]]) -> None:
+    """What the model gets back with rules in the places of units, and what it loses without them."""
+    facts = scores[0]["details"]
+    say(f"{', '.join(facts['units'])}, over {facts['windows']} windows of {facts['corpus']}:")
+    rows = [
+        (s["metric"], bounded(s["value"], s["low"], s["high"]),
+         *(number(s["details"][name], 4) for name in ("ce_true", "ce_mean", "ce_rebuilt")), s["n"])
+        for s in scores
+    ]  # fmt: skip
+    table("", ("metric", "value [95 %]", "CE as it is", "CE at their means", "CE rebuilt", "n"), rows)
+    for reason in dict.fromkeys(s["reason"] for s in scores if s["reason"]):
+        say(f"undefined: {clean(reason)}")
+
+
 def sae_table(facts: dict[str, Any]) -> None:
     """What an SAE is worth, with intervals."""
     say(
