@@ -64,10 +64,10 @@ class Floors:
 def floor_rules(subject: Subject, sweep: Sweep, unit: UnitId, make_rule: MakeRule, seed: int = 0) -> Floors:
     """Rules of the five nearest and five random units of the unit's site, by the way the unit's own was made.
 
-    Nearest: highest cosine of write directions (`Subject.write_rows`, each side of a unit with its sign).
+    Nearest: highest `Subject.likeness`, each side of a unit with its sign.
     Random: sides in an order drawn from `seed`, the same for all units of a site, so that a `make_rule` that remembers
     makes their rules once. A unit without exemplars, or for which `make_rule` finds none, is skipped and the next one
-    taken, up to 40 units of a kind. Raises Refused for a unit without a write direction.
+    taken, up to 40 units of a kind. Raises Refused for a head.
     """
     near = _collect(sweep, list(_by_cosine(subject, unit)), make_rule)
     taken = {other for other, _ in near[0]}
@@ -85,8 +85,7 @@ def floor_rules(subject: Subject, sweep: Sweep, unit: UnitId, make_rule: MakeRul
 
 def _by_cosine(subject: Subject, unit: UnitId) -> Iterator[UnitId]:
     """Both sides of every other unit of the site, the one that writes most alike first."""
-    rows = subject.write_rows(unit.site).float()
-    cosine = unit.sign * torch.nn.functional.cosine_similarity(rows, rows[unit.index, None], dim=1).cpu()
+    cosine = unit.sign * subject.likeness(unit).cpu()
     both = torch.stack([sign * cosine for sign in SIGNS], dim=1).flatten()
     for place in torch.argsort(both, descending=True, stable=True).tolist():
         index, side = divmod(place, len(SIGNS))

@@ -235,11 +235,8 @@ class _Moved:
 
 
 def nearest(subject: Subject, unit: UnitId, count: int) -> list[int]:
-    """Units of the site whose write directions are most parallel to the unit's; none for dimensions of the stream."""
-    if unit.kind == "resid":
-        return []
-    rows = subject.write_rows(unit.site).float()
-    cosine = torch.nn.functional.cosine_similarity(rows, rows[unit.index, None], dim=1).abs()
+    """Units of the site of the largest |`Subject.likeness`|."""
+    cosine = subject.likeness(unit).abs()
     return [i for i in cosine.argsort(descending=True, stable=True).tolist() if i != unit.index][:count]
 
 

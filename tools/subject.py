@@ -330,6 +330,17 @@ class Subject:
         basis[unit.index] = unit.sign
         return basis
 
+    def likeness(self, unit: UnitId) -> Tensor:
+        """Cosine of what each unit of the site writes with what `unit` writes [units], signs left out.
+
+        Dimensions of the stream are all at right angles, so there it is that of the logits that each moves directly:
+        of their columns of the output embeddings. Raises Refused for a head.
+        """
+        self.check(unit)
+        head: Tensor = self.model.get_output_embeddings().weight
+        rows = (head.T if unit.kind == "resid" else self.write_rows(unit.site)).float()
+        return torch.nn.functional.cosine_similarity(rows, rows[unit.index, None], dim=1)
+
     def _layer(self, site: str) -> Site:
         where = parse_site(site)
         if where.layer >= self.n_layers:

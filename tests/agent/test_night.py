@@ -527,3 +527,15 @@ def test_a_second_corpus_scores_the_same_rule_on_text_of_its_own(
     without = project.run(home, units="0-mlp/1")
     assert without.run != outcome.run, "it is another run"
     assert "f1_second_corpus" not in {s.metric for s in home.findings.read(Score, run=without.run)}
+
+
+def test_a_dimension_of_the_stream_goes_through_a_run_as_neurons_do(project: Any, tmp_path: Path) -> None:
+    """Dimension 0 is raised by " car", and a little by what the MLP of its block writes."""
+    home = Home(tmp_path)
+    outcome = project.run(home, units="0-resid/0")
+    assert outcome.status == "done" and not outcome.failed
+    f1 = home.findings.read(Score, metric="f1")[0]
+    known = {name: value for name, value in f1.floors.items() if value is not None}
+    assert {"nearest_1", "random_1"} <= known.keys() and f1.value is not None and f1.value > max(known.values())
+    pushed = home.findings.read(Score, metric="output_auc")
+    assert pushed and "neighbours" in pushed[0].floors

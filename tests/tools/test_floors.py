@@ -144,7 +144,20 @@ def test_the_search_for_floor_rules_ends(llama: Any) -> None:
     found = floors.floor_rules(llama, sweep(), unit, lambda other: None)
     assert found.rules == {} and found.skipped == {"nearest": floors.TRIES, "random": floors.TRIES}
     with pytest.raises(Refused):
-        floors.floor_rules(llama, sweep(), UnitId("tiny-llama", "0-resid", 0), lambda other: RULE)
+        floors.floor_rules(llama, sweep(), UnitId("tiny-llama", "0-attn", 0), lambda other: RULE)
+
+
+def test_dimensions_of_the_stream_are_near_where_they_move_the_same_logits(tiny: Any) -> None:
+    unit = UnitId(tiny.name, "0-resid", 5, -1)
+    head = tiny.model.get_output_embeddings().weight.T
+    cosine = {
+        (i, sign): -sign * float(head[i] @ head[5] / head[i].norm() / head[5].norm())
+        for i in range(len(head)) if i != 5 for sign in (1, -1)
+    }  # fmt: skip
+    best = sorted(cosine, key=lambda key: -cosine[key])[:5]
+    found = floors.floor_rules(tiny, sweep(), unit, lambda other: RULE)
+    assert list(found.nearest_units) == [str(UnitId(tiny.name, "0-resid", *key)) for key in best]
+    assert len(found.random_units) == 5
 
 
 def test_random_units_depend_on_the_seed_and_are_shared_by_a_site(llama: Any) -> None:
