@@ -1,11 +1,14 @@
-"""Small corpora of random words, swept."""
+"""Small corpora of random words, swept; subjects in lower precision and on other devices."""
 
+import copy
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 SAID = "World War II began in 1939; the capital of France is Paris. She said: don't stop the red cars at 9th"
 
@@ -30,3 +33,33 @@ def sweep_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         return make_sweep(subject, corpus, ["0-mlp"], tmp_path_factory.mktemp("home"))
 
     return make
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Puts subjects into one precision on one device; `near`: how far its numbers may then be from float64 ones."""
+
+    device: str
+    dtype: torch.dtype
+
+    @property
+    def near(self) -> float:
+        return 1e-3 if self.dtype == torch.float32 else 0.1
+
+    def __call__(self, subject: Any) -> Any:
+        from lamplighter.tools.subject import Subject
+
+        model = copy.deepcopy(subject.model).to(device=self.device, dtype=self.dtype)
+        return Subject.wrap(model, subject.tokenizer, subject.name)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    return str(request.param)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def lowered(request: pytest.FixtureRequest, device: str) -> Lowered:
+    return Lowered(device, request.param)

@@ -25,10 +25,6 @@ from lamplighter.tools.units import UnitId
 CLOSE = 1e-6   # RMSNorm computes in float32 even inside a float64 model
 SILENT, PUSHES, HOLDS = (UnitId("planted", "1-mlp", i) for i in range(3))
 RANDOM = UnitId("planted", "1-mlp", 7)
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")),
-]
 
 
 @dataclass
@@ -340,14 +336,10 @@ def test_few_documents_give_no_interval(planted: Setting) -> None:
     assert any("no interval" in warning for warning in evidence.warnings)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_lower_precision_shows_the_same_effect(planted: Setting, dtype: torch.dtype, device: str) -> None:
-    model = copy.deepcopy(planted.subject.model).to(device=device, dtype=dtype)
-    subject = Subject.wrap(model, planted.subject.tokenizer, "planted")
+def test_lower_precision_shows_the_same_effect(planted: Setting, lowered: Any) -> None:
     exact = run(planted, PUSHES)
-    lower = ablate(subject, planted.sweep, PUSHES)
-    tolerance = 1e-4 if dtype == torch.float32 else 0.2
+    lower = ablate(lowered(planted.subject), planted.sweep, PUSHES)
+    tolerance = 1e-4 if lowered.dtype == torch.float32 else 0.2
     assert lower.rows[0]["delta_ce"] == pytest.approx(exact.rows[0]["delta_ce"], rel=tolerance)
     assert lower.checks["effect"] == "shown" and lower.checks["pushed"][0][0] == exact.checks["pushed"][0][0]
 

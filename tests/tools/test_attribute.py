@@ -109,3 +109,13 @@ def test_answers_that_begin_alike_are_refused_with_their_tokens(llama: Any) -> N
     assert repr(shared) in str(refused.value)
     with pytest.raises(Refused, match="the foil is empty"):
         attribute(llama, unit_of(llama, "1-mlp"), text=TEXT, answer=" of", foil="")
+
+
+@pytest.mark.parametrize("site", ["0-mlp", "1-attn", "0-resid"])
+def test_lower_precision_splits_alike(tiny: Any, lowered: Any, site: str) -> None:
+    asked = {"text": TEXT, "answer": " of", "foil": " is"}
+    exact = attribute(tiny, unit_of(tiny, site, 1), **asked)
+    lower = attribute(lowered(tiny), unit_of(tiny, site, 1), **asked)
+    size = max(abs(row["contribution"]) for row in exact.rows)
+    assert lower.rows[0]["contribution"] == pytest.approx(exact.rows[0]["contribution"], abs=lowered.near * size)
+    assert lower.checks["residue"] == pytest.approx(0, abs=lowered.near * size)

@@ -218,3 +218,20 @@ def test_a_head_is_followed_on_a_pair_and_answers_of_ones_own(smollm2: Any, bert
     assert total["carried"] == pytest.approx(patched.rows[0]["carried"], abs=1e-4)
     alone = toolbox.call("patch", head, {"text": text})
     assert not alone.ok and "give a text and a corrupt one" in alone.summary
+
+
+def test_lower_precision_gives_the_same_grid_and_paths(tiny: Any, lowered: Any) -> None:
+    unit, answers = UnitId(tiny.name, "0-mlp", 7), ends(tiny)
+    for norm in ("recomputed", "frozen"):
+        asked = (CLEAN, CORRUPT, KEPT)
+        one, other = (
+            [np.array(grid_of(s, unit, *asked, "resid", "denoise", norm, 0, answers)[1]["grid"]) for s in both]
+            for both in ([tiny], [lowered(tiny)])
+        )
+        assert np.abs(one[0] - other[0]).max() < lowered.near
+        exact, lower = (
+            {(r["receiver"], r["layer"]): r["carried"] for r in paths_of(s, unit, *asked, norm, 0, answers)[0]}
+            for s in (tiny, lowered(tiny))
+        )
+        assert exact.keys() == lower.keys()
+        assert max(abs(exact[key] - lower[key]) for key in exact) < lowered.near

@@ -107,3 +107,12 @@ def test_what_cannot_be_rebuilt_is_refused(loud: Any) -> None:
         score(loud, {pusher(1): ON_A, pusher(1, -1): ON_A})
     with pytest.raises(Refused, match="already read"):
         rebuild(loud.subject, loud.sweep, {pusher(1): ON_A}, {}, hypothesis="h", claim=lambda _: False)
+
+
+def test_lower_precision_gives_back_as_much(loud: Any, lowered: Any) -> None:
+    rules = {pusher(0): ON_A, pusher(1): ON_C}
+    subject = lowered(loud.subject)
+    scales = fit_scales(subject, loud.sweep, rules)
+    lower = rebuild(subject, loud.sweep, rules, scales, hypothesis="h", claim=lambda _: True)
+    for exact, other in zip(score(loud, rules), lower, strict=True):
+        assert other.value == pytest.approx(exact.value, abs=lowered.near)

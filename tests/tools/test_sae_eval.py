@@ -171,3 +171,11 @@ def test_no_text_is_refused(llama: Any) -> None:
     own = Subject.wrap(llama.model, llama.tokenizer, "own")
     with pytest.raises(Refused, match="there is no text"):
         sae_eval(own, own.attach(dictionary(3)), [])
+
+
+def test_lower_precision_judges_alike(tiny: Any, lowered: Any) -> None:
+    texts = documents(tiny)
+    exact, lower = (values(judged(subject, dictionary(D // 2), texts)) for subject in (tiny, lowered(tiny)))
+    assert exact.keys() == lower.keys()
+    for name in ("fve", "fve_typical", "l0", "ce_recovered_mean", "kl_recovered_mean"):
+        assert lower[name] == pytest.approx(exact[name], rel=lowered.near, abs=lowered.near), name

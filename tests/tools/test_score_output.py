@@ -125,3 +125,9 @@ def test_neighbours_write_most_alike(pushers: Any) -> None:
     stream = UnitId("planted", "0-resid", 7)
     most = pushers.subject.likeness(stream).abs().topk(4).indices.tolist()
     assert most[0] == 7 and nearest(pushers.subject, stream, 3) == most[1:]
+
+
+def test_lower_precision_scores_alike(pushers: Any, lowered: Any) -> None:
+    pushes = Pushes(raises=(car(pushers),))
+    found = score_output(lowered(pushers.subject), pushers.sweep, PUSHES, pushes, hypothesis="h", claim=lambda _: True)
+    assert [score.value for score in found] == [1.0, 1.0]

@@ -89,3 +89,11 @@ def test_what_cannot_be_done_is_refused(pushers: Any, options: dict[str, Any], s
         go(pushers, pusher(1), **options)
     with pytest.raises(Refused, match="is a head"):
         go(pushers, pusher(1, "1-attn"))
+
+
+def test_lower_precision_is_steered_alike(pushers: Any, lowered: Any) -> None:
+    exact = go(pushers, pusher(1), strengths=[0, 4])
+    lower = steer(lowered(pushers.subject), pushers.sweep, pusher(1), strengths=[0, 4], **FAST)
+    for row, other in zip(exact.rows, lower.rows, strict=True):
+        assert other["kl"] == pytest.approx(row["kl"], rel=lowered.near, abs=0.05 * lowered.near)
+    assert lower.rows[-1]["raises"][0] == exact.rows[-1]["raises"][0]

@@ -19,10 +19,6 @@ from lamplighter.tools.units import UnitId
 
 TEXT = "World War II began in 1939; World War I ended in 1918."
 CLOSE = 1e-6   # RMSNorm computes in float32 even inside a float64 model
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")),
-]
 LENGTHS = (5, 12, 9, 2)
 
 
@@ -402,19 +398,16 @@ def test_batches_hold_every_row_once_and_stay_within_their_tokens(lengths: list[
 # Precision and devices
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_lower_precision_agrees_within_its_tolerance(tiny: Any, dtype: torch.dtype, device: str) -> None:
-    model = copy.deepcopy(tiny.model).to(device=device, dtype=dtype)
-    subject = Subject.wrap(model, tiny.tokenizer, "lower")
-    assert subject.dtype == dtype and subject.device.type == device
+def test_lower_precision_agrees_within_its_tolerance(tiny: Any, lowered: Any) -> None:
+    subject = lowered(tiny)
+    assert subject.dtype == lowered.dtype and subject.device.type == lowered.device
     assert all(subject.holds(need) for need in ("read", "edit", "project"))
     rows = ragged(tiny)
     exact, lower = (s.run(rows, read=["0-mlp"], logits=True) for s in (tiny, subject))
     found, wanted = (done.readings["0-mlp"][done.mask].double().cpu() for done in (lower, exact))
-    assert gap(found, wanted) < TOLERANCE[dtype]
+    assert gap(found, wanted) < TOLERANCE[lowered.dtype]
     error = gap(lower.logits[lower.mask].double().cpu(), exact.logits[exact.mask])
-    assert 0 < error < 3 * TOLERANCE[dtype]
+    assert 0 < error < 3 * TOLERANCE[lowered.dtype]
     clean = subject.run(rows, read=["0-resid"], logits=True)
     own = subject.run(rows, edits=[Edit("0-resid", clean.readings["0-resid"])], logits=True)
     assert torch.equal(own.logits[own.mask], clean.logits[clean.mask])
