@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..store.records import Refused
-from ..tools.ablate import CONTEXT, EQUIVALENCE_PLACES, Text, ablate, compare, matched, study_texts
+from ..tools.ablate import EQUIVALENCE_PLACES, Text, ablate, compare, cut_behind, matched, study_texts
 from ..tools.corpus import load_corpus
 from ..tools.losses import inside
 from ..tools.measures import EQUIVALENCE_UNITS
@@ -198,8 +198,8 @@ def _hold(index: int, level: float, where: Tensor, x: Tensor) -> Tensor:
 def _bound(other: Other, work: _Study, places: Sequence[tuple[Text, int]], level: Any) -> float:
     """δ, as `ablate` defines it."""
     subject, layer = work.subject, work.unit.layer
-    rows = [[text.ids[0], *text.ids[max(1, p + 2 - CONTEXT) : p + 1]] for text, p in places]
-    targets = torch.tensor([text.ids[p + 1] for text, p in places])
+    rows, follows = cut_behind(places)
+    targets = torch.tensor(follows)
     ids, real = _padded(rows)
     last = real.sum(dim=1)
     normed, _, before = other.clean(ids, layer)

@@ -273,8 +273,7 @@ def _equivalence(
 ) -> dict[str, Any]:
     """δ, this unit's mean ΔCE on the same rows, and how many units and positions stand behind them."""
     others = matched(subject, unit, EQUIVALENCE_UNITS, generator)
-    rows = [[text.ids[0], *text.ids[max(1, p + 2 - CONTEXT) : p + 1]] for text, p in places]
-    targets = [text.ids[p + 1] for text, p in places]
+    rows, targets = cut_behind(places)
     effects: list[float] = []
     if len(places) > 1 and others:
         unchanged = subject.run(rows, read=subject.before([unit.site]), normed=True)
@@ -296,6 +295,12 @@ def _equivalence(
         "equivalence_units": len(others),
         "equivalence_n": len(rows),
     }
+
+
+def cut_behind(places: Sequence[tuple[Text, int]]) -> tuple[list[list[int]], list[int]]:
+    """Each place's text up to there, the sink and at most CONTEXT − 1 tokens, and the token that follows."""
+    rows = [[text.ids[0], *text.ids[max(1, p + 2 - CONTEXT) : p + 1]] for text, p in places]
+    return rows, [text.ids[p + 1] for text, p in places]
 
 
 def _spread(texts: Sequence[Text], firings: Sequence[Place], generator: np.random.Generator) -> list[tuple[Text, int]]:
