@@ -2,16 +2,20 @@
 
 masked: what a masked language model expects there, seeing both sides. form: for numbers, others written alike and
 otherwise. next: what the subject itself expects there, seeing what stands before. neighbours: words whose input
-embedding in the subject is nearest. random: words about as common, which is the control: a proposer that keeps a unit
-firing no more often than this knows nothing of it. given: words that the caller names.
+embedding in the subject is nearest. collocates: words that go with the word beside it, as States and Kingdom with
+United, by log-likelihood in the built-in corpus (Dunning, 1993). random: words about as common, which is the control: a
+proposer that keeps a unit firing no more often than this knows nothing of it. given: words that the caller names.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import pairwise, zip_longest
 
 import numpy as np
 import torch
+from nltk import FreqDist
+from nltk.collocations import BigramAssocMeasures, BigramCollocationFinder
 from torch import Tensor
 
 from . import corpus
@@ -22,7 +26,7 @@ from .rules import split_words
 from .spelled import Spelled, Word
 from .subject import Subject
 
-NAMES = ("masked", "form", "next", "neighbours", "random", "given")
+NAMES = ("masked", "form", "next", "neighbours", "collocates", "random", "given")
 LOOKED = 20     # tokens looked through for each word that is wanted
 ALIKE = 10      # words about as common, for each that is drawn
 
@@ -45,6 +49,7 @@ class Proposers:
             "form": lambda: by_form(word.text),
             "next": lambda: self._words(self._next(spelled.ids[: word.first], n), word),
             "neighbours": lambda: self._words(self._near(spelled.ids[word.first : word.end], n), word),
+            "collocates": lambda: _collocates(spelled, word),
             "random": lambda: self._random(word.text, n),
         }
         if name == "given":     # whoever names a word means its case as well
@@ -77,6 +82,16 @@ class Proposers:
         return [nearest[i] for i in draw.permutation(len(nearest))[:n]]
 
 
+def _collocates(spelled: Spelled, word: Word) -> list[str]:
+    """What goes behind the word before and before the word behind, by turns, of the kind of `word`."""
+    words = spelled.words()
+    here = next(i for i, other in enumerate(words) if other.span == word.span)
+    behind, before = collocations()
+    sides = [behind.get(other.text, []) for other in words[:here][-1:]]
+    sides += [before.get(other.text, []) for other in words[here + 1 :][:1]]
+    return [w for pair in zip_longest(*sides) for w in pair if w is not None and same_kind(w, word.text)]
+
+
 def alike(subject: Subject, tokens: Sequence[int]) -> Tensor:
     """How near each token [V] is to these: the cosine of centred input embeddings with their mean, × its length."""
     table = subject.model.get_input_embeddings().weight
@@ -92,6 +107,18 @@ def alike(subject: Subject, tokens: Sequence[int]) -> Tensor:
 def common_words() -> Counter[str]:
     """How often each word stands in the built-in corpus's committed text."""
     return Counter(w for w in split_words(corpus.filler_text()) if any(c.isalnum() for c in w))
+
+
+@cache
+def collocations() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """What stands behind, and before, each word of the built-in corpus's committed text, the most telling first."""
+    words = split_words(corpus.filler_text())
+    finder = BigramCollocationFinder(FreqDist(words), FreqDist(pairwise(words)))
+    behind, before = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for (one, other), _ in finder.score_ngrams(BigramAssocMeasures.likelihood_ratio):
+        behind[one].append(other)
+        before[other].append(one)
+    return behind, before
 
 
 __all__ = ["NAMES", "Proposers", "alike"]

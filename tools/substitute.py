@@ -74,7 +74,7 @@ def substitute(
         ids: token ids instead of text, the first being the sink.
         kept: positions to hold in place of the pruning's result, the text's strongest token among them.
         n: proposals a word from each proposer.
-        proposers: of masked, form, next, neighbours, random (default: masked and form).
+        proposers: of masked, form, next, neighbours, collocates, random (default: masked and form).
         words: words to try in the place of each kept word, besides the proposers'.
         rings: 2 also tries substitutes of the strongest substitutes.
         seed: seeds the draws, the pruning and the proposer random.

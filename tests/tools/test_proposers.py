@@ -1,5 +1,6 @@
 """Where substitutes come from: each proposer beside a way of its own to the same words, and the control."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -100,3 +101,25 @@ def test_pieces_of_words_are_no_words(llama: Any) -> None:
     spelled = Spelled(llama, llama.encode(TEXT))
     every = proposing(llama)._words(range(llama.vocabulary), word_of(spelled, "car"))
     assert all(f" {w}" in {llama.piece(t) for t in range(llama.vocabulary)} for w in every)
+
+
+def test_collocates_go_with_the_words_beside(llama: Any) -> None:
+    """Beside a count by hand: Dunning's statistic of each pair of neighbouring words of the corpus."""
+    spelled = Spelled(llama, llama.encode("the United car of America"))
+    found = proposing(llama).propose("collocates", spelled, word_of(spelled, "car"), 4)
+    words = split_words(module.corpus.filler_text())
+    pairs = Counter(zip(words[:-1], words[1:], strict=True))
+    counts, total = Counter(words), len(words)
+
+    def told(one: str, other: str) -> float:
+        k = pairs[one, other]
+        seen = np.array([[k, counts[one] - k], [counts[other] - k, total - counts[one] - counts[other] + k]])
+        wanted = seen.sum(1, keepdims=True) * seen.sum(0, keepdims=True) / seen.sum()
+        return 2 * float((seen * np.log(np.where(seen > 0, seen, 1) / wanted)).sum())
+
+    behind = {b: told(a, b) for a, b in pairs if a == "United" and b.isalpha()}
+    assert found[0] == max(behind, key=lambda w: behind[w]) == "States"
+    before = {a: told(a, b) for a, b in pairs if b == "of" and a.isalpha()}
+    assert found[1] == max(before, key=lambda w: before[w])
+    alone = Spelled(llama, llama.encode("car"))
+    assert proposing(llama).propose("collocates", alone, word_of(alone, "car"), 4) == []
