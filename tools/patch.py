@@ -285,7 +285,7 @@ def _summary(unit: UnitId, rows: list[dict[str, Any]], checks: dict[str, Any]) -
         return f"{unit}, {swap} ({tokens}): not scorable, since {checks['reason']}."
     controls = sorted(abs(r["carried"]) for r in rows[2:])
     most = f"; random units at most {controls[-1]:.0%}" if controls else ""
-    here = [f"{row['carried']:.0%}" for row in rows[:2]]
+    here = [_share(row["carried"]) for row in rows[:2]]
     if checks["sd"] is None:
         back, gone, where = *here, "on this pair alone"
     else:
@@ -298,7 +298,7 @@ def _summary(unit: UnitId, rows: list[dict[str, Any]], checks: dict[str, Any]) -
 
 
 def _share(value: float | None) -> str:
-    return "an undefined share" if value is None else f"{value:.0%}"
+    return "an undefined share" if value is None else f"{round(value, 2) + 0.0:.0%}"      # no minus in front of 0 %
 
 
 def _warnings(checks: dict[str, Any], chosen: bool) -> list[str]:
