@@ -61,7 +61,9 @@ def _submitted(home: Home, unit: UnitId) -> Hypothesis:
     """The explanation of when `unit` fires that was submitted last; raises Refused where it has no rule."""
     found = home.findings.read(Hypothesis, unit=unit.bare, sign=unit.sign, side="input", kept=True)
     if not found or found[-1].rule is None:
-        raise Refused(f"{unit} has no explanation with a rule in {home.path}; `lamplighter run --units {unit}` first.")
+        raise Refused(
+            f"{unit} has no explanation with a rule in {home.path}; `lamplighter show {unit}` says what is known of it."
+        )
     return found[-1]
 
 
