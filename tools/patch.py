@@ -55,8 +55,8 @@ def patch(
     logit t⁺ − logit t⁻ [logits]. Chosen and measured on this pair, they inflate |M|; they are then held for `pairs`
     repeats, in which all tokens but the kept words are drawn anew, the same on both sides. Carried share = (M_patched −
     M_base) / (M_source − M_base): denoise puts the clean value into the corrupt run (base corrupt, source clean:
-    sufficient?), noise the corrupt value into the clean run (necessary?). All behind the edit is computed anew, with the
-    final norm's scale, which `patch_grid` and `path_patch` can freeze.
+    sufficient?), noise the corrupt value into the clean run (necessary?). All behind the edit is computed anew, and so
+    is the final norm's scale, which `patch_grid` and `path_patch` can freeze.
 
     Rows {role, unit, direction, carried, carried_repeats, metric, clean, corrupt}: the unit both ways, then 20 random
     units of the layer, denoise only. carried_repeats: ratio of the sums over the repeats (None for controls); metric:
