@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TRIES = 3               # requests for one question, the first included
 TIMEOUT = 120.0         # seconds of silence after which a request is given up
 BACKOFF = 0.5           # seconds before the second try; twice that before the third
-LONGEST_WAIT = 60.0     # seconds; a server that asks for more is not waited for
+LONGEST_WAIT = 60.0     # seconds; where a server asks for more, the caller is told so
 BYTES_A_TOKEN = 4       # of UTF-8, where the server does not count
 PROBE = "This is a test of the connection."     # begins every question of `probe`
 WORD = "lamplighter"
@@ -47,6 +47,14 @@ class LLMError(RuntimeError):
     def __init__(self, kind: str, sentence: str) -> None:
         super().__init__(sentence)
         self.kind = kind
+
+
+class Later(LLMError):
+    """The server takes no request for so many `seconds`, longer than one question is worth waiting for."""
+
+    def __init__(self, kind: str, sentence: str, seconds: float) -> None:
+        super().__init__(kind, sentence)
+        self.seconds = seconds
 
 
 class Stamps(TypedDict, total=False):
@@ -188,7 +196,8 @@ class Client:
         is to fit; a server that ignores it is not corrected here. Both in one request is a ValueError: many servers
         then drop one of them without a word. The same request is asked once, and recalled ever after.
 
-        Raises LLMError if no usable reply was had, and what `check` raises.
+        Raises Later where the server asks for a long wait, LLMError if no usable reply was had, and what `check`
+        raises.
         """
         request = self._request(messages, max_tokens, schema, tools)
         key = f"llm:{self._digest(request)}"
@@ -250,6 +259,8 @@ class Client:
             if request is not None and self._yields(answer, request):
                 continue
             wait = BACKOFF * 2 ** (tries - 1) if answer.wait is None else answer.wait
+            if answer.passing and answer.wait is not None and self._longest_wait() < wait < math.inf:
+                raise Later(answer.outcome, self._sentence(answer, tries), wait)
             if not answer.passing or tries == TRIES or wait > self._longest_wait():
                 raise LLMError(answer.outcome, self._sentence(answer, tries))
             self._sleep(wait)

@@ -7,6 +7,7 @@ run, and a finished one is shown, not repeated, unless a fresh one is asked for.
 import hashlib
 import json
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -32,7 +33,7 @@ from . import verdict
 from .budget import Budget
 from .config import EMBEDDER, Home, load_embedder
 from .graph import investigate
-from .llm import LLMError, Stamps
+from .llm import Later, LLMError, Stamps
 from .nodes import Drained, Investigator
 from .planners import Planners, choose
 from .playbook import Induce
@@ -195,10 +196,35 @@ class _Night:
         work, total = self.home.work, len(state.units)
         self.progress.begins(total - len(self._open_units(state)), total)
         while not self.budget.reached and (job := work.claim(state.id, worker_id(), LEASE)):
-            with suppress(StaleAttempt):   # another worker has the unit by now; this attempt is not recorded
+            try:
                 self._unit(state, job, toolbox, sweep)
+            except StaleAttempt:   # another worker has the unit by now; this attempt is not recorded
+                pass
+            except Later as later:
+                work.release(job)
+                self._deliver()
+                if not self._wait(job.unit, later):
+                    return
+                continue
             self._deliver()
             self.progress.ended(job.unit, self._status(state, job.unit), total - len(self._open_units(state)), total)
+
+    def _wait(self, unit: str, later: Later) -> bool:
+        """Whether the endpoint takes requests again before the run's minutes end, once it has been waited for.
+
+        Raises Drained if the run is asked to stop meanwhile.
+        """
+        left = self.budget.seconds_left
+        if left is not None and left <= later.seconds:
+            self.progress.step(unit, f"left for another time: {later}")
+            return False
+        self.progress.step(unit, f"waiting {later.seconds:,.0f} seconds: {later}")
+        end = self.budget.elapsed + later.seconds
+        while (rest := end - self.budget.elapsed) > 0:
+            if self.asked_to_stop():
+                raise Drained
+            time.sleep(min(rest, 1.0))
+        return True
 
     def _deliver(self) -> None:
         """Moves what was found to the findings; while somebody else holds them it waits in the outbox."""
@@ -262,7 +288,7 @@ class _Night:
     def _unit(self, state: RunState, job: Job, toolbox: Toolbox, sweep: Sweep) -> None:
         """One attempt at one unit. The only place where any error is caught: it becomes a failure of this unit.
 
-        Raises StaleAttempt if the unit was taken over meanwhile.
+        Raises StaleAttempt if the unit was taken over meanwhile, Later where the endpoint asks to wait.
         """
         unit = UnitId.parse(job.unit)
         step = "start"
@@ -287,7 +313,7 @@ class _Night:
         except (Drained, KeyboardInterrupt):
             self.home.work.release(job)
             raise
-        except StaleAttempt:
+        except (StaleAttempt, Later):
             raise
         except Exception as error:  # noqa: BLE001
             failure = Failure(

@@ -36,7 +36,7 @@ from ..tools.units import UnitId
 from . import verdict
 from .brief import plain
 from .budget import Budget
-from .llm import LLMError
+from .llm import Later, LLMError
 from .progress import PLANNING
 from .state import Abstain, Action, Call, Draft, Planner, State, Submit
 
@@ -84,11 +84,14 @@ class Investigator:
         """Asks the planner, or has it conclude once the budget is spent.
 
         Where a language model fails after a first submission, that one stands and the failure is recorded beside it.
+        Raises Later where it only asks to wait.
         """
         spent = self.budget.spent(state["steps"])
         self.tell(state["unit"], PLANNING if spent is None else f"wrapping up: {spent}")
         try:
             decided: Action = self.planner.decide(state) if spent is None else self.planner.conclude(state)
+        except Later:               # the unit is begun again when the server takes requests
+            raise
         except LLMError as error:
             if self.budget.reached:     # as where no more time was left for an answer
                 return {"action": self.planner.conclude(state)}

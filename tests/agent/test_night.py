@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from lamplighter.agent import night
+from lamplighter.agent import llm, night
 from lamplighter.agent.config import Home
 from lamplighter.agent.nodes import Drained
 from lamplighter.store import records
 from lamplighter.store.records import Evidence, Failure, Refused, Score, Verdict
 from lamplighter.store.work import Busy, worker_id
-from lamplighter.testing import ScriptedEndpoint
+from lamplighter.testing import CallTool, ScriptedEndpoint, Status
 from lamplighter.tools import measures
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.sweep import Sweep
@@ -539,3 +539,53 @@ def test_a_dimension_of_the_stream_goes_through_a_run_as_neurons_do(project: Any
     assert {"nearest_1", "random_1"} <= known.keys() and f1.value is not None and f1.value > max(known.values())
     pushed = home.findings.read(Score, metric="output_auc")
     assert pushed and "neighbours" in pushed[0].floors
+
+
+def test_an_endpoint_that_says_later_is_waited_for_and_nothing_is_lost_or_paid_twice(
+    swept: Home, project: Any, monkeypatch: pytest.MonkeyPatch, told: Any
+) -> None:
+    monkeypatch.setattr(llm, "LONGEST_WAIT", 0.1)
+    answers = [Status(429, retry_after=1.5), Status(503, retry_after=0.4)]
+
+    def script(request: dict[str, Any]) -> Any:
+        return answers.pop(0) if answers else CallTool("submit", {"candidate": "A", "sentence": "on car", "why": "so"})
+
+    with ScriptedEndpoint(script) as server:
+        began = time.monotonic()
+        outcome = project.run(swept, told, units="0-mlp/0", planner="llm", endpoint=server.url)
+        took = time.monotonic() - began
+    assert (outcome.status, outcome.failed) == ("done", []) and took >= 1.9
+    assert swept.findings.read(Failure, run=outcome.run) == []
+    assert len(swept.findings.read(records.Investigation, run=outcome.run)) == 1
+    waits = [what for _, what in told.steps if what.startswith("waiting")]
+    assert waits[0].startswith("waiting 2 seconds") and "asks to wait 2 seconds" in waits[0] and len(waits) == 2
+    asked = [row["outcome"] for row in table(swept, "llm_calls") if row["purpose"] == "plan"]
+    assert asked[:2] == ["http 429", "http 503"] and set(asked[2:]) == {"ok"}
+
+
+def test_an_endpoint_that_says_later_than_the_minutes_leaves_the_units(
+    swept: Home, project: Any, told: Any
+) -> None:
+    with ScriptedEndpoint(lambda request: Status(429, retry_after=3600)) as server:
+        asked = {"units": QUICK, "planner": "llm", "endpoint": server.url}
+        outcome = project.run(swept, told, minutes=5, **asked)
+        assert outcome.status == "budget" and len(outcome.left) == 2 and outcome.failed == []
+        assert told.steps[-1][1].startswith("left for another time")
+        assert [row["purpose"] for row in table(swept, "llm_calls")].count("plan") == 1
+    with ScriptedEndpoint(lambda request: CallTool("abstain", {"reason": "no", "why": "so"})) as server:
+        again = project.run(swept, **(asked | {"endpoint": server.url}))
+    assert (again.status, again.failed) == ("done", [])
+
+
+def test_a_stop_while_the_endpoint_is_waited_for_gives_the_unit_back(
+    swept: Home, project: Any, told: Any
+) -> None:
+    def stop(unit: str, what: str) -> None:
+        if what.startswith("waiting"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    told.at_step = stop
+    with ScriptedEndpoint(lambda request: Status(429, retry_after=3600)) as server, pytest.raises(Drained):
+        project.run(swept, told, units=QUICK, planner="llm", endpoint=server.url)
+    (state,) = swept.work.runs()
+    assert {job.status for job in swept.work.jobs(state.id)} == {"queued"}
