@@ -20,6 +20,8 @@ class Budget:
     minutes: float | None = None
     llm_tokens: int | None = None
     usd: float | None = None
+    unit_llm_tokens: int | None = None
+    unit_usd: float | None = None
     steps: int = STEPS
     revisions: int = REVISIONS
     clock: Callable[[], float] = time.monotonic
@@ -42,14 +44,11 @@ class Budget:
     @property
     def asked_enough(self) -> str | None:
         """Which limit on the language model is reached, or None. A call whose cost is unknown counts as no money."""
-        if self.llm_tokens is None and self.usd is None:
-            return None
-        spent = self.spent_on_llm()
-        if self.llm_tokens is not None and spent.tokens >= self.llm_tokens:
-            return f"the run's {self.llm_tokens:,} tokens of language model are spent"
-        if self.usd is not None and spent.usd >= self.usd:
-            return f"the run's {self.usd:g} dollars are spent"
-        return None
+        return _over("run", self.llm_tokens, self.usd, self.spent_on_llm)
+
+    def unit_asked_enough(self, spent: Callable[[], Spent]) -> str | None:
+        """The same of one unit's own limits; `spent` reads what it has cost in all attempts of the run."""
+        return _over("unit", self.unit_llm_tokens, self.unit_usd, spent)
 
     @property
     def reached(self) -> str | None:
@@ -61,3 +60,14 @@ class Budget:
     def spent(self, steps: int) -> str | None:
         """Why a unit that has taken `steps` tool calls must wrap up now, or None."""
         return self.reached or (f"{steps} steps are spent" if steps >= self.steps else None)
+
+
+def _over(whose: str, tokens: int | None, usd: float | None, spent: Callable[[], Spent]) -> str | None:
+    if tokens is None and usd is None:
+        return None
+    known = spent()
+    if tokens is not None and known.tokens >= tokens:
+        return f"the {whose}'s {tokens:,} tokens of language model are spent"
+    if usd is not None and known.usd >= usd:
+        return f"the {whose}'s {usd:g} dollars are spent"
+    return None

@@ -228,6 +228,10 @@ def run(
         int | None, typer.Option("--llm-tokens", min=0, help="Language-model tokens, in and out, to spend at most.")
     ] = None,
     usd: Annotated[float | None, typer.Option("--usd", min=0, help="Dollars to spend at most.")] = None,
+    unit_llm_tokens: Annotated[
+        int | None, typer.Option("--unit-llm-tokens", min=0, help="The same for each unit, which then concludes.")
+    ] = None,
+    unit_usd: Annotated[float | None, typer.Option("--unit-usd", min=0, help="Dollars for each unit.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, though the same run is there.")] = False,
     second: SecondOption = None,
     tokens: TokensOption = None, device: DeviceOption = None, dtype: DtypeOption = None,
@@ -241,7 +245,7 @@ def run(
     asked = Request(
         model=model, corpus=corpus, sites=tuple(shown.listed(sites)), units=units, planner=planner, endpoint=endpoint,
         tokens=tokens, second=second, device=device, dtype=dtype, minutes=minutes, llm_tokens=llm_tokens, usd=usd,
-        fresh=fresh,
+        unit_llm_tokens=unit_llm_tokens, unit_usd=unit_usd, fresh=fresh,
     )  # fmt: skip
     try:
         with progress() as live:

@@ -139,15 +139,15 @@ class _Answer:
 class Client:
     """Asks one endpoint, and writes what that cost into `work`.
 
-    `check` is called before each request and may raise; `seconds_left` is what the run may still take, None for no
-    limit: no request and no wait goes beyond it. `sleep` can be replaced in tests.
+    `check` is called before each request, with its stamps, and may raise; `seconds_left` is what the run may still
+    take, None for no limit: no request and no wait goes beyond it. `sleep` can be replaced in tests.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
         work: Work,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[Stamps], None] = lambda stamps: None,
         seconds_left: Callable[[], float | None] = lambda: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -268,7 +268,7 @@ class Client:
 
     def _send(self, purpose: str, request: dict[str, Any] | None, stamps: Stamps) -> _Answer:
         """One HTTP request and its row in the ledger."""
-        self._check()
+        self._check(stamps)
         left = self._seconds_left()
         if left is not None and left <= 0:
             raise LLMError("no time", "the run's time is spent, so nothing more is asked; raise --minutes.")

@@ -38,7 +38,8 @@ from .nodes import Drained, Investigator
 from .planners import Planners, choose
 from .playbook import Induce
 
-APART = ("endpoint", "minutes", "llm_tokens", "usd", "fresh")     # of a request, what does not make it another run
+# Of a request, what does not make it another run.
+APART = ("endpoint", "minutes", "llm_tokens", "usd", "unit_llm_tokens", "unit_usd", "fresh")
 LEASE = 600.0          # seconds a unit is held without a sign of life
 _NO_MORE = ("budget", "no time", "timeout")            # kinds of LLMError that a spent budget makes
 
@@ -67,6 +68,8 @@ class Request:
     minutes: float | None = None
     llm_tokens: int | None = None
     usd: float | None = None
+    unit_llm_tokens: int | None = None
+    unit_usd: float | None = None
     fresh: bool = False
 
     def asked(self) -> dict[str, Any]:
@@ -104,7 +107,7 @@ class Outcome:
 def run_night(home: Home, request: Request, progress: Progress) -> Outcome:
     """Carries a request out: sweep, pick units, investigate each, conclude, embed. Raises Refused before any work
     if it cannot be carried out."""
-    budget = Budget(request.minutes, request.llm_tokens, request.usd)
+    budget = Budget(request.minutes, request.llm_tokens, request.usd, request.unit_llm_tokens, request.unit_usd)
     try:
         with closing(choose(request.planner, request.endpoint, home, budget)) as planners:
             return _run(home, replace(request, planner=planners.label), budget, planners, progress)
@@ -197,9 +200,8 @@ class _Night:
         self.progress.begins(total - len(self._open_units(state)), total)
         while not self.budget.reached and (job := work.claim(state.id, worker_id(), LEASE)):
             try:
-                self._unit(state, job, toolbox, sweep)
-            except StaleAttempt:   # another worker has the unit by now; this attempt is not recorded
-                pass
+                with suppress(StaleAttempt):   # another worker has the unit by now; this attempt is not recorded
+                    self._unit(state, job, toolbox, sweep)
             except Later as later:
                 work.release(job)
                 self._deliver()

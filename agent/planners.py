@@ -94,10 +94,11 @@ class ByLLM:
         self.label = f"llm:{self._client.model}@{endpoint.label}"
 
     def ready(self, run: str | None) -> None:
-        if self._budget.usd is not None and not self._client.priced:
+        dollars = (self._budget.usd, self._budget.unit_usd)
+        if dollars != (None, None) and not self._client.priced:
             raise Refused(
-                f"no price is known for {self._client.model}, so --usd cannot be kept; set usd_per_million_in and "
-                "usd_per_million_out in config.toml of the home, or give --llm-tokens instead."
+                f"no price is known for {self._client.model}, so no limit in dollars can be kept; set "
+                "usd_per_million_in and usd_per_million_out in config.toml of the home, or give tokens instead."
             )
         known = self._work.recall(self._key(run)) if self._server or run else None
         self._can = Capabilities.from_json(known) if known else probe(self._client)
@@ -125,7 +126,10 @@ class ByLLM:
             return f"llm-probe:{self.label}:{version('xllamacpp')}"
         return f"llm-probe:{run}"
 
-    def _check(self) -> None:
+    def _check(self, stamps: Stamps) -> None:
+        run, unit, sign = stamps.get("run"), stamps.get("unit"), stamps.get("sign")
         reached = self._budget.asked_enough
+        if reached is None and run is not None and unit is not None:
+            reached = self._budget.unit_asked_enough(lambda: self._work.spent(run, unit, sign))
         if reached is not None:
             raise OutOfBudget("budget", reached)

@@ -363,12 +363,13 @@ class Work:
             con.execute(sql, row)
             self._post(con, [call])
 
-    def spent(self, run: str) -> Spent:
-        """The sums of the ledger over a run, every process that worked on it included."""
+    def spent(self, run: str, unit: str | None = None, sign: int | None = None) -> Spent:
+        """The sums of the ledger over a run, or over one unit of it, every process that worked on it included."""
         sql = """SELECT count(*), coalesce(sum(coalesce(tokens_in, 0) + coalesce(tokens_out, 0)), 0), total(usd),
-                        count(*) - count(usd) FROM llm_calls WHERE run = ?"""
+                        count(*) - count(usd) FROM llm_calls
+                 WHERE run = :run AND (:unit IS NULL OR (unit = :unit AND sign = :sign))"""
         with self._use() as con:
-            return Spent(*con.execute(sql, (run,)).fetchone())
+            return Spent(*con.execute(sql, {"run": run, "unit": unit, "sign": sign}).fetchone())
 
     # Evidence cache
 

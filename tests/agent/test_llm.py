@@ -356,7 +356,7 @@ def test_a_budget_is_asked_before_each_try_and_may_end_it(client, work):
     class Spending(Exception):
         pass
 
-    def check():
+    def check(stamps):
         if len(ledger(work)) == 2:
             raise Spending
 

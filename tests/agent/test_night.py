@@ -589,3 +589,24 @@ def test_a_stop_while_the_endpoint_is_waited_for_gives_the_unit_back(
         project.run(swept, told, units=QUICK, planner="llm", endpoint=server.url)
     (state,) = swept.work.runs()
     assert {job.status for job in swept.work.jobs(state.id)} == {"queued"}
+
+
+def test_a_unit_that_has_spent_its_tokens_concludes_and_the_next_one_may_spend_its_own(
+    swept: Home, project: Any
+) -> None:
+    """The model would try rules for ever; each unit stops at its own limit with the best candidate that it has."""
+
+    def script(request: dict[str, Any]) -> Any:
+        rule = {"clauses": [{"at": {"word": f"w{len(server.requests)}"}}]}
+        return CallTool("try_rule", {"sentence": "fires on something", "rule": rule, "why": "so"})
+
+    with ScriptedEndpoint(script) as server:
+        asked = {"units": "0-mlp/0,0-mlp/1", "planner": "llm", "endpoint": server.url, "unit_llm_tokens": 1}
+        outcome = project.run(swept, **asked)
+    assert (outcome.status, outcome.failed) == ("done", [])
+    for unit in outcome.units:
+        assert swept.work.spent(outcome.run, unit, 1).calls == 1
+    kept = swept.findings.read(records.Hypothesis, run=outcome.run, kept=True, side="input")
+    assert {h.unit for h in kept} == set(outcome.units)
+    each = [swept.work.spent(outcome.run, unit, 1).tokens for unit in outcome.units]
+    assert swept.work.spent(outcome.run).tokens == sum(each)

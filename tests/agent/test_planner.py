@@ -391,7 +391,7 @@ def test_dollars_cannot_be_promised_for_a_model_without_a_price(
     """Refused before anything is asked or swept; on this machine everything is free."""
     home = Home(tmp_path / "home")
     monkeypatch.setenv("LAMPLIGHTER_LLM_MODEL", "unheard-of-9")
-    with pytest.raises(Refused, match="no price is known for unheard-of-9, so --usd cannot be kept; .*--llm-tokens"):
+    with pytest.raises(Refused, match="no price is known for unheard-of-9, so no limit in dollars can be kept"):
         project.run(home, planner="llm", endpoint="http://llm.invalid/v1", usd=1.0)
     assert home.work.runs() == [] and not (home.path / "sweeps").exists() and home.work.pending() == 0
     with ScriptedEndpoint(sensible) as server:
@@ -453,7 +453,7 @@ def known(project: Any, finished: Any, tmp_path_factory: pytest.TempPathFactory)
 
 
 def planner_on(
-    server: ScriptedEndpoint, known: Known, folder: Path, check: Callable[[], None] = lambda: None, **can: bool
+    server: ScriptedEndpoint, known: Known, folder: Path, check: Callable[[Any], None] = lambda _: None, **can: bool
 ) -> LLMPlanner:
     client = Client(Endpoint(server.url, "scripted"), Work(folder / "work.sqlite"), check, sleep=lambda _: None)
     able = Capabilities(**({"tools": True, "schema": True, "logprobs": False, "usage": True} | can))
@@ -492,7 +492,7 @@ class Desk:
 def desk(known: Known, tmp_path: Path) -> Iterator[Callable[..., tuple[Desk, ScriptedEndpoint]]]:
     servers: list[ScriptedEndpoint] = []
 
-    def make(script: Any, check: Callable[[], None] = lambda: None, **can: bool) -> tuple[Desk, ScriptedEndpoint]:
+    def make(script: Any, check: Callable[[Any], None] = lambda _: None, **can: bool) -> tuple[Desk, ScriptedEndpoint]:
         servers.append(ScriptedEndpoint(script).__enter__())
         return Desk(planner_on(servers[-1], known, tmp_path, check, **can), known), servers[-1]
 
@@ -671,7 +671,7 @@ def test_a_revision_has_turns_of_its_own(desk: Any) -> None:
 def test_limits_that_are_reached_end_with_the_best_candidate(desk: Any) -> None:
     """Before the model is asked, and also when there is nothing to hand in."""
 
-    def spent() -> None:
+    def spent(stamps: Any) -> None:
         raise OutOfBudget("budget", "the run's 5 tokens of language model are spent")
 
     one, server = desk([], check=spent)
