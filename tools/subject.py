@@ -417,12 +417,12 @@ class Subject:
 
     def _require_finite(self, sums: Mapping[Any, Tensor], mask: Tensor) -> None:
         """Raises Refused naming the first place at which a real position holds a number that is not finite."""
-        sound = [bool(torch.where(mask, total, 0).isfinite().all()) for total in sums.values()]
-        if not all(sound):
+        sound = [torch.where(mask, total, 0).isfinite().all() for total in sums.values()]
+        if sound and not bool(torch.stack(sound).all()):     # one question to the device for all of them
             kind = str(self.dtype).removeprefix("torch.")
             half = self.dtype in (torch.float16, torch.bfloat16)
             way = "load it in float32" if half else "its weights, or what was put in, are not finite"
-            place = list(sums)[sound.index(False)]
+            place = next(place for place, good in zip(sums, sound, strict=True) if not bool(good))
             raise Refused(f"{self.name} gives numbers that are not finite in {kind} at {place}; {way}.")
 
     def _require_reached(
