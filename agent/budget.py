@@ -25,7 +25,7 @@ class Budget:
     steps: int = STEPS
     revisions: int = REVISIONS
     clock: Callable[[], float] = time.monotonic
-    spent_on_llm: Callable[[], Spent] = lambda: Spent(0, 0, 0.0, 0)
+    spent_on_llm: Callable[[], Spent] = lambda: Spent(0, 0, 0.0, 0, 0, 0.0)
     started: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class Budget:
 
     @property
     def asked_enough(self) -> str | None:
-        """Which limit on the language model is reached, or None. A call whose cost is unknown counts as no money."""
+        """Which limit on the language model is reached, or None. A lost reply counts as the most it can have cost."""
         return _over("run", self.llm_tokens, self.usd, self.spent_on_llm)
 
     def unit_asked_enough(self, spent: Callable[[], Spent]) -> str | None:
@@ -66,8 +66,8 @@ def _over(whose: str, tokens: int | None, usd: float | None, spent: Callable[[],
     if tokens is None and usd is None:
         return None
     known = spent()
-    if tokens is not None and known.tokens >= tokens:
+    if tokens is not None and known.tokens_most >= tokens:
         return f"the {whose}'s {tokens:,} tokens of language model are spent"
-    if usd is not None and known.usd >= usd:
+    if usd is not None and known.usd_most >= usd:
         return f"the {whose}'s {usd:g} dollars are spent"
     return None

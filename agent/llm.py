@@ -285,20 +285,25 @@ class Client:
         self, purpose: str, request: dict[str, Any] | None, answer: _Answer, seconds: float, stamps: Stamps
     ) -> None:
         tokens_in = cached = tokens_out = usd = None
-        estimated = False
+        estimated, tokens_most = False, 0
+        usd_most: float | None = 0.0
         model = "" if request is None else request["model"]
         if request is None or answer.outcome.startswith("http"):
             usd = 0.0                                     # lists and refusals are free everywhere
         elif answer.body is not None:
             tokens_in, cached, tokens_out, estimated = _tokens(request, answer.body)
-            usd = self.endpoint.usd(model, tokens_in, cached or 0, tokens_out)
-        elif self.endpoint.usd(model, 1, 0, 1) == 0.0:    # whatever it was, it cost nothing
-            usd = 0.0
+            tokens_most = tokens_in + tokens_out
+            usd = usd_most = self.endpoint.usd(model, tokens_in, cached or 0, tokens_out)
+        else:                                             # what was lost may have to be paid, up to its last token
+            asked, allowed = _size(request), request["max_tokens"]
+            tokens_most, usd_most = asked + allowed, self.endpoint.usd(model, asked, 0, allowed)
+            usd = 0.0 if usd_most == 0.0 else None
         self.work.charge(
             LLMCall(
                 purpose=purpose, model=model, endpoint=self.endpoint.label, outcome=answer.outcome, tokens_in=tokens_in,
                 tokens_cached=cached, tokens_out=tokens_out, estimated=estimated, usd=usd,
-                request=self._digest(request), seconds=round(seconds, 3), **stamps,
+                tokens_most=tokens_most, usd_most=usd_most, request=self._digest(request), seconds=round(seconds, 3),
+                **stamps,
             )
         )  # fmt: skip
 
@@ -479,9 +484,16 @@ def _tokens(request: dict[str, Any], body: dict[str, Any]) -> tuple[int, int | N
     counted = _usage(body)
     if counted is not None:
         return *counted, False
-    asked = {name: request[name] for name in ("messages", "tools", "response_format") if name in request}
-    sizes = [len(json.dumps(one, ensure_ascii=False).encode()) for one in (asked, body.get("choices"))]
-    return math.ceil(sizes[0] / BYTES_A_TOKEN), None, math.ceil(sizes[1] / BYTES_A_TOKEN), True
+    return _size(request), None, _estimated(body.get("choices")), True
+
+
+def _size(request: dict[str, Any]) -> int:
+    """Tokens of what is asked, by its bytes."""
+    return _estimated({name: request[name] for name in ("messages", "tools", "response_format") if name in request})
+
+
+def _estimated(value: Any) -> int:
+    return math.ceil(len(json.dumps(value, ensure_ascii=False).encode()) / BYTES_A_TOKEN)
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

@@ -123,7 +123,7 @@ def _limit(budget: Budget) -> str:
     """The option whose limit is reached."""
     if budget.seconds_left == 0:
         return "--minutes"
-    tokens = budget.llm_tokens is not None and budget.spent_on_llm().tokens >= budget.llm_tokens
+    tokens = budget.llm_tokens is not None and budget.spent_on_llm().tokens_most >= budget.llm_tokens
     return "--llm-tokens" if tokens else "--usd"
 
 

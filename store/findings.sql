@@ -241,3 +241,9 @@ LEFT JOIN latest pearson ON pearson.hypothesis = o.hypothesis AND pearson.metric
 LEFT JOIN pushing ON pushing.investigation = o.investigation
 LEFT JOIN latest output_auc ON output_auc.hypothesis = pushing.id AND output_auc.metric = 'output_auc'
 LEFT JOIN planned ON planned.investigation = o.investigation;
+
+-- version 5
+
+-- What a request can have cost at most; null in rows from before, and usd_most for a model without a price.
+ALTER TABLE llm_calls ADD COLUMN tokens_most BIGINT;
+ALTER TABLE llm_calls ADD COLUMN usd_most DOUBLE;

@@ -280,7 +280,8 @@ class LLMCall(Record):
     `timeout`, `connection`, `interrupted`, `unreadable`, `empty`, `cut off`. Tokens are the server's count, null where
     no reply came; `estimated`: it gave none, and they are a quarter of the UTF-8 bytes of request and reply.
     `tokens_cached` are among `tokens_in`. `usd` is null where the cost is not known: the model has no price, or the
-    reply did not arrive. `request` is the digest of what was asked, the same for each try.
+    reply did not arrive. tokens_most, usd_most: what it can have cost at most; for a lost reply as estimated and with
+    all the tokens that it was allowed. `request` is the digest of what was asked, the same for each try.
     """
 
     TABLE = "llm_calls"
@@ -295,6 +296,8 @@ class LLMCall(Record):
     usd: float | None = None
     request: str
     seconds: float
+    tokens_most: int | None = None
+    usd_most: float | None = None
 
 
 TABLES: dict[str, type[Record]] = {

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from .records import TABLES, Failure, LLMCall, Record, Refused, utc_now, uuid7
 
-VERSION = 2            # of work.sql; kept in the file as SQLite's user_version
+VERSION = 3            # of work.sql; kept in the file as SQLite's user_version
 MAX_ATTEMPTS = 3
 BUSY_SECONDS = 5.0     # how long a use waits for another process's transaction
 LOCK_SECONDS = 30.0    # lease of a named lock
@@ -92,13 +92,16 @@ class JobState:
 class Spent:
     """What a run has asked of language models: requests, tokens in and out, and dollars.
 
-    `unpriced` counts the calls whose cost is not known; they add nothing to `usd`.
+    `unpriced` counts the calls whose cost is not known; they add nothing to `usd`. tokens_most, usd_most: what all
+    calls can have cost at most, lost replies included, which is what limits are held against.
     """
 
     calls: int
     tokens: int
     usd: float
     unpriced: int
+    tokens_most: int
+    usd_most: float
 
 
 def _proc(path: str) -> str:
@@ -366,7 +369,9 @@ class Work:
     def spent(self, run: str, unit: str | None = None, sign: int | None = None) -> Spent:
         """The sums of the ledger over a run, or over one unit of it, every process that worked on it included."""
         sql = """SELECT count(*), coalesce(sum(coalesce(tokens_in, 0) + coalesce(tokens_out, 0)), 0), total(usd),
-                        count(*) - count(usd) FROM llm_calls
+                        count(*) - count(usd),
+                        coalesce(sum(coalesce(tokens_most, coalesce(tokens_in, 0) + coalesce(tokens_out, 0))), 0),
+                        total(coalesce(usd_most, usd)) FROM llm_calls
                  WHERE run = :run AND (:unit IS NULL OR (unit = :unit AND sign = :sign))"""
         with self._use() as con:
             return Spent(*con.execute(sql, {"run": run, "unit": unit, "sign": sign}).fetchone())

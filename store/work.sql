@@ -70,3 +70,9 @@ CREATE TABLE llm_calls (
     seconds       REAL NOT NULL
 );
 CREATE INDEX llm_calls_by_run ON llm_calls (run);
+
+-- version 3
+
+-- What a request can have cost at most; NULL in rows from before, and usd_most for a model without a price.
+ALTER TABLE llm_calls ADD COLUMN tokens_most INTEGER;
+ALTER TABLE llm_calls ADD COLUMN usd_most REAL;

@@ -55,9 +55,9 @@ def test_a_unit_has_limits_of_its_own() -> None:
     budget = Budget(llm_tokens=1000, unit_llm_tokens=100, unit_usd=0.5)
     assert budget.asked_enough is None
     for spent, said in (
-        (Spent(1, 99, 0.49, 0), None),
-        (Spent(1, 100, 0.0, 0), "the unit's 100 tokens of language model are spent"),
-        (Spent(1, 5, 0.5, 0), "the unit's 0.5 dollars are spent"),
+        (Spent(1, 99, 0.49, 0, 99, 0.49), None),
+        (Spent(1, 7, 0.0, 0, 100, 0.0), "the unit's 100 tokens of language model are spent"),
+        (Spent(1, 5, 0.0, 1, 5, 0.5), "the unit's 0.5 dollars are spent"),
     ):
         assert budget.unit_asked_enough(lambda spent=spent: spent) == said
-    assert Budget(llm_tokens=1, usd=0.1).unit_asked_enough(lambda: Spent(9, 9, 9.0, 0)) is None
+    assert Budget(llm_tokens=1, usd=0.1).unit_asked_enough(lambda: Spent(9, 9, 9.0, 0, 9, 9.0)) is None

@@ -440,7 +440,7 @@ def test_the_servers_count_is_charged_at_the_price(client, work):
     assert row.usd == pytest.approx((1000 * 1 + 20 * 10) / 1e6)
     assert {name: getattr(row, name) for name in stamps} == stamps
     assert (row.purpose, row.model, row.endpoint, row.outcome) == ("plan", "m", f"{server.url}/v1", "ok")
-    assert row.seconds >= 0 and work.spent("r") == Spent(1, 1020, row.usd, 0)
+    assert row.seconds >= 0 and work.spent("r") == Spent(1, 1020, row.usd, 0, 1020, row.usd)
 
 
 @pytest.mark.parametrize(
@@ -471,6 +471,12 @@ def test_what_a_lost_reply_cost_is_not_known_and_a_refusal_is_free(client, work,
     assert [row.usd is None for row in ledger(work)] == [True, False, False]
     assert [row.usd for row in ledger(work)][1] == 0.0
     assert work.spent("r").unpriced == 1
+    lost, refused, had = ledger(work)
+    asked = -(-len(json.dumps({"messages": ASKED})) // 4)
+    assert (lost.tokens_in, lost.tokens_most) == (None, asked + 50) and lost.usd_most == (asked + 50) / 1e6
+    assert (refused.tokens_most, refused.usd_most) == (0, 0.0)
+    assert (had.tokens_most, had.usd_most) == (had.tokens_in + had.tokens_out, had.usd)
+    assert work.spent("r").usd_most == pytest.approx(lost.usd_most + had.usd) and work.spent("r").usd == had.usd
     with ScriptedEndpoint([Hang(0), Say("yes")]) as server:
         ask(client(server), run="free")
     assert (work.spent("free").unpriced, work.spent("free").usd) == (0, 0.0)
@@ -535,7 +541,7 @@ def test_the_same_request_is_asked_once(client, work):
         again = ask(client(server), tools=[TOOL], run="r2", unit="m/5-mlp/2")
         assert again == replace(first, recalled=True)
         assert len(server.requests) == work.pending() == work.spent("r1").calls == 1
-        assert work.spent("r2") == Spent(0, 0, 0.0, 0)
+        assert work.spent("r2") == Spent(0, 0, 0.0, 0, 0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lamplighter.agent import planners
+from lamplighter.agent import llm, planners
 from lamplighter.agent.budget import Budget
 from lamplighter.agent.config import EMBEDDED_LLM, Home
 from lamplighter.agent.endpoint import Endpoint
@@ -13,7 +13,7 @@ from lamplighter.agent.llm import LLMError
 from lamplighter.agent.planners import ByLLM, ByPlaybook, choose
 from lamplighter.store.records import LLMCall, Refused
 from lamplighter.store.work import Spent
-from lamplighter.testing import ScriptedEndpoint
+from lamplighter.testing import Hang, ScriptedEndpoint
 from lamplighter.tools import models
 
 
@@ -141,9 +141,32 @@ def test_dollars_that_cannot_be_counted_are_refused_before_a_question(
 
 
 def test_a_limit_that_is_reached_is_asked_before_each_request(home: Home) -> None:
-    spent = Budget(llm_tokens=10, spent_on_llm=lambda: Spent(1, 10, 0.0, 0))
+    spent = Budget(llm_tokens=10, spent_on_llm=lambda: Spent(1, 10, 0.0, 0, 10, 0.0))
     with ScriptedEndpoint() as server:
         chosen = ByLLM(Endpoint(server.url, "scripted"), home.work, spent)
         with pytest.raises(LLMError, match="10 tokens of language model are spent"):
             chosen.ready(None)
         assert server.requests == []
+
+
+def test_replies_that_are_lost_reach_a_limit_in_dollars_as_well(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No reply ever comes, so no cost is ever known; the limit holds all the same."""
+    monkeypatch.setattr(llm, "TIMEOUT", 0.2)
+    monkeypatch.setattr(llm, "BACKOFF", 0.0)
+    price = "[llm]\nurl = \"{}\"\nusd_per_million_in = 1000\nusd_per_million_out = 1000\n"
+    with ScriptedEndpoint(lambda request: Hang(5)) as server:
+        home.path.mkdir(exist_ok=True)
+        (home.path / "config.toml").write_text(price.format(server.url), "utf-8")
+        budget = Budget(usd=1.0, spent_on_llm=lambda: home.work.spent("r"))
+        chosen = choose("llm", None, home, budget)
+        assert isinstance(chosen, ByLLM)
+        ends = []
+        for number in range(4):
+            with pytest.raises(LLMError) as error:
+                chosen._client.ask("plan", [{"role": "user", "content": str(number)}], max_tokens=500, run="r")
+            ends.append(error.value.kind)
+        chosen.close()
+    spent = home.work.spent("r")
+    assert ends[-1] == "budget" and spent.usd == 0.0 and spent.usd_most >= 1.0 and spent.unpriced == spent.calls <= 3

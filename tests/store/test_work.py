@@ -457,11 +457,11 @@ def test_a_call_is_in_the_ledger_and_on_its_way_to_the_findings(work):
 
 
 def test_a_run_has_spent_what_its_calls_add_up_to(work):
-    assert work.spent("r") == Spent(calls=0, tokens=0, usd=0.0, unpriced=0)
+    assert work.spent("r") == Spent(calls=0, tokens=0, usd=0.0, unpriced=0, tokens_most=0, usd_most=0.0)
     lost = call(outcome="timeout", tokens_in=None, tokens_out=None, usd=None)
     for made in (call(), call(), lost, call(run="other")):
         work.charge(made)
-    assert work.spent("r") == Work(work.path).spent("r") == Spent(calls=3, tokens=220, usd=0.5, unpriced=1)
+    assert work.spent("r") == Work(work.path).spent("r") == Spent(3, 220, 0.5, 1, 220, 0.5)
 
 
 def test_a_call_that_cannot_be_stored_is_in_neither_place(work):
