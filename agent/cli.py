@@ -324,7 +324,7 @@ def _use_tool(
     if not evidence.ok:
         raise Refused(evidence.summary)
     place.work.post([evidence])
-    facts = {"id": evidence.id, "recalled": evidence.provenance.get("recalled")}
+    facts = {"id": evidence.id, "recalled": evidence.provenance.get("recalled"), "picture": place.picture(evidence)}
     _emit(evidence.report() | facts | _strength(toolbox, chosen, evidence), as_json, people)
     _deliver(place)
 

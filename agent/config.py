@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..store.findings import Findings
-from ..store.records import Refused
+from ..store.records import Evidence, Refused
 from ..store.work import Work
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ class Home:
         draft.write_bytes(picture)
         os.replace(draft, self.pictures / f"{digest}.png")
         return digest
+
+    def picture(self, evidence: Evidence) -> str | None:
+        """Where the PNG of an experiment is, if it made one."""
+        return None if evidence.artifact is None else str(self.pictures / f"{evidence.artifact}.png")
 
     def sweep_for(self, unit: "UnitId", digest: str) -> "Sweep":
         """The largest sweep of a unit's site, of this `Subject.site_digest`; raises Refused where there is none."""

@@ -320,6 +320,8 @@ def evidence_table(report: dict[str, Any]) -> None:
         say(f"{key}: {clean(_short(value))}")
     for warning in report["warnings"]:
         say(f"note: {clean(warning)}")
+    if report.get("picture"):
+        say(f"picture: {report['picture']}")
     cost = report["cost"]
     spent = f"{cost['forward_rows']:,} rows, {cost['forward_tokens']:,} forward tokens, {cost['seconds']:.1f} s"
     say("recalled: the same was asked before." if report["recalled"] else f"cost: {spent}")

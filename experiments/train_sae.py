@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import __version__
 from ..store.records import Refused
 from ..tools.corpus import Corpus
-from ..tools.features import CONFIG, WEIGHTS, Point, load_coder
+from ..tools.features import CONFIG, TRAINING, WEIGHTS, Point, load_coder
 from ..tools.sae_eval import sae_eval
 from ..tools.subject import Subject
 from ..tools.sweep import Read, apart, tokenise
@@ -226,11 +226,13 @@ def train_sae(
 ) -> dict[str, Any]:
     """Trains, or goes on training, the SAE of `folder`, writes it there with its card, and returns the card.
 
-    Raises Refused for a site that is no residual stream, for less text than one chunk, and for a folder that holds the
-    checkpoint of another model, text or recipe.
+    Raises Refused for a site that is no residual stream, for k out of range, for less text than one chunk, and for a
+    folder that holds the checkpoint of another model, text or recipe.
     """
     if parse_site(recipe.site)[1:] != ("resid", ""):
         raise Refused(f"an SAE is trained on a residual stream, as in 8-resid; {recipe.site} is none.")
+    if not 1 <= recipe.k <= recipe.features:
+        raise Refused(f"k = {recipe.k} of {recipe.features} features cannot be on at a time; choose 1 to that many.")
     documents = _windows(subject, corpus, progress)
     windows = [ids for d in documents["explain"] for ids in d.windows]
     if len(windows) < CHUNK:
@@ -253,7 +255,7 @@ def train_sae(
 def _claim(folder: Path, subject: Subject, corpus: Corpus, recipe: Recipe) -> None:
     """Notes what the folder is of, or checks that it is of the same."""
     mine = {"model": subject.digest, "corpus": corpus.digest, "code": __version__, **asdict(recipe)}
-    note = folder / "training.json"
+    note = folder / TRAINING
     if (folder / CHECKPOINT).is_file():
         known = json.loads(note.read_text("utf-8"))
         other = [name for name in mine if known.get(name) != mine[name]]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..store.records import Evidence, Refused
 from . import stats
+from .collect import SIGNS
 from .losses import CHUNK, inside, not_sink
 from .measures import EQUIVALENCE_QUANTILE, EQUIVALENCE_UNITS
 from .stats import Floats, Ints
@@ -75,7 +76,7 @@ def ablate(
     """
     _check(subject, sweep, unit, kind, draws, windows)
     generator = np.random.default_rng(seed)
-    others = _others(subject, unit, also or ())
+    others = _others(subject, sweep, unit, also or ())
     held = TakenOut(subject, sweep, kind, seed)
     with subject.metered() as cost:
         texts = study_texts(sweep, unit, windows, generator)
@@ -95,7 +96,7 @@ def ablate(
         summary=_summary(unit, kind, len(others), rows, checks),
         rows=rows,
         checks=checks,
-        warnings=_warnings(rows, checks),
+        warnings=_warnings(unit, rows, checks),
         cost=cost,
     )
 
@@ -112,11 +113,13 @@ def _check(subject: Subject, sweep: Sweep, unit: UnitId, kind: str, draws: int, 
         raise Refused(f"{unit} is never positive on the explain side; look at its other sign.")
 
 
-def _others(subject: Subject, unit: UnitId, also: Sequence[str]) -> list[UnitId]:
-    """The units of `also`; raises Refused for one that is the model's not, the unit itself, or named twice."""
+def _others(subject: Subject, sweep: Sweep, unit: UnitId, also: Sequence[str]) -> list[UnitId]:
+    """The units of `also`; raises Refused for one that is the model's not, dead, the unit itself, or named twice."""
     others = [UnitId.parse(f"{unit.model}/{name}") for name in also]
     for other in others:
         subject.check(other)
+        if other.kind != "attn" and all(sweep.statistics(replace(other, sign=s)).peak <= 0 for s in SIGNS):
+            raise Refused(f"{other} is never active on the explain side; leave it out.")
     places = [(u.site, u.index) for u in (unit, *others)]
     if len(set(places)) < len(places):
         raise Refused(f"one unit is named twice among {unit} and {', '.join(also)}; name each once.")
@@ -407,10 +410,11 @@ def _summary(unit: UnitId, kind: str, also: int, rows: list[dict[str, Any]], che
     )
 
 
-def _warnings(rows: list[dict[str, Any]], checks: dict[str, Any]) -> list[str]:
-    said = []
-    if rows[0]["low"] is None:
-        said.append(f"firings in {rows[0]['documents']} documents only: no interval, so an effect cannot be shown")
+def _warnings(unit: UnitId, rows: list[dict[str, Any]], checks: dict[str, Any]) -> list[str]:
+    said, looked = [], rows[_counts(unit)]
+    if looked["low"] is None:
+        what = "positions" if unit.kind == "attn" else "firings"
+        said.append(f"{what} in {looked['documents']} documents only: no interval, so an effect cannot be shown")
     if checks.get("delta_equivalence") is not None:
         said.append(f"δ rests on {checks['equivalence_n']} positions a unit: sampling noise widens it as well")
     if checks["fired"] != checks["positions"]:

@@ -117,13 +117,14 @@ def _centred(x: Tensor, centres: bool) -> Tensor:
 def _needed(subject: Subject, unit: UnitId) -> list[str | Point]:
     """What is read to know what every unit of the site writes."""
     point = subject.writes_at(unit.site)
-    return [unit.site, *([Point(point.layer, "mlp")] if point.place == "mlp" else []),
-            *([Point(point.layer, "attn")] if point.place == "attn" else [])]  # fmt: skip
+    reads = [subject.coder(unit.site).reads] if unit.kind == "feature" else []
+    return [unit.site, *reads, *([point] if point.place in ("mlp", "attn") else [])]
 
 
 def _writes(subject: Subject, unit: UnitId, at: dict[Any, Tensor]) -> Tensor:
     """What each unit of the site adds to the stream [units, d], with the norm behind it frozen."""
     point, values = subject.writes_at(unit.site), at[unit.site]
+    between = subject.norm_behind(unit.site)
     if unit.kind == "attn":
         weight = subject.adapter.linear(point.layer, "heads")[0].double()
         count = subject.count(unit.site)
@@ -132,10 +133,12 @@ def _writes(subject: Subject, unit: UnitId, at: dict[Any, Tensor]) -> Tensor:
         rows = torch.diag(values)
     else:
         rows = values[:, None] * subject.write_rows(unit.site).double()
-    part = {"mlp": ("mlp", "neurons"), "attn": ("attention", "heads")}.get(point.place)
-    between = subject.adapter.write_norm(point.layer, part[0]) if part else None
-    if part is None or between is None:
+        if unit.kind == "feature":
+            coder = subject.coder(unit.site)
+            rows = rows * coder.scale(at[coder.reads]).double()
+    if between is None:
         return rows
+    part = {"mlp": ("mlp", "neurons"), "attn": ("attention", "heads")}[point.place]
     gain, centres = between
     weight, bias = subject.adapter.linear(point.layer, part[1])
     raw = at[Point(point.layer, point.place)] @ weight.double() + (0 if bias is None else bias.double())

@@ -14,6 +14,7 @@ from .subject import Subject
 
 STRONG = 0.25          # × the largest change: tokens that move at least as far are named
 NO_EFFECT = "no effect on the next token's prediction was found"
+NO_TEXT = "moves no token that could be named as much as some that are no text"
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class OutputClaim:
 
 
 def explain_output(subject: Subject, evidence: Sequence[Evidence]) -> OutputClaim | None:
-    """The claim that the newest mean ablation of a unit supports; None where there is none to go by.
+    """The claim that the newest mean ablation of the unit alone supports; None where there is none to go by.
 
     Named are the tokens, at most ten each way, whose centred logits the unit's presence at explain firings raises or
     lowers by at least a quarter of the largest change. Where the ablation shows that there is no effect (`ablate`), it
-    is said so and no token is named; where an effect is only not shown, tokens are named all the same, and the score
-    decides.
+    is said so and no token is named, nor where only tokens that are no text move so far; where an effect is only not
+    shown, tokens are named all the same, and the score decides.
     """
-    found = [e for e in evidence if e.tool == "ablate" and e.ok and e.arguments["kind"] == "mean"]
+    found = [e for e in evidence if e.tool == "ablate" and e.ok and _of_the_unit(e.arguments)]
     if not found or not found[-1].checks["pushed"]:
         return None
     checks, text = found[-1].checks, {i for i in tokens_of_text(subject) if _sayable(subject.piece(i))}
@@ -45,9 +46,14 @@ def explain_output(subject: Subject, evidence: Sequence[Evidence]) -> OutputClai
         for name, sign in (("pushed", 1), ("held_down", -1))
     )
     if not raises and not lowers:
-        return OutputClaim(NO_EFFECT, None, found[-1].id)
+        return OutputClaim(NO_TEXT if most > 0 else NO_EFFECT, None, found[-1].id)
     said = [f"{verb} {_named(spelled(subject.piece, ids))}" for verb, ids in (("up", raises), ("down", lowers)) if ids]
     return OutputClaim(f"pushes {' and '.join(said)}", Pushes(raises, lowers), found[-1].id)
+
+
+def _of_the_unit(asked: dict[str, Any]) -> bool:
+    """Whether an ablation held this unit at its mean, and no other."""
+    return asked["kind"] == "mean" and not asked.get("also")
 
 
 def _sayable(piece: str) -> bool:
@@ -74,4 +80,4 @@ def rule_text(subject: Subject, pushes: Pushes) -> str:
     return "; ".join(f"{verb} {', '.join(map(repr, subject.pieces(ids)))}" for verb, ids in parts if ids)
 
 
-__all__ = ["NO_EFFECT", "OutputClaim", "explain_output", "rule_of", "rule_text"]
+__all__ = ["NO_EFFECT", "NO_TEXT", "OutputClaim", "explain_output", "rule_of", "rule_text"]

@@ -23,6 +23,7 @@ from .units import coder_name
 
 EMBEDDED = Path(__file__).with_name("saes")      # those that come with this package
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+TRAINING = "training.json"           # beside them where the SAE was trained here, and before them
 SCALER = "activation_scaler.json"    # where SAELens keeps the factor that training multiplied activations by
 EPSILON = 1e-5                       # of SAELens's layer norm
 
@@ -171,6 +172,11 @@ class Coder:
         added = change[..., moved] @ self.tensors["W_dec"][moved]
         return self._unnormed(added, self.take(x)) if self.rebuilds else added
 
+    def scale(self, x: Tensor) -> Tensor:
+        """What the norm's inverse multiplies each feature's row by at x [..., d_in]: [..., 1], 1 without a norm."""
+        one = torch.ones_like(x[..., :1], dtype=self.dtype)
+        return self._unnormed(one, self.take(x)) if self.rebuilds else one
+
     def rows(self) -> Tensor:
         """What one unit of each feature adds where the coder writes [m, d_out], the norm's scale left out."""
         return self._scaled(torch.ones_like(self.tensors["W_dec"][:, 0]))[:, None] * self.tensors["W_dec"]
@@ -238,7 +244,12 @@ def every_coder(places: Sequence[Path] = ()) -> list[Coder]:
 
 def _folders(places: Sequence[Path]) -> dict[str, Path]:
     inside = [f for place in (EMBEDDED, *places) if place.is_dir() for f in place.iterdir()]
-    return {f.name: f for f in inside if not f.name.startswith(".")}
+    return {f.name: f for f in inside if not f.name.startswith(".") and not _in_training(f)}
+
+
+def _in_training(folder: Path) -> bool:
+    """Whether it is the folder of a training that has written no SAE yet."""
+    return (folder / TRAINING).is_file() and not (folder / CONFIG).is_file()
 
 
 def make_coder(

@@ -33,7 +33,8 @@ def lens(subject: Subject, unit: UnitId, *, top: int = 10, directions: int = 200
 
     Rows {side, rank, token, id, score, z, beyond}: top (raised), then bottom (lowered), `top` of each. checks:
     beyond_top and beyond_bottom count the whole vocabulary; blocks_behind: blocks that read the write too and that the
-    direct path leaves out. No pass is run, so `fired` is None. Raises Refused for a head and for counts below 1.
+    direct path leaves out. No pass is run, so `fired` is None. Raises Refused for a head, for features that
+    write into an MLP, and for counts below 1.
 
     Args:
         top: tokens listed for each side.
@@ -86,7 +87,9 @@ def project(subject: Subject, unit: UnitId, write: Tensor, random: Tensor) -> tu
 
 
 def by_path(subject: Subject, unit: UnitId) -> list[int]:
-    """The tokens of text by z of the unit's direct path, the one that it raises most first."""
+    """The tokens of text by z of the unit's direct path, the one that it raises most first; none without that path."""
+    if subject.writes_at(unit.site).place == "mlp_in":
+        return []
     write = subject.write_direction(unit)
     _, z, _ = project(subject, unit, write, torch.ones(1, len(write), dtype=write.dtype, device=write.device))
     text = torch.tensor(tokens_of_text(subject), device=z.device)
@@ -98,9 +101,7 @@ def paths(subject: Subject, unit: UnitId, dtype: torch.dtype) -> Iterator[Tensor
     """Rows v_t [chunk, d], in the vocabulary's order, of the linear map from what `unit` writes to centred logits."""
     weight: Tensor = subject.model.get_output_embeddings().weight
     gain, centres = subject.adapter.final_norm()
-    point = subject.writes_at(unit.site)
-    inner = {"mlp": "mlp", "attn": "attention"}.get(point.place)
-    between = subject.adapter.write_norm(point.layer, inner) if inner else None
+    between = subject.norm_behind(unit.site)
     mean = weight.to(torch.float64).mean(dim=0).to(dtype)
     for start in range(0, len(weight), VOCABULARY_CHUNK):
         path = (weight[start : start + VOCABULARY_CHUNK].to(dtype) - mean) * gain.to(dtype)

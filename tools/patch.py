@@ -93,7 +93,7 @@ def patch(
         summary=_summary(unit, rows, checks),
         rows=rows,
         checks=checks,
-        warnings=_warnings(checks, None in answers),
+        warnings=_warnings(rows, checks, None in answers),
         cost=cost,
     )  # fmt: skip
 
@@ -158,6 +158,7 @@ def patch_pair(
         "m_corrupt": float(both.m_corrupt[0]),
         "sd": sd,
         "gap_repeats": None if sd is None else float((both.m_clean - both.m_corrupt)[1:].mean()),
+        "norm": "recomputed",
         "resampled": position + 1 - len([i for i in stays if i <= position]),
         "controls_above": above,
         "reason": reason,
@@ -302,8 +303,10 @@ def _share(value: float | None) -> str:
     return "an undefined share" if value is None else f"{round(value, 2) + 0.0:.0%}"      # no minus in front of 0 %
 
 
-def _warnings(checks: dict[str, Any], chosen: bool) -> list[str]:
-    said = []
+def _warnings(rows: list[dict[str, Any]], checks: dict[str, Any], chosen: bool) -> list[str]:
+    said, clean = [], rows[0]["clean"]
+    if clean is not None and clean == rows[0]["corrupt"]:
+        said.append(f"the unit reads {clean:.3g} in both texts, so that there is nothing for it to carry")
     if chosen:
         compare = "" if checks["sd"] is None else "; compare carried_repeats"
         said.append(f"t+ and t- are chosen and measured on the same pair, which inflates the gap{compare}")

@@ -16,7 +16,7 @@ from .features import Point
 from .heatmap import heatmap
 from .masked import MaskedLM
 from .minimal_pair import minimal_pair
-from .patch import Answers, Pairs, whole_pair
+from .patch import Answers, Pairs, unscorable, whole_pair
 from .subject import BATCH_TOKENS, Edit, Subject
 from .sweep import Sweep
 from .units import UnitId
@@ -89,7 +89,8 @@ def grid_of(
     first = next(i for i, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     patched, low, high, fired = _patched(subject, base, source, PLACES[place], first, norm, both)
-    carried = (patched - low) / (high - low) if reason is None and high != low else None
+    reason = reason or unscorable(high - low, None)
+    carried = (patched - low) / (high - low) if reason is None else None
     words = [subject.piece(a) + (f"/{subject.piece(b)}" if a != b else "") for a, b in zip(clean, corrupt, strict=True)]
     rows = [
         {"layer": layer, "position": first + k, "token": words[first + k],

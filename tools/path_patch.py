@@ -12,8 +12,8 @@ from .attribute import answer_tokens
 from .features import Point
 from .masked import MaskedLM
 from .minimal_pair import minimal_pair
-from .patch import Answers, whole_pair
-from .patch_grid import INFLATED, NORMS, Metric
+from .patch import Answers, unscorable, whole_pair
+from .patch_grid import DIRECTIONS, INFLATED, NORMS, Metric
 from .subject import Edit, Subject
 from .sweep import Sweep
 from .units import UnitId
@@ -25,18 +25,17 @@ NAMES = {"attn_out": "attention", "mlp_out": "MLP"}
 def path_patch(
     subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId, *, text: str | None = None,
     ids: Sequence[int] | None = None, corrupt: str | None = None, answer: str | None = None, foil: str | None = None,
-    norm: str = "recomputed", seed: int = 0,
+    direction: str = "denoise", norm: str = "recomputed", seed: int = 0,
 ) -> Evidence:  # fmt: skip
     """Splits what the unit carries between a firing text and its silenced copy by the later parts that take it up.
 
-    Clean, corrupt (made, or given), t⁺, t⁻ and M as in `patch`; base is the corrupt run, and the unit has its clean
-    value at the last position. For each receiver (attention and MLP of the blocks behind the unit): its neurons or z
-    are what they are when it alone sees the change, all other parts between held at their base values; put into the
-    base run, with all behind recomputed. `direct`: all later parts held, so that only the stream takes the change to
-    the final norm.
-    carried = (M_patched − M_base) / (M_clean − M_base). Shares need not add up to that of the unit itself (`total`),
-    since paths through several parts are in more than one, and the parts are not linear. norm: whether the final norm's
-    scale is recomputed in each run, or frozen to the base's.
+    Clean, corrupt (made, or given), t⁺, t⁻ and M as in `patch`. denoise: base is the corrupt run, and the unit has its
+    clean value at the last position; noise: the other way about. For each receiver (attention and MLP of the blocks
+    behind the unit): its neurons or z are what they are when it alone sees the change, all other parts between held at
+    their base values; put into the base run, with all behind recomputed. `direct`: all later parts held, so that only
+    the stream takes the change to the final norm. carried = (M_patched − M_base) / (M_source − M_base). Shares need not
+    add up to that of the unit itself (`total`), since paths through several parts are in more than one, and the parts
+    are not linear. norm: whether the final norm's scale is recomputed in each run, or frozen to the base's.
 
     Rows {receiver, layer, carried, metric}: total, direct, then receivers by |carried|. checks: m_clean, m_corrupt, sd,
     t_plus, t_minus, reason, fired (edits made). carried is None where the pair cannot be scored, as in `patch`. Raises
@@ -48,28 +47,30 @@ def path_patch(
         corrupt: a text of as many tokens to hold against the text, instead of one that is searched for.
         answer: what should follow the text rather than the corrupt one; its first token counts, with its space.
         foil: what should follow the corrupt text instead.
+        direction: denoise or noise.
         norm: recomputed or frozen.
         seed: seeds the search for the pair, and its repeats.
     """
-    if norm not in NORMS:
-        raise Refused(f"norm {norm!r} is unknown; choose one of {', '.join(NORMS)}.")
+    for name, value, known in (("direction", direction, DIRECTIONS), ("norm", norm, NORMS)):
+        if value not in known:
+            raise Refused(f"{name} {value!r} is unknown; choose one of {', '.join(known)}.")
     with subject.metered() as cost:
         answers = answer_tokens(subject, answer, foil)
         pair = minimal_pair(subject, masked, sweep, unit, text, ids, corrupt, seed)
-        rows, checks = paths_of(subject, unit, pair.clean, pair.corrupt, pair.kept, norm, seed, answers)
+        rows, checks = paths_of(subject, unit, pair.clean, pair.corrupt, pair.kept, direction, norm, seed, answers)
     checks |= pair.facts()
     return Evidence(
         tool="path_patch", unit=unit.bare, sign=unit.sign,
         arguments={"text": text, "ids": None if ids is None else list(ids), "corrupt": corrupt, "answer": answer,
-                   "foil": foil, "norm": norm, "seed": seed},
-        summary=_summary(unit, rows, checks), rows=rows, checks=checks,
+                   "foil": foil, "direction": direction, "norm": norm, "seed": seed},
+        summary=_summary(unit, rows, checks, direction), rows=rows, checks=checks,
         warnings=[INFLATED] if None in answers else [], cost=cost,
     )  # fmt: skip
 
 
 def paths_of(
-    subject: Subject, unit: UnitId, clean: Sequence[int], corrupt: Sequence[int], kept: Sequence[int], norm: str,
-    seed: int, answers: Answers = (None, None),
+    subject: Subject, unit: UnitId, clean: Sequence[int], corrupt: Sequence[int], kept: Sequence[int], direction: str,
+    norm: str, seed: int, answers: Answers = (None, None),
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     """Rows and checks of `path_patch` for a pair made by hand, of equal length; the unit may be a head."""
     last = len(clean) - 1
@@ -78,14 +79,18 @@ def paths_of(
     later = behind(subject, unit)
     top = Point(subject.n_layers - 1, "resid")
     read = list(dict.fromkeys([*later, top, *subject.before([unit.site])]))
-    done = subject.run([list(corrupt), list(clean)], read=read, normed=True)
+    denoise = direction == "denoise"
+    base, source, values = (
+        (corrupt, clean, both.clean_values) if denoise else (clean, corrupt, both.corrupt_values)
+    )
+    done = subject.run([list(base), list(source)], read=read, normed=True)
     assert done.normed is not None
     metric = Metric(subject, done.readings[top][0, -1], done.normed[0, -1], norm, both.t_plus, both.t_minus)
     low, high = metric(done.readings[top][:, -1], done.normed[:, -1]).tolist()
-    names, patched, fired = _patched(subject, unit, corrupt, both.clean_values[:1], done.readings, later, metric)
-    scorable = reason is None and high != low
+    names, patched, fired = _patched(subject, unit, base, values[:1], done.readings, later, metric)
+    reason = reason or unscorable(high - low, None)
     rows = [
-        {"receiver": name, "layer": layer, "carried": (m - low) / (high - low) if scorable else None, "metric": m}
+        {"receiver": name, "layer": layer, "carried": (m - low) / (high - low) if reason is None else None, "metric": m}
         for (name, layer), m in zip(names, patched, strict=True)
     ]
     rows = [*rows[:2], *sorted(rows[2:], key=lambda row: -abs(row["metric"] - low))]
@@ -98,10 +103,9 @@ def paths_of(
 
 
 def behind(subject: Subject, unit: UnitId) -> list[Point]:
-    """The writes that come behind the unit's in a pass, its own block's attention or MLP not counted as behind it."""
+    """The writes that come behind the unit's in a pass, what the unit is itself a part of not counted."""
     point = subject.writes_at(unit.site)
-    places = {"attn": ["mlp_out"], "attn_out": ["mlp_out"], "mlp_in": [], "mlp": [], "mlp_out": [], "resid": []}
-    own = [Point(point.layer, place) for place in places[point.place]]
+    own = [Point(point.layer, "mlp_out")] if point.place in ("attn", "attn_out", "mlp_in") else []
     return own + [Point(layer, place) for layer in range(point.layer + 1, subject.n_layers) for place in INSIDE]
 
 
@@ -137,7 +141,7 @@ def _patched(
     return names + [(NAMES[point.place], point.layer) for point in later], found, fired
 
 
-def _summary(unit: UnitId, rows: Sequence[dict[str, Any]], checks: dict[str, Any]) -> str:
+def _summary(unit: UnitId, rows: Sequence[dict[str, Any]], checks: dict[str, Any], direction: str) -> str:
     swap = f"{checks['original']!r} → {checks['substitute']!r}" if "original" in checks else "the swap"
     if checks["reason"]:
         return f"{unit}, {swap}: not scorable, since {checks['reason']}."
@@ -145,7 +149,7 @@ def _summary(unit: UnitId, rows: Sequence[dict[str, Any]], checks: dict[str, Any
     most = f"; most of the rest through {through[0]['receiver']} {through[0]['layer']} ({through[0]['carried']:.0%})"
     return (
         f"Of what {swap} does to {checks['t_plus']!r} over {checks['t_minus']!r}, {unit} carries "
-        f"{total['carried']:.0%}, {direct['carried']:.0%} directly{most if through else ''}."
+        f"{total['carried']:.0%}, {direct['carried']:.0%} directly{most if through else ''} ({direction})."
     )
 
 

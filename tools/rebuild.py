@@ -13,6 +13,7 @@ from . import stats
 from .collect import position_key
 from .labels import ScoreSide, score_provenance
 from .losses import inside, losses
+from .measures import MIN_CLUSTERS
 from .rules import Rule, SideText, side_text
 from .stats import Floats
 from .subject import Edit, Subject
@@ -22,6 +23,7 @@ from .units import UnitId
 WINDOWS = 48           # of each side, half of them with firings
 METRICS = ("ce_recovered", "kl_recovered")
 COLUMNS = ("ce_true", "ce_mean", "ce_rebuilt", "kl_mean", "kl_rebuilt", "tokens")
+TOO_FEW = f"the windows are of fewer than {MIN_CLUSTERS} clusters of documents, which gives no interval"
 NO_EFFECT = "no effect, not scorable: holding the units at their means costs the model nothing that is told from 0"
 
 Claim = Callable[[str], bool]
@@ -92,10 +94,11 @@ def rebuild(
         **dict(zip(COLUMNS[:-1], (losses[:, :-1].sum(axis=0) / losses[:, -1].sum()).tolist(), strict=True)),
     }  # fmt: skip
     provenance, shares = score_provenance(sweep, seed), recovered(losses, seed)
+    reason = TOO_FEW if clusters < MIN_CLUSTERS else NO_EFFECT
     return [
         Score(
             unit=unit.bare, sign=unit.sign, hypothesis=hypothesis, metric=metric, side="score", value=value, low=low,
-            high=high, n=clusters, details=details, reason=NO_EFFECT if value is None else None, provenance=provenance,
+            high=high, n=clusters, details=details, reason=reason if value is None else None, provenance=provenance,
         )
         for metric, (value, low, high) in zip(METRICS, shares, strict=True)
     ]  # fmt: skip

@@ -29,6 +29,7 @@ CONTROLS = 20          # tokens about as frequent, beside each that is stated
 LIKE = 5               # as many more that they are drawn from
 NEIGHBOURS = 5
 MOST = 20              # tokens a claim names on each side at most
+NO_LENS = "its features write into an MLP, so that no direct path to the logits can stand beside"
 METRICS = ("output_auc", "steering_auc")
 
 Claim = Callable[[str], bool]
@@ -91,6 +92,8 @@ def score_output(
         places = _places(subject, sweep, unit, evidence)
         if places.shortage:
             return [record(metric=m, value=None, n=len(places.rows), reason=places.shortage) for m in METRICS]
+        if subject.writes_at(unit.site).place == "mlp_in":
+            return [record(metric=m, value=None, n=len(places.rows), reason=NO_LENS) for m in METRICS]
         pairs = _Pairs.of(subject, sweep, pushes, seed)
         reference = _Pairs.of(subject, sweep, _by_lens(subject, unit, pushes), seed)
         moved = _Moved(subject, sweep, unit, places, [pairs, reference])

@@ -64,18 +64,19 @@ def steer(
 
     clamp: y is set to strength × P (the unit's peak), at every position but the sink; of a feature only its own part of
     the stream changes, and what its SAE leaves unexplained stays. add: strength × ‖x‖ times the unit's write direction,
-    of length 1, is added to the stream x behind the block that it writes in. Prompts: the first 23 tokens of random
-    explain windows of different clusters in which the unit does not fire. Continuations are sampled (temperature 1)
-    with the same random numbers in all ways. The way `prompt` changes nothing in the model, and puts a text in front.
+    as the stream receives it and of length 1, is added to the stream x behind the block that it writes in. Prompts: the
+    first 23 tokens of random explain windows of different clusters in which the unit does not fire. Continuations are
+    sampled (temperature 1) with the same random numbers in all ways. The way `prompt` changes nothing in the model, and
+    puts a text in front.
 
     Rows {way, strength, kl, kl_low, kl_high, raises, ce, ce_change, ce_low, ce_high, fires, fires_low, fires_high,
     lens_share, text}: kl = mean KL(as it is ‖ steered) of the first token written [nats]; raises: tokens whose centred
     logits rise most there; ce: mean −log p a token of the continuation by the model as it is behind the bare prompt
     (log perplexity), ce_change the same less that of the way `none`; fires: share of the continuations in which the
     unit, of the model as it is and with nothing put in front, reaches τ; lens_share: share of tokens written that are
-    among the 20 which its direct path raises most, mechanical. Intervals: 95 % bootstrap over prompts (one a cluster),
-    None below 8. fired: edited positions of all passes, of `positions`. Raises Refused for a head, an unknown mode, a
-    unit that never fires on the explain side, and fewer than 2 prompts.
+    among the 20 which its direct path raises most, mechanical (None without that path). Intervals: 95 % bootstrap over
+    prompts (one a cluster), None below 8. fired: edited positions of all passes, of `positions`. Raises Refused for a
+    head, an unknown mode, a unit that never fires on the explain side, and fewer than 2 prompts.
 
     Args:
         mode: clamp or add.
@@ -157,6 +158,10 @@ def _edit(subject: Subject, sweep: Sweep, unit: UnitId, mode: str, strength: flo
     direction = subject.write_direction(unit)
     if not direction.norm():
         raise Refused(f"{unit} writes nothing, so that it has no direction to add; clamp it.")
+    between = subject.norm_behind(unit.site)
+    if between is not None:       # as the stream receives it
+        direction = direction - direction.mean() if between[1] else direction
+        direction = direction * between[0].to(direction)
     direction = direction / direction.norm()
     behind = Point(subject.writes_at(unit.site).layer, "resid")
 
@@ -195,7 +200,7 @@ class _Run:
                 kl, shift = self._moved(logits)
             for new, token in zip(behind, (logits + self.noise[step]).argmax(dim=-1).tolist(), strict=True):
                 new.append(token)
-        lens = np.array([np.mean([token in self.lens for token in new]) for new in behind])
+        lens = np.array([np.mean([token in self.lens for token in new]) if self.lens else np.nan for new in behind])
         return _Written(behind, self._ce(behind), self._fires(behind), lens, kl, shift)
 
     def _next(self, rows: list[list[int]], edit: Masked | None) -> Tensor:
@@ -248,8 +253,8 @@ def _row(subject: Subject, way: _Way, own: _Written, none: _Written, seed: int) 
         "way": way.name, "strength": way.strength,
         "kl": float(own.kl.mean()), **_ends("kl", own.kl, seed), "raises": [subject.piece(i) for i in moved],
         "ce": float(own.ce.mean()), "ce_change": float(change.mean()), **_ends("ce", change, seed),
-        "fires": float(own.fires.mean()), **_ends("fires", own.fires, seed), "lens_share": float(own.lens.mean()),
-        "text": subject.text(own.ids[0]),
+        "fires": float(own.fires.mean()), **_ends("fires", own.fires, seed),
+        "lens_share": stats.number(own.lens.mean()), "text": subject.text(own.ids[0]),
     }  # fmt: skip
 
 

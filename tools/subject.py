@@ -235,12 +235,12 @@ class Subject:
                     f"{coder.name} takes {its} numbers at {point} where {self.name} has "
                     f"{width}; it belongs to another model."
                 )
-        known = self.coders.get(coder.name)
-        if known is not None and known.digest != coder.digest:
-            raise Refused(f"another SAE is called {coder.name!r} already; give this one another name.")
         # TransformerLens centres what is written to the stream only where the norms that read it centre as well.
-        centres = coder.centres and self.adapter.final_norm()[1]
-        self.coders[coder.name] = replace(coder, centres=centres).to(self.device)
+        own = replace(coder, centres=coder.centres and self.adapter.final_norm()[1])
+        known = self.coders.get(coder.name)
+        if known is not None and known.digest != own.digest:
+            raise Refused(f"another SAE is called {coder.name!r} already; give this one another name.")
+        self.coders[coder.name] = own.to(self.device)
         return coder.site
 
     def width(self, site: str) -> int:
@@ -329,6 +329,17 @@ class Subject:
         basis = torch.zeros(self.width(unit.site), dtype=kind, device=self.device)
         basis[unit.index] = unit.sign
         return basis
+
+    def norm_behind(self, site: str) -> tuple[Tensor, bool] | None:
+        """Gain and centring of the norm between what units of `site` write and the stream (Gemma); None without one.
+
+        Raises Refused for features that write into an MLP's input: what they add reaches the stream through it alone.
+        """
+        point = self.writes_at(site)
+        if point.place == "mlp_in":
+            raise Refused(f"features of {site} write into an MLP, and have no direct path to the logits; ablate them.")
+        inner = {"mlp": "mlp", "attn": "attention"}.get(point.place)
+        return self.adapter.write_norm(point.layer, inner) if inner else None
 
     def likeness(self, unit: UnitId) -> Tensor:
         """Cosine of what each unit of the site writes with what `unit` writes [units], signs left out.

@@ -143,7 +143,7 @@ class Toolbox:
             if not self.subject.holds(REGISTRY[name][1]):
                 raise Refused(f"{name} is not offered on {self.subject.name}: its load-time identities fail here.")
             options = _validate(tool, arguments)
-            provided = self._provide(tool, unit)
+            provided = self._provide(tool, unit, own_pair=options.get("corrupt") is not None)
             provenance = self._provenance(unit, provided)
             key = _key(name, unit, options, provenance)
             known = self.recall(key)
@@ -162,7 +162,8 @@ class Toolbox:
         self.remember(key, made.to_json())
         return made
 
-    def _provide(self, tool: Tool, unit: UnitId) -> dict[str, Any]:
+    def _provide(self, tool: Tool, unit: UnitId, own_pair: bool) -> dict[str, Any]:
+        """What the tool works on; where a pair of texts is given no other is searched for, in no sweep."""
         self.subject.check(unit)
         if unit.model != self.subject.name:
             raise Refused(f"{unit} is no unit of {self.subject.name}, the model that is loaded; name one of its own.")
@@ -173,6 +174,8 @@ class Toolbox:
             Sweep: lambda: self.sweep(unit),
             MaskedLM: self.masked,
         }
+        if own_pair:
+            source |= {Sweep: lambda: None, MaskedLM: lambda: None}
         return {name: source[kind]() for name, kind in tool.injected.items()}
 
     def _provenance(self, unit: UnitId, provided: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,6 +114,8 @@ def test_what_cannot_be_trained_on_is_refused(llama: Any, tmp_path: Path, monkey
     subject = single(llama)
     with pytest.raises(Refused, match="0-mlp is none"):
         train_sae(subject, corpus(subject), Recipe("0-mlp"), tmp_path)
+    with pytest.raises(Refused, match="k = 9 of 8 features cannot be on"):
+        train_sae(subject, corpus(subject), replace(RECIPE, features=8, k=9), tmp_path)
     monkeypatch.setattr(module, "CHUNK", 10**6)
     with pytest.raises(Refused, match="one chunk takes 1000000; give more text"):
         train_sae(subject, corpus(subject), RECIPE, tmp_path)

@@ -301,6 +301,7 @@ def test_heads_are_taken_out_everywhere(planted: Setting) -> None:
     assert firing["n"] == after["n"] == 0 and firing["delta_ce"] is None
     assert elsewhere["n"] == evidence.checks["positions"] == evidence.checks["fired"]
     assert elsewhere["kl"] > 0 and evidence.checks["pushed"] and "everywhere" in evidence.summary
+    assert elsewhere["low"] is not None and not any("no interval" in said for said in evidence.warnings)
     assert evidence.checks["equivalence_units"] == 3 and evidence.checks["delta_equivalence"] > 0
     model = copy.deepcopy(planted.subject.model)
     model.model.layers[1].self_attn.o_proj.weight[:, 6:12] = 0      # a head that writes nothing

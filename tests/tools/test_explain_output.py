@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lamplighter.store.records import Evidence
-from lamplighter.tools.explain_output import NO_EFFECT, explain_output, rule_of, rule_text
+from lamplighter.tools.explain_output import NO_EFFECT, NO_TEXT, explain_output, rule_of, rule_text
 
 
 def ablated(pushed: list[Any], held_down: list[Any], effect: str = "shown", **options: Any) -> Evidence:
@@ -70,3 +70,16 @@ def test_only_a_mean_ablation_that_went_well_and_saw_a_firing_counts_and_of_thes
     older, newer = ablated(some, []), ablated(entries(llama, (1, 1.0)), [])
     found = explain_output(llama, [older, newer])
     assert found is not None and found.evidence == newer.id
+
+
+def test_an_effect_on_what_is_no_text_is_not_called_none(llama: Any) -> None:
+    odd = next(i for i in range(1, llama.vocabulary) if "�" in llama.piece(i))
+    found = explain_output(llama, [ablated([["�", 5.0, odd], *entries(llama, (0, 1.0))], [])])
+    assert found is not None and (found.sentence, found.pushes) == (NO_TEXT, None)
+
+
+def test_what_a_set_does_is_not_said_of_the_unit(llama: Any) -> None:
+    own, of_set = ablated(entries(llama, (0, 2.0)), []), ablated(entries(llama, (1, 2.0)), [], also=["5-mlp/3"])
+    found = explain_output(llama, [own, of_set])
+    assert found is not None and found.evidence == own.id
+    assert explain_output(llama, [of_set]) is None

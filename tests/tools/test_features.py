@@ -1,6 +1,7 @@
 """SAEs and transcoders: read as sae-lens reads them, edited with what they leave out left alone, refused by name."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from torch import Tensor
 
 from lamplighter.store.records import Refused
 from lamplighter.tools.adapters import PLACES, gap
-from lamplighter.tools.features import EMBEDDED, Coder, find_coder, load_coder, make_coder
+from lamplighter.tools.attribute import attribute, norm_scale
+from lamplighter.tools.features import EMBEDDED, Coder, Point, every_coder, find_coder, load_coder, make_coder
+from lamplighter.tools.lens import by_path, lens
+from lamplighter.tools.patch import patch
+from lamplighter.tools.patch_grid import patch_grid
+from lamplighter.tools.path_patch import path_patch
 from lamplighter.tools.subject import Edit, Subject
 from lamplighter.tools.units import UnitId
 
@@ -282,7 +288,83 @@ def test_write_rows_are_what_a_feature_adds_behind_its_place(llama: Any, hook: s
     assert torch.equal(subject.write_direction(UnitId("own", made.site, 5, -1)), -subject.write_rows(made.site)[5])
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("hook", ["hook_resid_post", "attn.hook_z", "hook_mlp_out"])
+def test_the_direct_contribution_is_that_of_what_the_feature_really_writes(tiny: Any, hook: str, norm: str) -> None:
+    """Beside the final norm, frozen, of what decoding writes with the feature and without it."""
+    made = coder(hook=f"blocks.1.{hook}", normalize_activations=norm)
+    subject, row = with_coder(tiny, made), ids(tiny)[0].tolist()
+    top = Point(1, "resid")
+    done = subject.run([row], read=[made.site, made.reads, top], logits=True, normed=False)
+    z, x = done.readings[made.site][0, -1], done.readings[made.reads][0, -1]
+    unit = UnitId("own", made.site, int(z.argmax()))
+    without = z.clone()
+    without[unit.index] = 0
+    write = made.shift(x[None], without[None], z[None])[0]
+    if hook == "attn.hook_z":
+        write = write @ subject.adapter.linear(1, "heads")[0]
+    found = attribute(subject, unit, ids=row, answer=subject.piece(45), foil=subject.piece(46))
+    if hook == "attn.hook_z" and subject.norm_behind(made.site) is not None:
+        return                                   # Gemma's norm between: what attribute freezes is tested on heads
+    gain, centres = subject.adapter.final_norm()
+    scale = norm_scale(subject.adapter.norm, done.readings[top][0, -1], gain, centres)
+    head = subject.model.get_output_embeddings().weight
+    write = write - write.mean() if centres else write
+    by_hand = float((write * gain / scale) @ (head[45] - head[46]))
+    assert found.rows[0]["contribution"] == pytest.approx(by_hand, rel=1e-5)
+    if norm != "none":
+        naive = z[unit.index] * subject.write_rows(made.site)[unit.index]
+        naive = naive - naive.mean() if centres else naive
+        assert abs(float((naive * gain / scale) @ (head[45] - head[46])) - by_hand) > 1e-3 * abs(by_hand)
+
+
+@pytest.mark.parametrize("hook", ["hook_resid_post", "attn.hook_z", "hook_attn_out", "mlp.hook_in", "hook_mlp_out"])
+def test_experiments_on_the_output_side_work_on_features(tiny: Any, hook: str) -> None:
+    made = coder(hook=f"blocks.0.{hook}")
+    subject = with_coder(tiny, made)
+    clean = [0, 11, 21, 31, 41, 51]
+    text, corrupt = subject.text(clean), subject.text([*clean[:3], 61, *clean[4:]])
+    z = subject.run([clean], read=[made.site]).readings[made.site][0, -1]
+    unit = UnitId("own", made.site, int(z.argmax()))
+    nothing: Any = None
+    asked = {"text": text, "corrupt": corrupt, "answer": subject.piece(45), "foil": subject.piece(46)}
+    patched = patch(subject, nothing, nothing, unit, **asked)
+    grid = patch_grid(subject, nothing, nothing, unit, **asked)
+    paths = path_patch(subject, nothing, nothing, unit, **asked)
+    assert patched.rows[0]["clean"] == pytest.approx(float(z[unit.index]), rel=1e-6)
+    total, direct, *through = paths.rows
+    assert total["metric"] == pytest.approx(patched.rows[0]["metric"], abs=1e-6) and len(grid.rows) > 0
+    if hook == "mlp.hook_in":     # it reaches the stream through the MLP of its block alone
+        assert direct["carried"] == pytest.approx(0, abs=1e-9) and ("MLP", 0) in {
+            (row["receiver"], row["layer"]) for row in through
+        }
+        for tool in (lens, partial(attribute, text=text)):
+            with pytest.raises(Refused, match="write into an MLP, and have no direct path to the logits"):
+                tool(subject, unit)
+        assert by_path(subject, unit) == []
+    else:
+        assert lens(subject, unit).ok and attribute(subject, unit, text=text).ok and by_path(subject, unit)
+
+
+def test_one_coder_may_be_attached_twice_also_where_it_is_not_centred(llama: Any) -> None:
+    asked = {"hook_name": "blocks.0.hook_resid_post", "model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    made = coder(metadata=asked)
+    subject = with_coder(llama, made)
+    assert subject.attach(made) == made.site
+    with pytest.raises(Refused, match="another SAE is called 'mine'"):
+        subject.attach(coder(metadata=asked, seed=5))
+
+
 # Names and refusals
+
+
+def test_a_training_that_has_not_ended_is_no_sae_yet(tmp_path: Path) -> None:
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "training.json").write_text("{}")
+    assert "begun" not in [made.name for made in every_coder([tmp_path])]
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(Refused, match="holds no cfg.json"):
+        every_coder([tmp_path])
 
 
 def test_a_folder_is_found_by_name(tmp_path: Path, llama: Any) -> None:

@@ -216,9 +216,9 @@ def test_a_word_that_no_logit_sees_is_not_scored(llama: Any) -> None:
 
 
 def test_with_every_token_kept_the_noise_is_unknown_and_said_to_be(llama: Any) -> None:
-    _, checks = shares(llama, UnitId("t", "1-mlp", 6), kept=range(1, 6))
+    rows, checks = shares(llama, UnitId("t", "1-mlp", 6), kept=range(1, 6))
     assert checks["sd"] is None and checks["gap_repeats"] is None and checks["resampled"] == 0
-    assert any("noise is unknown" in warning for warning in module._warnings(checks, True))
+    assert any("noise is unknown" in warning for warning in module._warnings(rows, checks, True))
 
 
 def test_equal_seeds_give_equal_numbers(llama: Any) -> None:

@@ -130,8 +130,8 @@ def test_any_token_can_be_a_label(token: str) -> None:
 # Paths
 
 
-def paths(subject: Subject, unit: UnitId, norm: str = "recomputed") -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    return paths_of(subject, unit, CLEAN, CORRUPT, KEPT, norm, 0)
+def paths(subject: Subject, unit: UnitId, norm: str = "recomputed", direction: str = "denoise") -> Any:
+    return paths_of(subject, unit, CLEAN, CORRUPT, KEPT, direction, norm, 0)
 
 
 @pytest.mark.parametrize("site", ["0-mlp", "0-attn", "0-resid", "1-mlp"])
@@ -145,6 +145,15 @@ def test_the_total_is_that_of_patch(tiny: Any, site: str) -> None:
     }
     if site == "1-mlp":
         assert direct["metric"] == pytest.approx(total["metric"], abs=CLOSE) and not through
+
+
+def test_noise_puts_the_corrupt_value_into_the_clean_run(tiny: Any) -> None:
+    unit = UnitId(tiny.name, "0-mlp", 1)
+    (total, *_), checks = paths(tiny, unit, direction="noise")
+    patched, _ = patch_pair(tiny, unit, CLEAN, CORRUPT, 5, kept=KEPT, fillers=list(range(60, 90)))
+    assert total["metric"] == pytest.approx(patched[1]["metric"], abs=CLOSE)
+    carried = (total["metric"] - checks["m_clean"]) / (checks["m_corrupt"] - checks["m_clean"])
+    assert total["carried"] == pytest.approx(carried, abs=CLOSE) == pytest.approx(patched[1]["carried"], abs=CLOSE)
 
 
 @pytest.mark.parametrize("norm", ["recomputed", "frozen"])
@@ -216,6 +225,12 @@ def test_a_head_is_followed_on_a_pair_and_answers_of_ones_own(smollm2: Any, bert
     assert last[0]["position"] == len(smollm2.encode(text)) - 1 and last[0]["carried"] == pytest.approx(1, abs=1e-4)
     total = next(row for row in paths.rows if row["receiver"] == "total")
     assert total["carried"] == pytest.approx(patched.rows[0]["carried"], abs=1e-4)
+
+    def unswept(unit: UnitId) -> Sweep:
+        raise Refused("not swept")
+
+    fresh = Toolbox(smollm2, unswept, lambda: unswept(head))  # type: ignore[arg-type,return-value]
+    assert fresh.call("patch", head, asked).rows == patched.rows      # where a pair is given no sweep is asked for
     alone = toolbox.call("patch", head, {"text": text})
     assert not alone.ok and "give a text and a corrupt one" in alone.summary
 
@@ -229,9 +244,7 @@ def test_lower_precision_gives_the_same_grid_and_paths(tiny: Any, lowered: Any) 
             for both in ([tiny], [lowered(tiny)])
         )
         assert np.abs(one[0] - other[0]).max() < lowered.near
-        exact, lower = (
-            {(r["receiver"], r["layer"]): r["carried"] for r in paths_of(s, unit, *asked, norm, 0, answers)[0]}
-            for s in (tiny, lowered(tiny))
-        )
+        found = [paths_of(s, unit, *asked, "denoise", norm, 0, answers)[0] for s in (tiny, lowered(tiny))]
+        exact, lower = ({(row["receiver"], row["layer"]): row["carried"] for row in rows} for rows in found)
         assert exact.keys() == lower.keys()
         assert max(abs(exact[key] - lower[key]) for key in exact) < lowered.near

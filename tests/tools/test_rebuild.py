@@ -12,7 +12,7 @@ from lamplighter.store.records import Refused
 from lamplighter.tools import rebuild as module
 from lamplighter.tools.corpus import Corpus, Document
 from lamplighter.tools.labels import ScoreSide
-from lamplighter.tools.rebuild import NO_EFFECT, fit_scales, measure, rebuild, recovered
+from lamplighter.tools.rebuild import NO_EFFECT, TOO_FEW, fit_scales, measure, rebuild, recovered
 from lamplighter.tools.rules import Rule
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.sweep import make_sweep
@@ -98,6 +98,14 @@ def test_sets_are_put_in_at_a_time(loud: Any) -> None:
     assert both.details["ce_mean"] > alone.details["ce_mean"] > both.details["ce_true"]
     half, _ = score(loud, {pusher(0): ON_A, pusher(1): ON_A})
     assert 0.2 < half.value < 0.8
+
+
+def test_of_few_clusters_it_is_said_that_there_is_no_interval(loud: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cluster loses much: that nothing is lost would be false."""
+    found, _ = score(loud, {pusher(0): ON_A})
+    monkeypatch.setattr(module, "measure", lambda *_: (np.tile([1.0, 2.0, 1.1, 1.0, 0.1, 1.0], (7, 1)), 7))
+    few = score(loud, {pusher(0): ON_A})
+    assert found.reason is None and {s.reason for s in few} == {TOO_FEW} and few[0].value is None
 
 
 def test_what_cannot_be_rebuilt_is_refused(loud: Any) -> None:

@@ -97,3 +97,17 @@ def test_lower_precision_is_steered_alike(pushers: Any, lowered: Any) -> None:
     for row, other in zip(exact.rows, lower.rows, strict=True):
         assert other["kl"] == pytest.approx(row["kl"], rel=lowered.near, abs=0.05 * lowered.near)
     assert lower.rows[-1]["raises"][0] == exact.rows[-1]["raises"][0]
+
+
+def test_a_write_is_added_as_the_stream_receives_it(tiny: Any) -> None:
+    """Behind Gemma's norm the neuron's row comes with that norm's gain; elsewhere as it is."""
+    unit = UnitId(tiny.name, "0-mlp", 3)
+    edit = module._edit(tiny, None, unit, "add", 0.5)(None)  # type: ignore[arg-type]  # neither is asked for
+    x = torch.randn(1, 2, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moved = (edit.value(x) - x) / x.norm(dim=-1, keepdim=True)  # type: ignore[operator]
+    row = tiny.adapter.linear(0, "neurons")[0][3]
+    if tiny.config.model_type == "gemma2":
+        naive = row / row.norm()
+        row = row * (1 + tiny.model.model.layers[0].post_feedforward_layernorm.weight)
+        assert (naive - row / row.norm()).norm() > 1e-3
+    assert torch.allclose(moved, (0.5 * row / row.norm()).expand_as(moved), atol=1e-9)
