@@ -543,7 +543,8 @@ def test_a_tool_prints_the_contract_and_is_recorded_and_replayed(cli: Cli, copie
     home = ["--home", copied.path]
     said = cli("tool", "minimal_example", unit(project, "0-mlp/1"), "--text", "the in a stop", "--json", *home)
     report = said.json
-    assert said.code == 0 and report.keys() == CONTRACT | {"id", "recalled", "scale", "fires"} and report["ok"] is True
+    extra = {"id", "recalled", "picture", "scale", "fires"}
+    assert said.code == 0 and report.keys() == CONTRACT | extra and report["ok"] is True and report["picture"] is None
     assert report["recalled"] is None and report["fires"] == (report["rows"][0]["peak"] >= report["scale"]["threshold"])
     assert report["cost"].keys() == {"forward_rows", "forward_tokens", "backward", "seconds"}
     assert report["rows"][0]["kept_text"].strip() == "stop" and report["rows"][0]["one_minimal"] is True
@@ -557,6 +558,17 @@ def test_a_tool_prints_the_contract_and_is_recorded_and_replayed(cli: Cli, copie
     again = cli("replay", report["id"], "--json", *home)
     assert again.code == 0 and again.json["equal"] is True
     assert "minimal_example" in cli("replay", report["id"], *home).out
+
+
+def test_it_is_said_where_the_picture_of_an_experiment_is(cli: Cli, project: Any, tmp_path: Path) -> None:
+    """On a pair of one's own, in a home where nothing was swept."""
+    asked = json.dumps({"text": "in the a car", "corrupt": "in the a stop", "answer": " he", "foil": " in"})
+    home = ("--home", tmp_path / "home")
+    said = cli("tool", "patch_grid", unit(project, "0-mlp/0"), "--args", asked, *home)
+    assert said.code == 0, said
+    (line,) = [line for line in said.out.splitlines() if line.startswith("picture: ")]
+    place = cli("tool", "patch_grid", unit(project, "0-mlp/0"), "--args", asked, *home, "--json").json["picture"]
+    assert Path(place).read_bytes().startswith(b"\x89PNG") and line.removeprefix("picture: ")[:20] == place[:20]
 
 
 def test_a_replay_that_differs_is_an_error(cli: Cli, copied: Any) -> None:
