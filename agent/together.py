@@ -39,12 +39,16 @@ def rebuild_together(
     if second is not None:
         text = load_corpus(second)
         wanted.append(("_second_corpus", make_sweep(toolbox.subject, text, sweep.sites, home.path, None, sweeping)))
-    found: list[Score] = []
+    recorded: dict[str | None, list[Score]] = {}
+    for score in home.findings.read(Score, hypothesis=name):
+        recorded.setdefault(score.provenance.get("sweep"), []).append(score)
+    if all(one.digest in recorded for _, one in wanted):
+        return [score for _, one in wanted for score in recorded[one.digest]]
     evidence = [e for kept in known.values() for e in home.findings.read(Evidence, investigation=kept.investigation)]
     scales = fit_scales(toolbox.subject, sweep, rules)
+    found: list[Score] = []
     for behind, one in wanted:
-        recorded = [s for s in home.findings.read(Score, hypothesis=name) if s.provenance.get("sweep") == one.digest]
-        found += recorded or [
+        found += recorded.get(one.digest) or [
             replace(score, metric=f"{score.metric}{behind}")
             for score in rebuild(
                 toolbox.subject, one, rules, scales, hypothesis=name, evidence=evidence, claim=lambda _: True

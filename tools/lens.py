@@ -88,7 +88,7 @@ def project(subject: Subject, unit: UnitId, write: Tensor, random: Tensor) -> tu
 
 def by_path(subject: Subject, unit: UnitId) -> list[int]:
     """The tokens of text by z of the unit's direct path, the one that it raises most first; none without that path."""
-    if subject.writes_at(unit.site).place == "mlp_in":
+    if not subject.writes_to_stream(unit.site):
         return []
     write = subject.write_direction(unit)
     _, z, _ = project(subject, unit, write, torch.ones(1, len(write), dtype=write.dtype, device=write.device))

@@ -92,7 +92,7 @@ def score_output(
         places = _places(subject, sweep, unit, evidence)
         if places.shortage:
             return [record(metric=m, value=None, n=len(places.rows), reason=places.shortage) for m in METRICS]
-        if subject.writes_at(unit.site).place == "mlp_in":
+        if not subject.writes_to_stream(unit.site):
             return [record(metric=m, value=None, n=len(places.rows), reason=NO_LENS) for m in METRICS]
         pairs = _Pairs.of(subject, sweep, pushes, seed)
         reference = _Pairs.of(subject, sweep, _by_lens(subject, unit, pushes), seed)

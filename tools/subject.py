@@ -330,13 +330,17 @@ class Subject:
         basis[unit.index] = unit.sign
         return basis
 
+    def writes_to_stream(self, site: str) -> bool:
+        """Whether what units of `site` write reaches the stream by itself, and not through an MLP that reads it."""
+        return self.writes_at(site).place != "mlp_in"
+
     def norm_behind(self, site: str) -> tuple[Tensor, bool] | None:
         """Gain and centring of the norm between what units of `site` write and the stream (Gemma); None without one.
 
         Raises Refused for features that write into an MLP's input: what they add reaches the stream through it alone.
         """
         point = self.writes_at(site)
-        if point.place == "mlp_in":
+        if not self.writes_to_stream(site):
             raise Refused(f"features of {site} write into an MLP, and have no direct path to the logits; ablate them.")
         inner = {"mlp": "mlp", "attn": "attention"}.get(point.place)
         return self.adapter.write_norm(point.layer, inner) if inner else None
