@@ -100,6 +100,25 @@ def _try_rule(evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
+def disputed(evidence: Evidence, letters: Sequence[str]) -> str:
+    """What `separate` read, by who said what: the texts on which the neuron fires there, and those on which not."""
+    lines = [f"separate: they disagree on {evidence.checks['differ']} tokens of the {evidence.arguments['side']} side"]
+    for says, rows in groupby(sorted(evidence.rows, key=lambda row: row["says"]), key=lambda row: row["says"]):
+        found = list(rows)
+        who = " and ".join(letter for letter, fires in zip(letters, says, strict=True) if fires)
+        told = [
+            f"{how} {' '.join(quoted(row['text'][-40:], row['token']) for row in some[:ERRORS])}"
+            for how, fires in (("fires", True), ("silent", False))
+            if (some := [row for row in found if row["fires"] == fires])
+        ]
+        lines.append(f"  where only {who} predicts: {'; '.join(told)}")
+    lines.append("  right: " + ", ".join(
+        f"{letter} {right} of {len(evidence.rows)}"
+        for letter, right in zip(letters, evidence.checks["right"], strict=True)
+    ))  # fmt: skip
+    return "\n".join(lines)
+
+
 def errors(misses: Sequence[dict[str, Any]]) -> list[str]:
     """Where a rule is wrong, one line of texts a kind."""
     lines = []

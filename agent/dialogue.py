@@ -23,17 +23,26 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "lens": (), "ablate": ("kind",), "patch": ("text",), "try_rule": ("sentence", "rule"),
 }  # fmt: skip
 REQUIRED = ("text", "sentence", "rule")
+OFFERED = (*SHOWN, "separate")
 _SENTENCE = {"type": "string", "minLength": 1, "maxLength": 200}
+_LETTERS = {"type": "string", "minLength": 1, "maxLength": 12}
 # The ways to end, beside the tools: what each does, and the schema of its arguments.
 ENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "submit": (
         "Hands in a candidate as the explanation.",
         {
-            "candidate": {"type": "string", "maxLength": 4, "description": "its letter, or none: a sentence alone"},
+            "candidate": {**_LETTERS, "description": "its letter; several as A+B; none: a sentence alone"},
             "sentence": {**_SENTENCE, "description": "fires on …"},
         },
     ),
     "abstain": ("Says that the evidence supports no candidate.", {"reason": _SENTENCE}),
+}
+# A planner names candidates by their letters, where the tool itself takes their rules.
+BY_LETTER: dict[str, tuple[str, dict[str, Any]]] = {
+    "separate": (
+        "Shows texts on which candidates disagree, and what the neuron does there.",
+        {"candidates": {**_LETTERS, "description": "two letters, such as A B"}},
+    ),
 }
 
 
@@ -156,8 +165,8 @@ def _valid(name: str, arguments: Mapping[str, Any], why: str, names: Sequence[st
 
 def _described(name: str) -> tuple[str, dict[str, Any]]:
     """What a tool does, and the JSON schema of the arguments that a planner may give it."""
-    if name in ENDS:
-        about, options = ENDS[name]
+    if name in ENDS or name in BY_LETTER:
+        about, options = (ENDS | BY_LETTER)[name]
         required = list(options)
     else:
         tool = describe(name)

@@ -38,9 +38,9 @@ from .brief import plain
 from .budget import Budget
 from .llm import Later, LLMError
 from .progress import PLANNING
-from .state import Abstain, Action, Call, Draft, Planner, State, Submit
+from .state import GOOD_ENOUGH, Abstain, Action, Call, Draft, Planner, State, Submit
+from .turns import as_hypotheses, turns
 
-GOOD_ENOUGH = 0.8      # a draft with this F1 on the tune side is not revised
 UNTRIED: dict[str, Any] = {"f1": None, "precision": None, "recall": None, "misses": []}
 NO_RULE = "it has no rule, and a sentence alone takes a judge to score"
 PATTERN = 300          # characters of a pattern that was held back, in the reason of an abstention
@@ -110,7 +110,7 @@ class Investigator:
         assert isinstance(action, Call)
         self.tell(state["unit"], f"{action.tool}: {action.why}" if action.why else action.tool)
         evidence = self.toolbox.call(action.tool, state["unit"], action.arguments, **self._stamps)
-        return {"evidence": [evidence], "steps": state["steps"] + 1}
+        return {"evidence": [evidence], "calls": [action], "steps": state["steps"] + 1}
 
     def submit(self, state: State) -> State:
         """Writes the planner's explanation down and tries its rule on the tune side."""
@@ -238,8 +238,14 @@ class Investigator:
             steps=state["steps"], cost=_total(evidence, state["scores"]), seconds=0.0, run=self.run, **_name(unit),
         )  # fmt: skip
         known = [h for h in (kept, state["output"]) if h is not None]
+        stamps = {**self._stamps, **_name(unit)}
+        asked = list(zip(state.get("calls", []), evidence, strict=True))
+        tried = as_hypotheses(asked, [*drafts, *known], self.toolbox.subject, **stamps)
+        threshold = self.sweep.statistics(unit).threshold
+        made = turns(asked, tried, self.toolbox.subject, threshold, **stamps)
+        others = [h for h in tried.values() if h not in (*drafts, *known)]
         records: list[Record] = [
-            self._unit(unit), *self._exemplars(unit), investigation, *evidence, *drafts, *known,
+            self._unit(unit), *self._exemplars(unit), investigation, *evidence, *made, *others, *drafts, *known,
             *state["scores"], state["verdict"], *state["failures"],
         ]  # fmt: skip
         return {"records": [replace(r, provenance=self._provenance | r.provenance) for r in records]}

@@ -7,20 +7,23 @@ requests: there is no clock and no id in them.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from .. import prompts
 from ..store.records import Evidence, Refused
 from ..tools.induce import Induced
 from ..tools.rules import Rule
+from ..tools.subject import Subject
 from ..tools.trials import minimal_rows
-from .brief import brief, errors, number, plain, quoted, texts
-from .dialogue import ENDS, SHOWN, Act, Dialogue
+from .brief import brief, disputed, errors, number, plain, quoted, texts
+from .candidates import Candidate, alive, beaten, before, candidates, labelled, one_line, predictions
+from .dialogue import ENDS, OFFERED, Act, Dialogue
 from .llm import Capabilities, Client, LLMError, Stamps
 from .playbook import Induce, experiments, undone
-from .state import Abstain, Action, Call, State, Submit, by_tool
+from .state import GOOD_ENOUGH, Abstain, Action, Call, State, Submit, by_tool
 
 TURNS = 5        # actions of the model before a first submission, the last of which must submit or abstain
 AGAIN = 2        # … and in each revision
@@ -28,32 +31,33 @@ SLIPS = 3        # replies in a row that are no usable action; the last of them 
 _USUAL: dict[str, Any] = {"need": [], "not": [], "position": None, "repeat": False, "piece": "last"}     # not shown
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A rule that was tried: its letter, sentence, F1 on the explain side, and the rule with fitted values."""
-
-    letter: str
-    sentence: str
-    rule: Rule
-    f1: float
-
-
 class LLMPlanner:
-    """A Planner for one unit, on one language model. `decide` raises LLMError where the model gives no answer."""
+    """A Planner for one unit, on one language model. `decide` raises LLMError where the model gives no answer.
+
+    It climbs a ladder: `induced`, the experiments and the inducer's rule alone; `label`, one reply of the model, which
+    is enough where its rule is good and nothing contradicts it; `loop`, more of them. Each hypothesis says on which
+    rung it was put forward.
+    """
 
     def __init__(
-        self, client: Client, can: Capabilities, induce: Induce, offered: Sequence[str],
-        piece: Callable[[int], str], stamps: Stamps,
+        self, client: Client, can: Capabilities, induce: Induce, offered: Sequence[str], subject: Subject,
+        stamps: Stamps,
     ) -> None:  # fmt: skip
         self.name = f"llm:{client.model}"
-        self.provenance = {"llm": client.model, "endpoint": client.endpoint.label, "prompts": prompts.digest()}
         self._client, self._can, self._induce, self._stamps = client, can, induce, stamps
-        self._piece = piece
-        self._offered = [name for name in offered if name in SHOWN]
+        self._subject = subject
+        self._offered = [name for name in offered if name in OFFERED]
         self._induced: Induced | None = None
         self._dialogue: Dialogue | None = None
-        self._heard = self._revisions = 0
+        self._heard = self._revisions = self._replies = 0
         self._left = TURNS
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Which model, where, by which prompts, and the rung of the ladder that was reached."""
+        rung = ("induced", "label")[self._replies] if self._replies < 2 else "loop"
+        told = {"llm": self._client.model, "endpoint": self._client.endpoint.label, "prompts": prompts.digest()}
+        return {**told, "rung": rung}
 
     def decide(self, state: State) -> Action:
         """The first experiments in order, the inducer's rule, then what the model chooses."""
@@ -63,18 +67,26 @@ class LLMPlanner:
             return first
         if not any(e.ok for e in by_tool(evidence, "top_examples")):
             return Abstain("no text could be shown on which it fires")
+        if self._enough(evidence):
+            best = _best(alive(evidence))
+            return Submit(best.sentence, best.rule, "its first rule is good, and nothing contradicts it")
         self._tell(state)
         try:
             return self._turn(state)
         except OutOfBudget:
             return self.conclude(state)
 
+    def _enough(self, evidence: Sequence[Evidence]) -> bool:
+        """Whether the model's one reply was a rule that is good on the explain side and that no candidate beats."""
+        tried = [c for c in candidates(evidence) if c.tried is evidence[-1]]
+        return self._replies == 1 and any(c.f1 >= GOOD_ENOUGH for c in tried if c in alive(evidence))
+
     def conclude(self, state: State) -> Submit | Abstain:
         """The candidate of the highest F1 on the explain side, with no further question."""
-        found = candidates(state.get("evidence", []))
+        found = alive(state.get("evidence", []))
         if not found:
             return Abstain("the budget ended before any rule was tried")
-        best = max(found, key=lambda c: c.f1)
+        best = _best(found)
         return Submit(best.sentence, best.rule, "the best candidate when the budget ended")
 
     def _first(self, state: State) -> list[Call]:
@@ -87,7 +99,7 @@ class LLMPlanner:
             made = self._induced
             if made.rule is not None and made.sentence is not None:
                 tried = {"rule": made.rule.to_json(), "sentence": made.sentence}
-                calls.append(Call("try_rule", tried, "what the inducer makes of the experiments"))
+                calls.append(Call("try_rule", tried, "what the inducer makes of the experiments", "induce"))
         return calls
 
     def _tell(self, state: State) -> None:
@@ -100,8 +112,36 @@ class LLMPlanner:
             self._revisions, self._left = state["revisions"], AGAIN
             self._dialogue.tell(_weakness(state))
         elif len(evidence) > self._heard:
-            self._dialogue.tell(prompts.render("result", result=_result(evidence)))
+            self._dialogue.tell(prompts.render("result", result=self._result(evidence)))
         self._heard = len(evidence)
+
+    def _result(self, evidence: Sequence[Evidence]) -> str:
+        """The last experiment, what it says of the candidates, and which of them are out now."""
+        last, known = evidence[-1], candidates(evidence)
+        head = brief(last)
+        if last.tool == "try_rule" and last.ok:      # its letter and sentence stand before it
+            head = f"{known[-1].letter}: {known[-1].sentence}\n{head}"
+        elif last.tool == "separate" and last.ok:
+            letters = [next(c.letter for c in known if c.rule.to_json() == rule) for rule in last.arguments["rules"]]
+            head = disputed(last, letters)
+        out = beaten(evidence).get(last.id, [])
+        lost = [
+            f"{b.letter} is out: the F1 of {b.by} is higher by {b.difference:.2f} ({b.low:.2f} to {b.high:.2f})"
+            for b in out
+        ]
+        return "\n".join([head, *self._foretold(evidence), *lost])
+
+    def _foretold(self, evidence: Sequence[Evidence]) -> list[str]:
+        """On a text of the model's own: what each living candidate predicted, and what came."""
+        last = evidence[-1]
+        if last.tool != "activate" or not last.ok:
+            return []
+        seen = next(e for e in by_tool(evidence, "top_examples") if e.ok)
+        told = labelled(last, seen.checks["threshold"])
+        says = {c.letter: predictions(c.rule, told, self._subject)[0] for c in alive(before(evidence, last))}
+        words = {True: "fires", False: "silent"}
+        said = ", ".join(f"{letter} said {words[fires]}" for letter, fires in says.items())
+        return [f"  that is {words[told[0].fires]}" + (f"; {said}" if said else "")]
 
     def _opening(self, evidence: Sequence[Evidence]) -> str:
         """What the first experiments found; those on the output side say nothing of when a unit fires."""
@@ -109,21 +149,22 @@ class LLMPlanner:
         needs = [row["kept_text"] for row in minimal_rows(evidence)]
         changes = (e for tool in ("substitute", "tokens_in_place", "shift") for e in by_tool(evidence, tool))
         found = [brief(e) for e in changes if e.ok and e.rows]
-        made = [self._candidate(e, c) for e, c in _tried(evidence)]
+        made = [self._candidate(c) for c in candidates(evidence)]
         none = f"none yet: {self._induced.reason}" if self._induced else "none yet"
         return prompts.render(
             "unit", rate=f"{seen.checks['rate']:.3%}", texts="\n".join(texts(seen)), findings="\n".join(found),
             needs=", ".join(map(quoted, dict.fromkeys(needs))) or "not known", candidates="\n".join(made) or none,
         )  # fmt: skip
 
-    def _candidate(self, tried: Evidence, candidate: Candidate) -> str:
+    def _candidate(self, candidate: Candidate) -> str:
         """A candidate as the model sees it: what it says, its rule, its score and its errors."""
-        return f"{candidate.letter}: {candidate.sentence}\n  rule {self._shown(candidate.rule)}\n{brief(tried)}"
+        told = f"{candidate.letter}: {candidate.sentence}\n  rule {self._shown(candidate.rule)}"
+        return f"{told}\n{brief(candidate.tried)}"
 
     def _shown(self, rule: Rule) -> str:
         """A rule as a planner would write it; one on token numbers, which a planner does not see, in words."""
         if any(clause.at.ids or any(n.match.ids for n in (*clause.need, *clause.avoid)) for clause in rule.clauses):
-            return rule.text(lambda token: plain(self._piece(token)))
+            return rule.text(lambda token: plain(self._subject.piece(token)))
         clauses = [
             {key: value for key, value in clause.items() if key != "value" and _USUAL.get(key, "") != value}
             for clause in rule.to_json()["clauses"]
@@ -142,7 +183,9 @@ class LLMPlanner:
             self._dialogue.tell(prompts.render("last"))
         for slips in range(1, SLIPS + 1):
             try:
-                return self._meant(self._dialogue.ask("revise" if self._revisions else "plan", names), state)
+                act = self._dialogue.ask("revise" if self._revisions else "plan", names)
+                self._replies += 1
+                return self._meant(act, state)
             except Refused as refusal:
                 names = list(ENDS) if slips == SLIPS - 1 else names
                 self._dialogue.tell(prompts.render("invalid", reason=str(refusal), names=", ".join(names)))
@@ -154,10 +197,17 @@ class LLMPlanner:
         if act.tool == "abstain":
             return Abstain(str(act.arguments["reason"]))
         if act.tool == "submit":
-            return _submission(act, candidates(evidence))
+            return _submission(act, evidence)
+        arguments = dict(act.arguments)
         if act.tool == "try_rule":
-            self._refuse_known(Rule.from_json(act.arguments["rule"]), candidates(evidence))
-        call = Call(act.tool, act.arguments, act.why)
+            self._refuse_known(Rule.from_json(arguments["rule"]), candidates(evidence))
+            arguments["against"] = [c.rule.to_json() for c in alive(evidence)]
+        elif act.tool == "separate":
+            chosen = _chosen(str(arguments["candidates"]), evidence)
+            if len(chosen) < 2:
+                raise Refused("separate takes two candidates that are not out, such as A B.")
+            arguments = {"rules": [c.rule.to_json() for c in chosen]}
+        call = Call(act.tool, arguments, act.why, self.name)
         if next(undone([call], evidence, self._offered), None) is None:
             raise Refused(f"{act.tool} was already called with these arguments; its result stands above.")
         return call
@@ -172,32 +222,9 @@ class OutOfBudget(LLMError):
     """The run's limit on tokens or money is reached, so the model is not asked."""
 
 
-def candidates(evidence: Sequence[Evidence]) -> list[Candidate]:
-    """The rules that were tried, in order; A is the inducer's where it made one."""
-    return [candidate for _, candidate in _tried(evidence)]
-
-
-def _tried(evidence: Sequence[Evidence]) -> list[tuple[Evidence, Candidate]]:
-    made = [e for e in by_tool(evidence, "try_rule") if e.ok]
-    return [(e, _of(chr(ord("A") + number), e)) for number, e in enumerate(made)]
-
-
-def _of(letter: str, tried: Evidence) -> Candidate:
-    rule = Rule.from_json(tried.checks["rule"])
-    return Candidate(letter, _one_line(tried.arguments["sentence"]), rule, tried.checks["f1"] or 0.0)
-
-
-def _one_line(sentence: Any) -> str:
-    return " ".join(str(sentence).split())
-
-
-def _result(evidence: Sequence[Evidence]) -> str:
-    """The last experiment; a rule that was tried comes with its letter."""
-    last = evidence[-1]
-    if last.tool != "try_rule" or not last.ok:
-        return brief(last)
-    candidate = candidates(evidence)[-1]
-    return f"{candidate.letter}: {candidate.sentence}\n{brief(last)}"
+def _best(found: Sequence[Candidate]) -> Candidate:
+    """The candidate of the highest F1 on the explain side, the later of equals: the sentence is the model's then."""
+    return max(reversed(found), key=lambda c: c.f1)
 
 
 def _weakness(state: State) -> str:
@@ -206,12 +233,24 @@ def _weakness(state: State) -> str:
     return prompts.render("revise", errors="\n".join(errors(state["misses"])), **scores)
 
 
-def _submission(act: Act, found: Sequence[Candidate]) -> Submit:
-    letter, sentence = str(act.arguments["candidate"]).strip(), _one_line(act.arguments["sentence"])
-    if letter.lower() == "none":
+def _submission(act: Act, evidence: Sequence[Evidence]) -> Submit:
+    """A candidate, several as one rule of all their clauses, or a sentence alone."""
+    letters, sentence = str(act.arguments["candidate"]).strip(), one_line(act.arguments["sentence"])
+    if letters.lower() == "none":
         return Submit(sentence, None, act.why)
-    chosen = next((c for c in found if c.letter == letter.upper()), None)
-    if chosen is None:
-        letters = ", ".join(c.letter for c in found) or "none, since no rule was tried"
-        raise Refused(f"there is no candidate {letter!r}; there are {letters}.")
-    return Submit(sentence, chosen.rule, act.why)
+    clauses = chain.from_iterable(c.rule.clauses for c in _chosen(letters, evidence))
+    return Submit(sentence, Rule.from_json(Rule(tuple(dict.fromkeys(clauses))).to_json()), act.why)
+
+
+def _chosen(letters: str, evidence: Sequence[Evidence]) -> list[Candidate]:
+    """The candidates that a model names. Raises Refused where one is unknown or out, or none is named."""
+    known, out = {c.letter: c for c in candidates(evidence)}, chain.from_iterable(beaten(evidence).values())
+    lost = {b.letter: b.by for b in out}
+    named = list(dict.fromkeys(name for name in re.split(r"[\s,+&]+", letters.upper()) if name not in ("", "AND")))
+    there = ", ".join(letter for letter in known if letter not in lost) or "none, since no rule was tried"
+    for letter in named or [letters]:
+        if letter not in known:
+            raise Refused(f"there is no candidate {letter[:40]!r}; there are {there}.")
+        if letter in lost:
+            raise Refused(f"{letter} is out, since {lost[letter]} is better; there are {there}.")
+    return [known[letter] for letter in named]

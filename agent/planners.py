@@ -114,7 +114,7 @@ class ByLLM:
         from ..tools.toolbox import FOR_PEOPLE
 
         offered = [name for name in toolbox.offered() if name not in FOR_PEOPLE]
-        return LLMPlanner(self._client, self._can, induce, offered, toolbox.subject.piece, stamps)
+        return LLMPlanner(self._client, self._can, induce, offered, toolbox.subject, stamps)
 
     def close(self) -> None:
         self._client.close()

@@ -12,11 +12,12 @@ from ..tools.units import UnitId
 
 @dataclass(frozen=True)
 class Call:
-    """Run a tool on the unit; `why` is kept with the step."""
+    """Run a tool on the unit; `why` is the question, kept with the step, and `by` says who asks it."""
 
     tool: str
     arguments: dict[str, Any] = field(default_factory=dict)
     why: str = ""
+    by: str = "playbook"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Abstain:
 
 
 Action = Call | Submit | Abstain
+GOOD_ENOUGH = 0.8      # a rule of this F1 is worth no other question: a draft on tune, a candidate on explain
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,14 @@ class Draft:
 
 
 class State(TypedDict, total=False):
-    """The graph's state; lists grow, everything else is replaced. It holds no clock, so a replay sees the same."""
+    """The graph's state; lists grow, everything else is replaced. It holds no clock, so a replay sees the same.
+
+    calls[i] is what evidence[i] answers.
+    """
 
     unit: UnitId
     evidence: Annotated[list[Evidence], operator.add]
+    calls: Annotated[list[Call], operator.add]
     drafts: Annotated[list[Draft], operator.add]
     action: Action
     steps: int
@@ -73,7 +79,9 @@ class Planner(Protocol):
     """
 
     name: str
-    provenance: dict[str, Any]
+
+    @property
+    def provenance(self) -> dict[str, Any]: ...
 
     def decide(self, state: State) -> Action: ...
 

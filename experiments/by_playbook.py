@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from ..agent.nodes import GOOD_ENOUGH
 from ..agent.playbook import Playbook
-from ..agent.state import Abstain, Call, State, Submit
+from ..agent.state import GOOD_ENOUGH, Abstain, Call, State, Submit
 from ..store.records import Evidence
 from ..tools import trials
 from ..tools.induce import induce

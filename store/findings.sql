@@ -247,3 +247,13 @@ LEFT JOIN planned ON planned.investigation = o.investigation;
 -- What a request can have cost at most; null in rows from before, and usd_most for a model without a price.
 ALTER TABLE llm_calls ADD COLUMN tokens_most BIGINT;
 ALTER TABLE llm_calls ADD COLUMN usd_most DOUBLE;
+
+-- version 6
+
+-- What each experiment asked of the hypotheses that lived, and which it put out.
+CREATE TABLE turns (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    question VARCHAR, "by" VARCHAR, tool VARCHAR, evidence VARCHAR, ok BOOLEAN, predictions JSON, outcome JSON,
+    killed JSON
+);

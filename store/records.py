@@ -200,6 +200,27 @@ class Evidence(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turn(Record):
+    """What one experiment was to find out, and what it did to the hypotheses that lived when it was chosen.
+
+    question: why it was chosen, and `by` whom; evidence: what it returned. outcome: for each of its texts whether the
+    unit fires there; predictions: what each living hypothesis (by its id) says of the same texts, its rule run on them;
+    both are empty for an experiment without such texts. killed: {hypothesis, by, difference, low, high}: those that it
+    put out, by another whose F1 is higher by so much, with its interval.
+    """
+
+    TABLE = "turns"
+    question: str
+    by: str
+    tool: str
+    evidence: str
+    ok: bool
+    predictions: dict[str, Any] = field(default_factory=dict)
+    outcome: list[bool] = field(default_factory=list)
+    killed: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hypothesis(Record):
     """A sentence about a unit and, where possible, a rule; `kept` marks the one submitted.
 
@@ -304,6 +325,6 @@ TABLES: dict[str, type[Record]] = {
     kind.TABLE: kind
     for kind in (
         Model, Sweep, Unit, Exemplar, Run, Investigation,
-        Evidence, Hypothesis, Score, Verdict, Embedding, Failure, LLMCall,
+        Evidence, Turn, Hypothesis, Score, Verdict, Embedding, Failure, LLMCall,
     )
 }

@@ -11,7 +11,7 @@ def activate(subject: Subject, unit: UnitId, *, text: str | None = None, ids: Se
     """Reads the unit at every token of a text of your choice, to test a guess about what makes it fire.
 
     y = sign × activation, in the activation's own scale, at each position of the whole text (causal: a token's y
-    depends on what stands before it). Rows {position, token, activation}, one a token after the sink; positions
+    depends on what stands before it). Rows {position, token, id, activation}, one a token after the sink; positions
     index the ids with the sink at 0. The sink's own y is no part of the text and stands in checks["sink"], the
     position of the largest y in checks["peak_position"]. Raises Refused for an empty or over-long text and for a
     unit this model does not have.
@@ -25,7 +25,9 @@ def activate(subject: Subject, unit: UnitId, *, text: str | None = None, ids: Se
         values = read_tokens(subject, unit, row)
     peak = max(range(1, len(row)), key=values.__getitem__)
     pieces = subject.pieces(row)
-    rows = [{"position": i, "token": pieces[i], "activation": values[i]} for i in range(1, len(row))]
+    rows = [
+        {"position": i, "token": pieces[i], "id": row[i], "activation": values[i]} for i in range(1, len(row))
+    ]
     summary = f"{unit} reads at most {values[peak]:.3g}, on {pieces[peak]!r} (position {peak} of {len(row) - 1})."
     return Evidence(
         tool="activate",

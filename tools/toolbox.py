@@ -31,6 +31,7 @@ from .patch import patch
 from .patch_grid import draw, patch_grid
 from .path_patch import path_patch
 from .prune import minimal_example
+from .separate import separate
 from .shift import shift
 from .steer import steer
 from .subject import Subject
@@ -57,6 +58,7 @@ REGISTRY: dict[str, tuple[Callable[..., Evidence], str]] = {
     "attribute": (attribute, "project"),
     "token_atlas": (token_atlas, "read"),
     "try_rule": (try_rule, "read"),
+    "separate": (separate, "read"),
 }
 TOOL_NAMES = tuple(REGISTRY)
 FOR_PEOPLE = ("patch_grid", "path_patch", "steer", "attribute")    # no planner of the input side is offered these

@@ -9,9 +9,9 @@ import pytest
 
 from lamplighter.agent.budget import Budget
 from lamplighter.agent.graph import investigate
-from lamplighter.agent.nodes import GOOD_ENOUGH, Drained, Investigator
+from lamplighter.agent.nodes import Drained, Investigator
 from lamplighter.agent.playbook import Playbook
-from lamplighter.agent.state import Abstain, Action, Call, State, Submit
+from lamplighter.agent.state import GOOD_ENOUGH, Abstain, Action, Call, State, Submit
 from lamplighter.store import records
 from lamplighter.store.records import Evidence, Hypothesis, Refused, Score, Verdict
 from lamplighter.tools.corpus import load_corpus
@@ -482,7 +482,7 @@ def test_the_planner_is_shown_no_text_of_the_score_side(heard: tuple[Listening, 
 
 def test_the_planner_is_shown_no_score_and_no_verdict(heard: tuple[Listening, Spied]) -> None:
     planner, _ = heard
-    assert planner.keys == {"unit", "evidence", "drafts", "action", "steps", "revisions", "misses"}
+    assert planner.keys == {"unit", "evidence", "calls", "drafts", "action", "steps", "revisions", "misses"}
 
 
 def runs(text: str) -> set[tuple[str, ...]]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,15 +15,16 @@ import pytest
 from lamplighter import prompts
 from lamplighter.agent import cli as commands
 from lamplighter.agent import llm, night
+from lamplighter.agent.candidates import alive, beaten, candidates
 from lamplighter.agent.config import Home
 from lamplighter.agent.endpoint import Endpoint
 from lamplighter.agent.llm import Capabilities, Client, LLMError
 from lamplighter.agent.nodes import NO_RULE
-from lamplighter.agent.planner import AGAIN, SLIPS, TURNS, LLMPlanner, OutOfBudget, candidates
+from lamplighter.agent.planner import AGAIN, SLIPS, TURNS, LLMPlanner, OutOfBudget
 from lamplighter.agent.replay import replay_evidence
 from lamplighter.agent.state import Abstain, Call, Draft, Submit
 from lamplighter.store import records
-from lamplighter.store.records import Evidence, Failure, Hypothesis, LLMCall, Refused, Verdict
+from lamplighter.store.records import Evidence, Failure, Hypothesis, LLMCall, Refused, Turn, Verdict
 from lamplighter.store.work import Work
 from lamplighter.testing import CallTool, Drop, Hang, Say, ScriptedEndpoint, Status
 from lamplighter.tools.corpus import load_corpus
@@ -76,14 +78,13 @@ def letters(body: Body) -> list[str]:
 
 
 def sensible(body: Body) -> Step:
-    """Tries a rule of the words that the neuron needs, then submits it; abstains where it needs none."""
+    """Tries a rule of the words that the neuron needs, which is good enough; abstains where it needs none."""
     needs = re.search("It needs only: (.*)", heard(body)[0])
     words = re.findall("“(.+?)”", needs[1] if needs else "")
     if not words:
         return act(body, "abstain", reason="it never fires")
-    if turn(body) == 0:
-        return try_word(body, f"(?i){'|'.join(words)}|zebra")
-    return act(body, "submit", candidate=letters(body)[-1], sentence=f"fires on {' and '.join(words)}")
+    rule = word(f"(?i){'|'.join(words)}|zebra")
+    return act(body, "try_rule", sentence=f"fires on {' and '.join(words)}", rule=rule)
 
 
 def by_turn(*acts: tuple[str, dict[str, Any]] | Step) -> Callable[[Body], Step]:
@@ -99,6 +100,7 @@ def by_turn(*acts: tuple[str, dict[str, Any]] | Step) -> Callable[[Body], Step]:
 SUBMIT_A = ("submit", {"candidate": "A", "sentence": "fires on stop and World"})
 HALF = ("try_rule", {"sentence": "fires on stop", "rule": word("stop")})
 SUBMIT_B = ("submit", {"candidate": "B", "sentence": "fires on stop"})
+SUBMIT_HALF = ("submit", {"candidate": "A", "sentence": "fires on stop"})     # where the inducer made no candidate
 
 
 # Homes and runs
@@ -172,9 +174,10 @@ def test_a_run_submits_what_the_model_chose(evening: Night) -> None:
 def test_an_explanation_says_which_model_wrote_it_and_what_it_was_asked(evening: Night) -> None:
     home, run = evening.home, evening.outcome.run
     label = f"{evening.server.url}/v1"
-    for made in rows(home, Hypothesis, run, side="input"):
+    for made in rows(home, Hypothesis, run, side="input", kept=True):
         assert made.author == "llm:scripted"
-        assert made.provenance | {"llm": "scripted", "endpoint": label, "prompts": prompts.digest()} == made.provenance
+        told = {"llm": "scripted", "endpoint": label, "prompts": prompts.digest(), "rung": "label"}
+        assert made.provenance | told == made.provenance
     assert {i.planner for i in rows(home, records.Investigation, run)} == {"llm:scripted"}
     assert {r.asked["planner"] for r in rows(home, records.Run, run)} == {f"llm:scripted@{label}"}
 
@@ -231,7 +234,7 @@ def test_equal_work_asks_equally_and_the_same_home_does_not_ask_again(
         first = [json.dumps(body) for body in asked(server)]
         server.requests.clear()
         once = project.run(copied, units=TWO, planner="llm", endpoint=server.url)
-        assert [json.dumps(body) for body in asked(server)] == first and len(first) == 4
+        assert [json.dumps(body) for body in asked(server)] == first and len(first) == 2
         server.requests.clear()
         again = project.run(copied, units=TWO, planner="llm", endpoint=server.url, fresh=True)
         assert asked(server) == [] and again.run != once.run
@@ -320,22 +323,32 @@ def test_an_endpoint_that_is_dead_from_the_start_is_refused_before_any_work(
     assert home.work.runs() == [] and not (home.path / "sweeps").exists()
 
 
-def test_an_error_in_a_revision_leaves_what_was_submitted_and_is_recorded_beside_it(copied: Home, project: Any) -> None:
-    with ScriptedEndpoint(by_turn(HALF, SUBMIT_B, Status(400, message="too much"))) as server:
+@pytest.fixture
+def no_inducer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inducer finds nothing: a rule of the model's is the first candidate, and nothing beats it."""
+    monkeypatch.setattr(night, "induce", lambda *_, **__: Induced(None, None, "too thin", None, None, None, 0))
+
+
+def test_an_error_in_a_revision_leaves_what_was_submitted_and_is_recorded_beside_it(
+    no_inducer: None, copied: Home, project: Any
+) -> None:
+    with ScriptedEndpoint(by_turn(HALF, SUBMIT_HALF, Status(400, message="too much"))) as server:
         outcome = project.run(copied, units="0-mlp/1", planner="llm", endpoint=server.url)
     assert (outcome.status, outcome.failed) == ("done", [])
     (kept,) = rows(copied, Hypothesis, outcome.run, side="input")
-    assert kept.kept and kept.sentence == "fires on stop" and kept.tune_f1 < 0.8
+    assert kept.kept and kept.sentence == "fires on stop" and kept.tune_f1 < 0.8 and kept.provenance["rung"] == "loop"
     assert any(s.value is not None for s in rows(copied, records.Score, outcome.run, hypothesis=kept.id))
     (failure,) = rows(copied, Failure, outcome.run)
     assert failure.kind == "LLMError" and "too much" in failure.message and failure.step == "planning"
     assert copied.findings.read(LLMCall)[-1].purpose == "revise"
 
 
-def test_a_weak_submission_is_shown_what_it_missed_and_may_be_mended(copied: Home, project: Any) -> None:
+def test_a_weak_submission_is_shown_what_it_missed_and_may_be_mended(
+    no_inducer: None, copied: Home, project: Any
+) -> None:
     whole = ("try_rule", {"sentence": "fires on both", "rule": word("stop|World|zebra")})
-    submit = ("submit", {"candidate": "C", "sentence": "fires on both"})
-    with ScriptedEndpoint(by_turn(HALF, SUBMIT_B, whole, submit)) as server:
+    submit = ("submit", {"candidate": "B", "sentence": "fires on both"})
+    with ScriptedEndpoint(by_turn(HALF, SUBMIT_HALF, whole, submit)) as server:
         outcome = project.run(copied, units="0-mlp/1", planner="llm", endpoint=server.url)
     first, kept = rows(copied, Hypothesis, outcome.run, side="input")
     assert (first.sentence, first.kept, kept.sentence, kept.kept) == ("fires on stop", False, "fires on both", True)
@@ -359,8 +372,8 @@ def test_tokens_that_are_spent_end_the_unit_with_its_best_candidate_and_the_run_
         assert len(asked(server)) == 1
     state = next(s for s in copied.work.runs() if s.asked["planner"].startswith("llm"))
     assert state.status == "budget" and copied.work.counts(state.id)["queued"] == 1
-    (made,) = rows(copied, Hypothesis, state.id, side="input")
-    assert (name(made), made.kept, made.author) == ("0", True, "llm:scripted")
+    (made,) = rows(copied, Hypothesis, state.id, side="input", kept=True)
+    assert (name(made), made.author, made.provenance["rung"]) == ("0", "llm:scripted", "label")
     assert "zebra" not in made.sentence and made.tune_f1 == 1.0, "the better of two"
     assert rows(copied, Failure, state.id) == []
     capsys.readouterr()
@@ -382,6 +395,7 @@ def test_time_that_ends_while_the_model_is_asked_ends_the_unit_with_what_it_has(
     assert (outcome.status, outcome.failed, len(outcome.left)) == ("budget", [], 1)
     (made,) = rows(copied, Hypothesis, outcome.run, side="input")
     assert made.kept and made.tune_f1 == 1.0 and rows(copied, Failure, outcome.run) == []
+    assert made.provenance["rung"] == "induced"
     assert [c.outcome for c in copied.findings.read(LLMCall) if c.unit] == ["timeout"]
 
 
@@ -405,7 +419,7 @@ def test_a_sentence_without_a_rule_is_kept_and_scored_by_nobody(copied: Home, pr
     alone = ("submit", {"candidate": "none", "sentence": "fires  on\nsomething subtle"})
     with ScriptedEndpoint(by_turn(alone)) as server:
         outcome = project.run(copied, units="0-mlp/1", planner="llm", endpoint=server.url)
-    (kept,) = rows(copied, Hypothesis, outcome.run, side="input")
+    (kept,) = rows(copied, Hypothesis, outcome.run, side="input", kept=True)
     assert (kept.sentence, kept.rule, kept.rule_text, kept.tune_f1) == ("fires on something subtle", None, None, None)
     scores = rows(copied, records.Score, outcome.run, hypothesis=kept.id)
     assert len(scores) == 7 and {(s.value, s.reason) for s in scores} == {(None, NO_RULE)}
@@ -458,7 +472,7 @@ def planner_on(
     client = Client(Endpoint(server.url, "scripted"), Work(folder / "work.sqlite"), check, sleep=lambda _: None)
     able = Capabilities(**({"tools": True, "schema": True, "logprobs": False, "usage": True} | can))
     toolbox = known.toolbox
-    return LLMPlanner(client, able, known.induce, toolbox.offered(), toolbox.subject.piece, {})
+    return LLMPlanner(client, able, known.induce, toolbox.offered(), toolbox.subject, {})
 
 
 class Desk:
@@ -539,7 +553,7 @@ def test_corpus_text_that_gives_orders_stays_data(desk: Any, known: Known) -> No
 
 def test_tokens_of_a_rule_are_shown_without_breaking_the_line(desk: Any, known: Known) -> None:
     one, server = desk(by_turn(SUBMIT_A))
-    one.planner._piece = lambda token: f"”\n{token}“"
+    one.planner._subject = SimpleNamespace(piece=lambda token: f"”\n{token}“")
     tried = one.evidence[-1]
     rule = {"clauses": [{"at": {"ids": [3, 4]}}]}
     one.evidence[-1] = replace(tried, checks=tried.checks | {"rule": rule})
@@ -606,6 +620,98 @@ def test_a_rule_that_was_tried_is_told_with_its_letter_and_its_errors(desk: Any)
     assert told.endswith("What next?")
 
 
+# Several candidates
+
+
+STOP = ("try_rule", {"sentence": "fires on stop", "rule": word("stop")})
+WORLD = ("try_rule", {"sentence": "fires on World", "rule": word("World")})
+
+
+def test_a_rule_that_is_clearly_worse_is_out_and_cannot_be_submitted(desk: Any) -> None:
+    one, server = desk(by_turn(STOP, SUBMIT_B, SUBMIT_A))
+    end = one.run()
+    assert end.rule == candidates(one.evidence)[0].rule
+    told = heard(asked(server)[1])[-1]
+    (lost,) = re.findall(r"(?m)^B is out: the F1 of A is higher by (0\.\d\d) \((0\.\d\d) to 0\.\d\d\)$", told)
+    (loss,) = beaten(one.evidence)[one.evidence[-1].id]
+    assert (loss.letter, loss.by, f"{loss.difference:.2f}", f"{loss.low:.2f}") == ("B", "A", *lost) and loss.low > 0
+    assert [c.letter for c in alive(one.evidence)] == ["A"]
+    assert "B is out, since A is better; there are A." in heard(asked(server)[2])[-1]
+
+
+def test_a_unit_may_end_with_several_rules(desk: Any) -> None:
+    both = ("submit", {"candidate": "a + B", "sentence": "fires on stop, and on World"})
+    one, server = desk(by_turn(STOP, WORLD, both))
+    without_inducer(one)
+    end = one.run()
+    assert [c.letter for c in alive(one.evidence)] == ["A", "B"], "neither half is clearly better"
+    assert [clause.at.word for clause in end.rule.clauses] == ["stop", "World"]
+    assert end.sentence == "fires on stop, and on World"
+
+
+def test_candidates_that_differ_are_shown_side_by_side_where_they_do(desk: Any) -> None:
+    one, server = desk(by_turn(STOP, WORLD, ("separate", {"candidates": "A, B"}), SUBMIT_HALF))
+    without_inducer(one)
+    one.run()
+    call, found = one.actions[2], one.evidence[-1]
+    assert call.by == "llm:scripted" and [rule["clauses"][0]["at"] for rule in call.arguments["rules"]] == [
+        {"word": "stop"}, {"word": "World"},
+    ]  # fmt: skip
+    told = heard(asked(server)[3])[-1].splitlines()
+    assert told[0] == f"separate: they disagree on {found.checks['differ']} tokens of the explain side"
+    assert told[1].startswith("  where only B predicts: fires “") and "« World»" in told[1] and "silent" not in told[1]
+    assert told[2].startswith("  where only A predicts: fires “") and "« stop»" in told[2]
+    assert told[3] == f"  right: A {found.checks['right'][0]} of 12, B {found.checks['right'][1]} of 12"
+
+
+def test_separate_takes_two_that_live(desk: Any) -> None:
+    one, server = desk(by_turn(STOP, ("separate", {"candidates": "A"}), ("separate", {"candidates": "A B"}), SUBMIT_A))
+    one.run()
+    assert "separate takes two candidates that are not out" in heard(asked(server)[2])[-1]
+    assert "B is out" in heard(asked(server)[3])[-1]
+
+
+def test_what_each_candidate_predicted_of_a_text_is_told_beside_what_came(desk: Any) -> None:
+    tests = [("activate", {"text": text}) for text in ("here is a stop sign", "a red sign")]
+    one, server = desk(by_turn(STOP, WORLD, *tests, SUBMIT_HALF))
+    without_inducer(one)
+    one.run()
+    first, second = heard(asked(server)[3])[-1], heard(asked(server)[4])[-2]     # then comes the last turn's notice
+    assert "  that is fires; A said fires, B said silent" in first
+    assert "  that is silent; A said silent, B said silent" in second
+
+
+def test_one_good_label_is_enough(desk: Any) -> None:
+    """The second rung: no further question, and the record says so; a weak first rule goes on to the third."""
+    whole = ("try_rule", {"sentence": "fires on both", "rule": word("stop|World|zebra")})
+    one, server = desk(by_turn(whole))
+    end = one.run()
+    assert (end.sentence, len(asked(server)), one.planner.provenance["rung"]) == ("fires on both", 1, "label")
+    one, server = desk(by_turn(STOP, whole, SUBMIT_A))
+    assert one.run().sentence == "fires on stop and World"
+    assert (len(asked(server)), one.planner.provenance["rung"]) == (3, "loop")
+
+
+def test_the_record_says_what_was_asked_and_which_hypotheses_it_put_out(copied: Home, project: Any) -> None:
+    """Hypothesis, experiment and outcome as one chain, by ids; each prediction is the rule's own."""
+    look = ("activate", {"text": "a stop sign"})
+    with ScriptedEndpoint(by_turn(STOP, look, SUBMIT_A)) as server:
+        outcome = project.run(copied, units="0-mlp/1", planner="llm", endpoint=server.url)
+    run = outcome.run
+    made, found = rows(copied, Turn, run), {e.id: e for e in rows(copied, Evidence, run)}
+    assert [turn.evidence for turn in made] == list(found) and all(t.tool == found[t.evidence].tool for t in made)
+    known = {h.id: h for h in rows(copied, Hypothesis, run, side="input")}
+    kept, tried = ([h for h in known.values() if h.kept == way] for way in (True, False))
+    assert [h.author for h in kept] == ["llm:scripted"] and [h.sentence for h in tried] == ["fires on stop"]
+    first, look, last = made[0], made[-1], made[-2]
+    assert first.by == "playbook" and first.predictions == {} and first.question == "the texts on which it fires most"
+    assert all(first.outcome) and len(first.outcome) == len(found[first.evidence].rows)
+    assert (last.tool, last.by) == ("try_rule", "llm:scripted")
+    (out,) = last.killed
+    assert (out["hypothesis"], out["by"]) == (tried[0].id, kept[0].id) and 0 < out["low"] <= out["difference"]
+    assert (look.outcome, look.predictions, look.killed) == ([True], {kept[0].id: [True]}, [])
+
+
 def test_a_refused_experiment_is_told_and_costs_a_turn(desk: Any) -> None:
     one, server = desk(by_turn(("substitute", {"text": "a stop"}), SUBMIT_A))
     one.run()
@@ -613,10 +719,15 @@ def test_a_refused_experiment_is_told_and_costs_a_turn(desk: Any) -> None:
     assert [type(action) for action in one.actions] == [Call, Submit]
 
 
-def test_without_a_candidate_there_is_none_to_submit(desk: Any) -> None:
-    one, server = desk(by_turn(SUBMIT_A, ("abstain", {"reason": "nothing was tried"})))
+def without_inducer(one: Desk) -> None:
+    """Takes the inducer's rule away: a rule of the model's is the first candidate."""
     one.evidence.pop()
     one.planner._induce = lambda unit, evidence: Induced(None, None, "it fires too rarely", None, None, None, 0)
+
+
+def test_without_a_candidate_there_is_none_to_submit(desk: Any) -> None:
+    one, server = desk(by_turn(SUBMIT_A, ("abstain", {"reason": "nothing was tried"})))
+    without_inducer(one)
     assert one.run() == Abstain("nothing was tried")
     assert "Candidates:\nnone yet: it fires too rarely" in heard(asked(server)[0])[0]
     assert "no candidate 'A'; there are none, since no rule was tried." in heard(asked(server)[1])[-1]
@@ -657,8 +768,8 @@ def test_the_last_turn_offers_only_an_end(desk: Any, form: str) -> None:
 
 
 def test_a_revision_has_turns_of_its_own(desk: Any) -> None:
-    script = by_turn(HALF, SUBMIT_B, ("try_rule", {"sentence": "x", "rule": word("x")}), SUBMIT_A)
-    one, server = desk(script)
+    one, server = desk(by_turn(HALF, SUBMIT_HALF, ("try_rule", {"sentence": "x", "rule": word("x")}), SUBMIT_HALF))
+    without_inducer(one)
     first = one.run()
     one.revise(first.rule)
     assert one.run().rule == candidates(one.evidence)[0].rule

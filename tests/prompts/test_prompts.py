@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamplighter import prompts
-from lamplighter.agent.dialogue import SHOWN, WHY, _valid
+from lamplighter.agent.dialogue import OFFERED, WHY, _valid
 from lamplighter.tools.rules import Rule, Text, Tokens, split_words
 
 FOLDER = Path(prompts.__file__).parent
@@ -63,7 +63,7 @@ def test_each_example_is_an_action_that_would_be_taken() -> None:
     assert shots[0]["user"].startswith("A new neuron.") and shots[-1]["assistant"]["tool"] == "submit"
     for number, shot in enumerate(shots):
         did = shot["assistant"]
-        act = _valid(did["tool"], did["args"], did["why"], (*SHOWN, "submit", "abstain"))
+        act = _valid(did["tool"], did["args"], did["why"], (*OFFERED, "submit", "abstain"))
         assert act.arguments == did["args"] and 0 < len(did["why"]) <= WHY
         ends = did["tool"] in ("submit", "abstain")
         following = shots[number + 1]["user"] if number + 1 < len(shots) else "A new neuron."

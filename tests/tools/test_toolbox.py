@@ -42,7 +42,8 @@ def test_a_schema_is_the_tools_signature(name: str) -> None:
     for option in options.keys() - needed:
         assert schema["properties"][option]["default"] == options[option]
     assert all(len(told["description"]) > 10 for told in schema["properties"].values())
-    filled = tool.options(**dict.fromkeys(needed, {})).model_dump()
+    empty = {option: [] if schema["properties"][option]["type"] == "array" else {} for option in needed}
+    filled = tool.options(**empty).model_dump()
     assert {option: filled[option] for option in options.keys() - needed} == {
         option: default for option, default in options.items() if option not in needed
     }

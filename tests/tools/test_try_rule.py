@@ -175,7 +175,7 @@ def test_equal_questions_have_equal_answers_also_through_the_toolbox(llama: Any,
     box = Toolbox(llama, lambda unit: sweep, lambda: pytest.fail("no masked LM is wanted"))
     options = {"rule": RULES["pieces"], "sentence": "fires on World"}
     first, again = (box.call("try_rule", UNIT, options) for _ in range(2))
-    assert first.ok and first.arguments == options | {"side": "explain", "reads": 60}
+    assert first.ok and first.arguments == options | {"side": "explain", "reads": 60, "against": []}
     assert (first.rows, first.checks, first.summary) == (again.rows, again.checks, again.summary)
     fitted = box.call("try_rule", UNIT, options | {"rule": first.checks["rule"]})
     assert fitted.checks == first.checks, "a value changes no score"
