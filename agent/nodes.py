@@ -42,7 +42,6 @@ from .state import GOOD_ENOUGH, Abstain, Action, Call, Draft, Planner, State, Su
 from .turns import as_hypotheses, turns
 
 UNTRIED: dict[str, Any] = {"f1": None, "precision": None, "recall": None, "misses": []}
-NO_RULE = "it has no rule, and a sentence alone takes a judge to score"
 PATTERN = 300          # characters of a pattern that was held back, in the reason of an abstention
 RECORDED = ("top", "high", "mid", "boundary")   # bands whose exemplars go to the findings
 
@@ -138,7 +137,7 @@ class Investigator:
         best = max(state["drafts"], key=lambda draft: draft.tune["f1"] or 0.0)
         self.tell(unit, "scoring on text that was never shown")
         if best.rule is None:
-            scores = unscored(unit, best.hypothesis.id, NO_RULE)
+            scores = unscored(unit, best.hypothesis.id, verdict.NO_RULE)
         else:
             scores = score_input(
                 subject, self.sweep, unit, best.rule, hypothesis=best.hypothesis.id, claim=self.claim,
@@ -215,7 +214,7 @@ class Investigator:
             decided = ("abstained", why)
         else:
             decided = verdict.decide(state["scores"], None)
-        p = next((s.details.get("p") for s in state["scores"] if s.metric == "f1"), None)
+        p = None if kept is None else verdict.headline(state["scores"]).details.get("p")
         made = Verdict(
             hypothesis=kept.id if kept else None, verdict=decided[0], reason=decided[1], p=p,
             **self._stamps, **_name(state["unit"]),

@@ -17,7 +17,7 @@ from ..tools.score_input import score_input
 from ..tools.subject import Subject
 from ..tools.sweep import Sweep
 from ..tools.units import UnitId
-from .by_playbook import playbook_rule
+from .by_planner import playbook_rule
 from .by_unit import by_unit
 from .input_real import MODEL, real_units
 from .report import Part, Progress, at_most

@@ -22,7 +22,7 @@ from ..tools.reader import Reader
 from ..tools.subject import Subject
 from ..tools.sweep import Sweep, make_sweep
 from ..tools.units import UnitId
-from .by_playbook import playbook_rule
+from .by_planner import playbook_rule
 from .plant import SITE, PlantedUnit
 from .planted import RECOVERED, AnswerKey, make_key
 from .report import Part, Progress, at_least

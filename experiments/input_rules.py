@@ -18,7 +18,7 @@ from ..tools.stats import Floats
 from ..tools.subject import Subject
 from ..tools.sweep import Sweep
 from ..tools.units import UnitId
-from .by_playbook import playbook_end
+from .by_planner import playbook_end
 from .by_unit import by_unit
 from .input_real import MODEL, real_units
 from .published import graph_fires, published_loop

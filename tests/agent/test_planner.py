@@ -19,10 +19,10 @@ from lamplighter.agent.candidates import alive, beaten, candidates
 from lamplighter.agent.config import Home
 from lamplighter.agent.endpoint import Endpoint
 from lamplighter.agent.llm import Capabilities, Client, LLMError
-from lamplighter.agent.nodes import NO_RULE
 from lamplighter.agent.planner import AGAIN, SLIPS, TURNS, LLMPlanner, OutOfBudget
 from lamplighter.agent.replay import replay_evidence
 from lamplighter.agent.state import Abstain, Call, Draft, Submit
+from lamplighter.agent.verdict import NO_RULE
 from lamplighter.store import records
 from lamplighter.store.records import Evidence, Failure, Hypothesis, LLMCall, Refused, Turn, Verdict
 from lamplighter.store.work import Work

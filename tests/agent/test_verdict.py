@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamplighter.agent.verdict import conclude, decide
+from lamplighter.agent.verdict import NO_RULE, conclude, decide
 from lamplighter.store.records import VERDICTS, Score
 
 
@@ -86,3 +86,66 @@ def test_the_order_of_the_units_changes_nothing(run: list[Any], seed: int) -> No
     found = conclude(run)
     for (verdict, reason, q), i in zip(conclude([run[i] for i in order]), order, strict=True):
         assert (verdict, reason, q) == found[i]
+
+
+# Judges, and the output side
+
+
+def judged(metric: str, f1: tuple[float, float, float], margin: tuple[float, float, float], qualified: bool = True,
+           **other: Any) -> Score:  # fmt: skip
+    """A judge's F1, in a set of which half fires: always-on reaches two thirds there."""
+    keys = ("value", "low", "high")
+    details = {"margin": dict(zip(keys, margin, strict=True)), "p": 0.001, "qualified": qualified}
+    values = dict(zip(keys, f1, strict=True)) | {"floors": {"always_on": 2 / 3}} | other
+    return Score(hypothesis="h", metric=metric, side="score", details=details, judge="someone", **values)
+
+
+GOOD = ((0.95, 0.9, 1.0), (0.3, 0.2, 0.4))
+BAD = ((0.4, 0.3, 0.49), (-0.3, -0.4, -0.2))
+NO_RULE_SCORE = [Score(hypothesis="h", metric="f1", side="score", value=None, reason=NO_RULE)]
+
+
+def test_a_qualified_judge_that_contradicts_an_accepted_rule_sends_it_to_review() -> None:
+    assert decide(scores(), 0.001)[0] == "accepted"
+    for metric in ("detection", "fuzzing"):
+        found, reason = decide([*scores(), judged(metric, *BAD)], 0.001)
+        assert found == "unclear"
+        assert reason.startswith(f"disagreement: {metric} by someone: F1 0.40 (0.30 to 0.49) fails; F1 0.80 (0.70 to")
+    assert decide([*scores(), judged("detection", *GOOD)], 0.001)[0] == "accepted"
+    assert decide([*scores(), judged("generation", *BAD)], 0.001)[0] == "accepted", "no F1 of text that is there"
+
+
+def test_a_rejected_rule_whose_sentence_two_judged_scores_find_right_goes_to_review() -> None:
+    weak = scores((0.4, 0.3, 0.49), (0.3, 0.2, 0.4))
+    assert decide(weak, 0.001)[0] == "rejected"
+    assert decide([*weak, judged("detection", *GOOD)], 0.001)[0] == "rejected", "one is not enough"
+    both = [judged(metric, *GOOD) for metric in ("detection", "fuzzing")]
+    found, reason = decide([*weak, *both], 0.001)
+    assert found == "unclear" and "someone finds the sentence right" in reason and "lies below 0.5" in reason
+
+
+def test_a_judge_that_has_not_qualified_or_gave_no_interval_has_no_say() -> None:
+    for mute in ({"qualified": False}, {"low": None, "high": None}):
+        assert decide([*scores(), judged("detection", *BAD, **mute)], 0.001)[0] == "accepted"
+        alone = decide([*NO_RULE_SCORE, judged("detection", *GOOD, **mute)], 0.001)
+        assert alone == ("undefined", NO_RULE)
+
+
+def test_a_sentence_alone_is_decided_by_a_qualified_judges_detection() -> None:
+    found, reason = decide([*NO_RULE_SCORE, judged("detection", *GOOD)], 0.001)
+    assert found == "accepted" and reason.startswith("detection by someone: F1 0.95 (0.90 to 1.00); F1 − highest floor")
+    assert decide([*NO_RULE_SCORE, judged("detection", *BAD)], 0.001)[0] == "rejected"
+    found, reason = decide([*NO_RULE_SCORE, judged("detection", *GOOD), judged("fuzzing", *BAD)], 0.001)
+    assert found == "unclear" and reason.startswith("disagreement: fuzzing by someone")
+    ((_, _, q),) = conclude([("submitted", [*NO_RULE_SCORE, judged("detection", *GOOD)])])
+    assert q == pytest.approx(0.001), "it enters the false-discovery rate as a rule does"
+
+
+def test_a_refuted_claim_about_the_output_sends_an_accepted_unit_to_review() -> None:
+    def output(high: float | None) -> Score:
+        return Score(hypothesis="o", metric="output_auc", side="score", value=0.4, low=0.3, high=high)
+
+    found, reason = decide([*scores(), output(0.49)], 0.001)
+    assert found == "unclear" and reason.startswith("disagreement: what it is said to push is refuted (AUC 0.40")
+    assert decide([*scores(), output(0.55)], 0.001)[0] == "accepted"
+    assert decide([*scores(), output(None)], 0.001)[0] == "accepted"

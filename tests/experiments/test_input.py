@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lamplighter.experiments import input_planted, input_real
-from lamplighter.experiments.by_playbook import playbook_rule
+from lamplighter.experiments.by_planner import playbook_rule
 from lamplighter.experiments.input_corrupted import SHARE, spoil
 from lamplighter.experiments.input_permuted import permuted_subject
 from lamplighter.experiments.input_planted import is_smallest
