@@ -102,7 +102,8 @@ class Request:
 
 
 class ScriptedEndpoint:
-    """A server on loopback from `with` to its end; `requests` holds all that it was asked.
+    """A server on loopback from `with` to its end; `requests` holds all that it was asked, `counted` the tokens of all
+    answers that went out with a count.
 
     `script` is a list of steps, one a request, after which it answers 400; or a function from the request to a step.
     `tools=False`, `schema=False`, `logprobs=False`: answers 400 to requests with these, as servers without them do.
@@ -124,6 +125,7 @@ class ScriptedEndpoint:
         port: int = 0,
     ) -> None:
         self.requests: list[Request] = []
+        self.counted = 0
         self.models, self.usage, self.probes, self.key = models, usage, probes, key
         lacks = {"tools": not tools, "response_format": not schema, "logprobs": not logprobs}
         self._lacks = [name for name, lacking in lacks.items() if lacking]
@@ -215,7 +217,9 @@ class _Handler(BaseHTTPRequestHandler):
             case Raw(body):
                 self._send(200, body)
             case _:
-                self._send(200, json.dumps(_completion(step, asked, self.server.endpoint.usage)))
+                made = _completion(step, asked, self.server.endpoint.usage)
+                self.server.endpoint.counted += made.get("usage", {}).get("total_tokens", 0)
+                self._send(200, json.dumps(made))
 
     def _send(self, code: int, body: str, length: int = 0, retry_after: float | str | None = None) -> None:
         content = body.encode()

@@ -57,13 +57,14 @@ class Act:
 
 @dataclass
 class Dialogue:
-    """The messages so far with one language model, and the form in which it acts."""
+    """The messages so far with one language model, its replies as they came, and the form in which it acts."""
 
     client: Client
     can: Capabilities
     tools: Sequence[str]
     stamps: Stamps
     messages: list[dict[str, Any]] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
     _pending: str = ""
 
     def __post_init__(self) -> None:
@@ -121,6 +122,7 @@ class Dialogue:
             if error.kind != "cut off":
                 raise
             raise Refused(f"the reply was longer than {MAX_TOKENS} tokens.") from error
+        self.replies.append(reply)
         try:
             act = self._read(reply, names)
         except Refused:

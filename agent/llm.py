@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, Unpack
@@ -88,6 +88,7 @@ class Reply:
     calls: list[Call]
     finish_reason: str | None
     recalled: bool = False
+    tokens: int = 0      # in and out, what it cost when it was had, without the tries that were lost
 
     @property
     def message(self) -> Message:
@@ -203,10 +204,12 @@ class Client:
         key = f"llm:{self._digest(request)}"
         known = self.work.recall(key)
         if known is not None:
-            return _reply(json.loads(known), recalled=True)
-        body = self._answer(purpose, request, stamps)
-        self.work.remember(key, json.dumps(body))
-        return _reply(body)
+            body = json.loads(known)
+        else:
+            body = self._answer(purpose, request, stamps)
+            self.work.remember(key, json.dumps(body))
+        tokens_in, _, tokens_out, _ = _tokens(request, body)
+        return replace(_reply(body), recalled=known is not None, tokens=tokens_in + tokens_out)
 
     def capabilities(self, key: str, **stamps: Unpack[Stamps]) -> Capabilities:
         """What the endpoint can do, as remembered under `key`, or probed and then remembered."""
@@ -462,11 +465,11 @@ def _well_formed(message: Any) -> bool:
     return all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in functions)
 
 
-def _reply(body: dict[str, Any], recalled: bool = False) -> Reply:
+def _reply(body: dict[str, Any]) -> Reply:
     """The first choice of a reply that `_fault` found well formed."""
     choice = body["choices"][0]
     message = choice["message"]
-    return Reply(message.get("content") or "", _calls(message), choice.get("finish_reason"), recalled)
+    return Reply(message.get("content") or "", _calls(message), choice.get("finish_reason"))
 
 
 def _calls(message: dict[str, Any]) -> list[Call]:

@@ -21,7 +21,7 @@ from ..tools.trials import minimal_rows
 from .brief import brief, disputed, errors, number, plain, quoted, texts
 from .candidates import Candidate, alive, beaten, before, candidates, labelled, one_line, predictions
 from .dialogue import ENDS, OFFERED, Act, Dialogue
-from .llm import Capabilities, Client, LLMError, Stamps
+from .llm import Capabilities, Client, LLMError, Reply, Stamps
 from .playbook import Induce, experiments, undone
 from .state import GOOD_ENOUGH, Abstain, Action, Call, State, Submit, by_tool
 
@@ -49,15 +49,20 @@ class LLMPlanner:
         self._offered = [name for name in offered if name in OFFERED]
         self._induced: Induced | None = None
         self._dialogue: Dialogue | None = None
-        self._heard = self._revisions = self._replies = 0
+        self._heard = self._revisions = 0
         self._left = TURNS
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Which model, where, by which prompts, and the rung of the ladder that was reached."""
-        rung = ("induced", "label")[self._replies] if self._replies < 2 else "loop"
+        rung = ("induced", "label", "loop")[min(len(self.replies), 2)]
         told = {"llm": self._client.model, "endpoint": self._client.endpoint.label, "prompts": prompts.digest()}
         return {**told, "rung": rung}
+
+    @property
+    def replies(self) -> list[Reply]:
+        """What the model has said of this unit, in order."""
+        return self._dialogue.replies if self._dialogue else []
 
     def decide(self, state: State) -> Action:
         """The first experiments in order, the inducer's rule, then what the model chooses."""
@@ -79,7 +84,7 @@ class LLMPlanner:
     def _enough(self, evidence: Sequence[Evidence]) -> bool:
         """Whether the model's one reply was a rule that is good on the explain side and that no candidate beats."""
         tried = [c for c in candidates(evidence) if c.tried is evidence[-1]]
-        return self._replies == 1 and any(c.f1 >= GOOD_ENOUGH for c in tried if c in alive(evidence))
+        return len(self.replies) == 1 and any(c.f1 >= GOOD_ENOUGH for c in tried if c in alive(evidence))
 
     def conclude(self, state: State) -> Submit | Abstain:
         """The candidate of the highest F1 on the explain side, with no further question."""
@@ -184,7 +189,6 @@ class LLMPlanner:
         for slips in range(1, SLIPS + 1):
             try:
                 act = self._dialogue.ask("revise" if self._revisions else "plan", names)
-                self._replies += 1
                 return self._meant(act, state)
             except Refused as refusal:
                 names = list(ENDS) if slips == SLIPS - 1 else names

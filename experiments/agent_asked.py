@@ -27,7 +27,7 @@ class Asked:
 
     rule: as JSON, None where it abstained or failed; tokens: of the language model, in and out, as the server counted
     them when each reply was had; seconds: of tools and of waiting for replies; calls: of tools; curve: after each
-    decision the tokens so far, and the rule that would be handed in there; failed: the error, None where there was none.
+    decision the tokens so far, and the rule that would be handed in there; failed: the error, if there was one.
     """
 
     rule: dict[str, Any] | None
@@ -63,7 +63,7 @@ def ask_about(by: ByLLM, arm: str, toolbox: Toolbox, sweep: Sweep, induce: Induc
     def heard(evidence: Sequence[Evidence]) -> None:
         seen[:] = evidence
         best = best_so_far(evidence)
-        curve.append((planner.tokens, None if best is None else best.to_json()))
+        curve.append((_tokens(planner), None if best is None else best.to_json()))
 
     began, failed, end = time.monotonic(), None, None
     try:
@@ -73,10 +73,15 @@ def ask_about(by: ByLLM, arm: str, toolbox: Toolbox, sweep: Sweep, induce: Induc
     submitted = end if isinstance(end, Submit) else None
     return Asked(
         rule=submitted.rule.to_json() if submitted and submitted.rule else None,
-        sentence=submitted.sentence if submitted else None, rung=planner.provenance["rung"], tokens=planner.tokens,
-        seconds=time.monotonic() - began + recalled_seconds(seen), calls=len(seen), recalled=planner.recalled,
+        sentence=submitted.sentence if submitted else None, rung=planner.provenance["rung"], tokens=_tokens(planner),
+        seconds=time.monotonic() - began + recalled_seconds(seen), calls=len(seen),
+        recalled=sum(reply.recalled for reply in planner.replies),
         failed=failed, curve=curve,
     )  # fmt: skip
+
+
+def _tokens(planner: LLMPlanner) -> int:
+    return sum(reply.tokens for reply in planner.replies)
 
 
 def recalled_seconds(evidence: Sequence[Evidence]) -> float:

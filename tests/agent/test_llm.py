@@ -191,8 +191,11 @@ def test_a_client_knows_whether_a_limit_in_dollars_can_be_kept(work):
 def test_a_request_says_all_that_decides_the_reply(client):
     with ScriptedEndpoint([Say("text"), CallTool("lens", {}), Say('{"a": 1}')], key=KEY) as server:
         one = client(server, Endpoint(server.url, "m", KEY))
-        assert ask(one) == Reply("text", [], "stop")
-        assert ask(one, tools=[TOOL]) == Reply("", [Call("call_scripted", "lens", {}, "{}")], "tool_calls")
+        assert ask(one) == Reply("text", [], "stop", tokens=server.counted) and server.counted > 1
+        before = server.counted
+        called = ask(one, tools=[TOOL])
+        calls = [Call("call_scripted", "lens", {}, "{}")]
+        assert called == Reply("", calls, "tool_calls", tokens=server.counted - before)
         assert ask(one, schema=SCHEMA).text == '{"a": 1}'
         plain = {"model": "m", "messages": ASKED, "max_tokens": 50, "temperature": 0, "seed": 0}
         form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA}}
@@ -312,7 +315,7 @@ def test_a_server_that_dies_on_the_way_is_named_and_its_replies_are_still_known(
         server.stop()
         with pytest.raises(LLMError, match=r"cannot be reached \(connection, 3 times\); is the server running\?"):
             ask(one, run="r", max_tokens=7)
-        assert ask(one, run="r") == Reply("one", [], "stop", recalled=True)
+        assert ask(one, run="r") == Reply("one", [], "stop", recalled=True, tokens=server.counted)
     assert [call.outcome for call in ledger(work)] == ["ok", "connection", "connection", "connection"]
     assert len(server.requests) == 1, "the three that nobody received are requests all the same"
 

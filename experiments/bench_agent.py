@@ -1,0 +1,15 @@
+"""The investigator: what a language model adds to the playbook, what it costs, and what failures do to it.
+
+faults    thousands of questions and a run beside a server with every fault: nothing is made of an error, nothing is
+          lost or doubled, and the ledger has every token that the server counted.
+planted   rules known by construction, by the playbook and by the language model with and without the inducer's rule to
+          begin from: share recovered by family, tokens, seconds and tool calls of a unit.
+"""
+
+from .agent_faults import faults
+from .agent_planted import planted
+from .report import Parts
+
+PARTS: Parts = {part.__name__: part for part in (faults, planted)}
+
+__all__ = ["PARTS"]
