@@ -101,6 +101,17 @@ class Coder:
         """The model that it was trained on, by what its configuration says."""
         return str(_flat(self.config).get("model_name") or "unknown")
 
+    def doubt(self, model: str) -> str | None:
+        """What to say where its configuration names another model than `model`; None where it names this one, or none.
+
+        Names are compared by their last part and without case, as hub ids and folders differ in the rest. It is no more
+        than a doubt: one model has several names, and two models of one shape cannot be told apart otherwise.
+        """
+        mine, other = (name.rstrip("/").rpartition("/")[2].lower() for name in (self.model, model))
+        if mine in ("unknown", other):
+            return None
+        return f"{self.name} says that it was trained on {self.model}, and this is {model}: fine if both are one model"
+
     @property
     def width(self) -> int:
         """Number of features m."""

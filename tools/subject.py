@@ -269,6 +269,11 @@ class Subject:
             raise Refused(f"{name} is at {self.coders[name].site}, not at {site}.")
         return self.coders[name]
 
+    def doubts(self, site: str) -> list[str]:
+        """What to say of `site` beside what is read there: that its SAE names another model than this one."""
+        said = self.coder(site).doubt(self.name) if parse_site(site).coder else None
+        return [said] if said else []
+
     def site_digest(self, site: str) -> str:
         """Equal digests read equal at `site`: that of the weights, and of the SAE where the units are features."""
         return f"{self.digest} {self.coder(site).digest}" if parse_site(site).coder else self.digest

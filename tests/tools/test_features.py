@@ -21,6 +21,7 @@ from lamplighter.tools.patch import patch
 from lamplighter.tools.patch_grid import patch_grid
 from lamplighter.tools.path_patch import path_patch
 from lamplighter.tools.subject import Edit, Subject
+from lamplighter.tools.toolbox import Toolbox
 from lamplighter.tools.units import UnitId
 
 D, M = 24, 60
@@ -439,6 +440,32 @@ def test_another_models_sae_is_refused(llama: Any) -> None:
         llama.attach(coder(hook="blocks.7.hook_resid_post"))
     with pytest.raises(Refused, match="takes 24 numbers at mlp of block 0 where tiny-llama has 40"):
         llama.attach(coder(hook="blocks.0.mlp.hook_post"))
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "model", "doubted"),
+    [("gpt2-small", "pythia-70m", True), ("google/gemma-2-2b", "google/gemma-2-9b", True),
+     ("google/gemma-2-2b", "Gemma-2-2B", False), ("gemma-2-2b", "models/gemma-2-2b/", False),
+     (None, "pythia-70m", False)],
+)  # fmt: skip
+def test_another_models_name_is_a_doubt(trained_on: str | None, model: str, doubted: bool) -> None:
+    metadata = {"hook_name": "blocks.0.hook_resid_post"} | ({"model_name": trained_on} if trained_on else {})
+    for config in ({"metadata": metadata}, metadata):         # of version 6, and of those before
+        said = coder(**config).doubt(model)
+        assert (said is not None) == doubted
+        assert said is None or (str(trained_on) in said and model in said and "\n" not in said)
+
+
+def test_the_doubt_stands_beside_what_is_read_and_refuses_nothing(llama: Any) -> None:
+    made = coder(metadata={"hook_name": "blocks.0.hook_resid_post", "model_name": "pythia-70m"})
+    toolbox = Toolbox(with_coder(llama, made), _unswept, _unswept)
+    read = toolbox.call("activate", UnitId("own", made.site, 5), {"text": "a car"})
+    assert read.ok and any("was trained on pythia-70m, and this is own" in said for said in read.warnings)
+    assert toolbox.call("activate", UnitId("own", "0-resid", 5), {"text": "a car"}).warnings == []
+
+
+def _unswept(*_: Any) -> Any:
+    raise Refused("not swept")
 
 
 @settings(max_examples=60, deadline=None)
