@@ -1,5 +1,6 @@
 """SAEs and transcoders: read as sae-lens reads them, edited with what they leave out left alone, refused by name."""
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -263,6 +264,61 @@ def test_every_place_is_read_and_written(tiny: Any, hook: str) -> None:
     assert gap(found, made.encode(seen[0])) < CLOSE
     assert subject.count(made.site) == subject.width(made.site) == M     # features, not heads
     assert subject.check_readable(UnitId("own", made.site, M - 1)) is None
+
+
+NORM_BEFORE = {"gpt2": "ln_2", "llama": "post_attention_layernorm", "gemma2": "pre_feedforward_layernorm",
+               "gpt_neox": "post_attention_layernorm"}  # fmt: skip
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("hook", ["ln2.hook_normalized", "mlp.hook_in"])
+@pytest.mark.parametrize("architecture", ["jumprelu_transcoder", "skip_transcoder"])
+def test_an_mlps_input_before_the_gain_is_what_the_norm_scaled(
+    tiny: Any, architecture: str, hook: str, folded: bool
+) -> None:
+    """Beside the norm's own formula on its own input. Naively taken with the gain in it, it is another feature."""
+    metadata = {"hook_name": f"blocks.1.{hook}", "hook_name_out": "blocks.1.hook_mlp_out",
+                "model_from_pretrained_kwargs": {"fold_ln": folded}}  # fmt: skip
+    made = coder(architecture, metadata=metadata)
+    subject, rows = with_coder(tiny, made), ids(tiny)
+    centring = tiny.config.model_type in ("gpt2", "gpt_neox")
+    seen: list[tuple[Tensor, Tensor]] = []
+    norm = getattr(subject.adapter.blocks[1], NORM_BEFORE[tiny.config.model_type])
+    handle = norm.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    site = made.site
+    found = subject.run(rows, read=[site, Point(1, "mlp_out")]).readings
+    handle.remove()
+    x, with_gain = seen[0]
+    x = x - x.mean(dim=-1, keepdim=True) if centring else x
+    epsilon = next(getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name))
+    bare = x / (x.square().mean(dim=-1, keepdim=True) + epsilon).sqrt()
+    before = folded or (hook == "ln2.hook_normalized" and not centring)
+    assert made.bare(centring) == before
+    assert gap(found[site], made.encode(bare if before else with_gain)) < 1e-5
+    assert gap(found[site], made.encode(with_gain if before else bare)) > 1e-2
+    attached = subject.coder(site)
+    z = found[site]
+    assert gap(attached.decode(z, with_gain), made.decode(z, bare if before else with_gain)) < 1e-5
+    off = subject.run(rows, read=[Point(1, "mlp_out")], edits=[Edit(site, torch.zeros(()), (5,))])
+    change = off.readings[Point(1, "mlp_out")] - found[Point(1, "mlp_out")]
+    assert gap(change, -z[..., 5:6] * made.tensors["W_dec"][5]) < 1e-6
+
+
+def test_what_cannot_be_told_from_behind_the_gain_is_refused(llama: Any) -> None:
+    crossing = {"hook_name": "blocks.1.ln2.hook_normalized", "hook_name_out": "blocks.1.hook_mlp_out"}
+    with pytest.raises(Refused, match="writes before the gain of a norm"):
+        with_coder(llama, coder(hook="blocks.1.ln2.hook_normalized"))
+    with pytest.raises(Refused, match="writes before the gain of a norm"):
+        with_coder(llama, coder("transcoder", metadata={"hook_name": "blocks.0.hook_resid_post",
+                                                        "hook_name_out": "blocks.1.ln2.hook_normalized"}))  # fmt: skip
+    model = copy.deepcopy(llama.model)
+    model.model.layers[1].post_attention_layernorm.weight.data[3] = 0
+    own = Subject.wrap(model, llama.tokenizer, "own")
+    with pytest.raises(Refused, match="the norm before MLP 1 multiplies by 0"):
+        own.attach(coder("transcoder", metadata=crossing))
+    own.checks["normed"] = None
+    with pytest.raises(Refused, match="the norm before the MLP of own, which is not known there"):
+        own.attach(coder("transcoder", metadata=crossing))
 
 
 def test_places_are_met_in_the_order_they_are_listed(tiny: Any) -> None:
