@@ -21,6 +21,7 @@ from .progress import progress
 
 if TYPE_CHECKING:
     from ..store.records import Evidence
+    from ..tools.features import Coder
     from ..tools.toolbox import Toolbox
     from ..tools.units import UnitId
 
@@ -140,11 +141,14 @@ def saes_list(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Lists the SAEs that are here, with the site that each is at."""
     from ..tools.features import every_coder
 
-    rows = [
-        {"name": c.name, "site": c.site, "architecture": c.architecture, "features": c.width, "model": c.model}
-        for c in every_coder([Home.resolve(home).saes])
-    ]
-    _emit(rows, as_json, shown.plain_table)
+    _emit([_sae_facts(made) for made in every_coder([Home.resolve(home).saes])], as_json, shown.plain_table)
+
+
+def _sae_facts(made: "Coder") -> dict[str, Any]:
+    return {
+        "name": made.name, "site": made.site, "architecture": made.architecture, "features": made.width,
+        "model": made.model,
+    }  # fmt: skip
 
 
 @saes_app.command("add")
@@ -157,8 +161,7 @@ def saes_add(
     from ..tools.fetch_sae import fetch_sae
 
     made = fetch_sae(name, source, Home.resolve(home).saes)
-    facts = {"name": made.name, "site": made.site, "architecture": made.architecture, "features": made.width}
-    _emit([facts], as_json, shown.plain_table)
+    _emit([_sae_facts(made)], as_json, shown.plain_table)
 
 
 @saes_app.command("eval")
@@ -178,7 +181,7 @@ def saes_eval(
     with progress() as live:
         documents = apart(text.name, tokenise(subject, text, tokens, live.sweeping))
         found = sae_eval(subject, site, [d for d in documents if d.side == "score"], progress=live.counting)
-    _emit(found | {"corpus": text.name}, as_json, shown.sae_table)
+    _emit(found | {"corpus": text.name, "warnings": subject.doubts(site)}, as_json, shown.sae_table)
 
 
 @app.command()

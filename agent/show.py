@@ -352,6 +352,8 @@ def sae_table(facts: dict[str, Any]) -> None:
         (r["metric"], *(number(r[key], 4) for key in ("value", "low", "high"))) for r in facts["rows"]
     ])  # fmt: skip
     say(f"dead: {facts['dead']:.1%} of the features, never on here; dense: {facts['dense']:.1%}, on at over 10 %.")
+    for warning in facts["warnings"]:
+        say(f"note: {clean(warning)}")
 
 
 def tool_table(tools: list[dict[str, Any]]) -> None:

@@ -88,7 +88,7 @@ def saes_train(
     if as_json:
         print(json.dumps(card))
     else:
-        show.sae_table(card["judged"] | {"corpus": text.name})
+        show.sae_table(card["judged"] | {"corpus": text.name, "warnings": []})
 
 
 def _tell(live: Live | Lines, what: str, done: int, total: int) -> None:

@@ -23,7 +23,8 @@ class Layout:
     """Dotted module names, below the causal LM or (indented below) below one block.
 
     `heads` and `neurons` are the linear maps whose INPUT is the per-head output z and the neuron vector;
-    `attention` and `mlp` compute those; `attention_write` and `mlp_write` are what is added to the stream.
+    `attention` and `mlp` compute those; `attention_write` and `mlp_write` are what is added to the stream; `mlp_norm`
+    gives what the MLP reads.
     """
 
     blocks: str
@@ -34,19 +35,23 @@ class Layout:
     mlp: str
     attention_write: str
     mlp_write: str
+    mlp_norm: str
 
 
-_GPT2 = Layout("transformer.h", "transformer.ln_f", "attn.c_proj", "mlp.c_proj", "attn", "mlp", "attn", "mlp")
+_GPT2 = Layout(
+    "transformer.h", "transformer.ln_f", "attn.c_proj", "mlp.c_proj", "attn", "mlp", "attn", "mlp", "ln_2"
+)
 _LLAMA = Layout(
-    "model.layers", "model.norm", "self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp", "self_attn", "mlp"
+    "model.layers", "model.norm", "self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp", "self_attn", "mlp",
+    "post_attention_layernorm",
 )
 _GEMMA = Layout(
     "model.layers", "model.norm", "self_attn.o_proj", "mlp.down_proj", "self_attn", "mlp",
-    "post_attention_layernorm", "post_feedforward_layernorm",
+    "post_attention_layernorm", "post_feedforward_layernorm", "pre_feedforward_layernorm",
 )
 _NEOX = Layout(
     "gpt_neox.layers", "gpt_neox.final_layer_norm", "attention.dense", "mlp.dense_4h_to_h",
-    "attention", "mlp", "attention", "mlp",
+    "attention", "mlp", "attention", "mlp", "post_attention_layernorm",
 )
 LAYOUTS = {
     "gpt2": _GPT2,
@@ -99,12 +104,21 @@ class Adapter:
 
     def final_norm(self) -> tuple[Tensor, bool]:
         """The final norm's gain γ [d] and whether it centres its input."""
-        return _probe(self.norm)
+        gain, _, centres = _probe(self.norm)
+        return gain, centres
 
     def write_norm(self, layer: int, part: str = "mlp") -> tuple[Tensor, bool] | None:
         """The same of the norm between a block's `mlp` or `attention` and the stream (Gemma), None without one."""
         own, written = self.module(layer, part), self.module(layer, f"{part}_write")
-        return None if written is own else _probe(written)
+        if written is own:
+            return None
+        gain, _, centres = _probe(written)
+        return gain, centres
+
+    def mlp_norm(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Gain γ and shift β [d] of the norm whose output a block's MLP reads."""
+        gain, shift, _ = _probe(self.module(layer, "mlp_norm"))
+        return gain, shift
 
     def hook(self, layer: int, place: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
         """Has `change` see, and give back, what every pass holds at `place`, one of PLACES, of block `layer`."""
@@ -134,20 +148,20 @@ class Adapter:
                 own.pop("forward") if before is None else own.update(forward=before)
 
 
-def _probe(norm: nn.Module) -> tuple[Tensor, bool]:
-    """A norm's gain γ [d] and whether it centres, both found by calling it.
+def _probe(norm: nn.Module) -> tuple[Tensor, Tensor, bool]:
+    """A norm's gain γ [d], its shift β [d] (0 without one) and whether it centres, all found by calling it.
 
-    For x = (1, −1, 1, …) both LayerNorm and RMSNorm give ±γ + β, whatever way the gain is stored (Gemma stores
-    γ − 1). A norm that centres maps a constant vector to β.
+    For x = (c, −c, c, …) both LayerNorm and RMSNorm give ±γ + β, whatever way the gain is stored (Gemma stores
+    γ − 1); c is so large that their ε does not show. A norm that centres maps a constant vector to β.
     """
     weight: Tensor = norm.weight  # type: ignore[assignment]
-    ones = torch.ones_like(weight)
+    ones = torch.full_like(weight, 100.0)
     flip = ones.clone()
-    flip[1::2] = -1
+    flip[1::2] *= -1
     with torch.inference_mode():
         up, down, flat = (norm(v[None, None])[0, 0] for v in (flip, -flip, ones))
-    gain, shift = (up - down) / 2 * flip, (up + down) / 2
-    return gain, bool((flat - shift).abs().max() < 0.1 * gain.abs().max())
+    gain, shift = (up - down) / 2 * flip.sign(), (up + down) / 2
+    return gain, shift, bool((flat - shift).abs().max() < 0.1 * gain.abs().max())
 
 
 def find_adapter(model: nn.Module, ids: Tensor) -> tuple[Adapter, dict[str, float | None]]:
@@ -183,7 +197,8 @@ def identities(adapter: Adapter, ids: Tensor) -> dict[str, float | None]:
     with the stream after the first block put back gives the first text's logits.  groups: changing one key/value
     head moves exactly its query heads (None where the attention has no separate value projection).  share: rows that
     begin alike, read as one trie, give the last neurons that each gives alone.  resume: another text whose pass begins
-    with this one's stream behind a middle block gives this one's logits.
+    with this one's stream behind a middle block gives this one's logits.  normed: what the norm before the MLP gives is
+    what the MLP reads (None where a block has no such norm).
     """
     model, layers = adapter.model, range(len(adapter.blocks))
     seen: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
@@ -194,7 +209,8 @@ def identities(adapter: Adapter, ids: Tensor) -> dict[str, float | None]:
 
         return hook
 
-    parts = ("heads", "neurons", "attention", "mlp", "attention_write", "mlp_write")
+    normed = all(hasattr(block, adapter.layout.mlp_norm) for block in adapter.blocks)
+    parts = ["heads", "neurons", "attention", "mlp", "attention_write", "mlp_write", *["mlp_norm"] * normed]
     watched = {(i, part): adapter.module(i, part) for i in layers for part in parts}
     watched |= {(i, "block"): block for i, block in enumerate(adapter.blocks)} | {(-1, "norm"): adapter.norm}
     handles = [module.register_forward_hook(keep(*place)) for place, module in watched.items()]
@@ -220,6 +236,7 @@ def identities(adapter: Adapter, ids: Tensor) -> dict[str, float | None]:
             "groups": _group_errors(adapter, ids, seen[0, "heads"][0]),
             "share": _share_gap(adapter, ids, seen[len(layers) - 1, "neurons"][0]),
             "resume": _resume_gap(adapter, ids, seen[(len(layers) - 1) // 2, "block"][1], logits),
+            "normed": max(gap(*pair(i, "mlp", "mlp_norm")) for i in layers) if normed else None,
         }
 
 

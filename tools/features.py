@@ -45,8 +45,8 @@ NORMS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_nor
 
 # Where the hooks of TransformerLens are (`adapters.PLACES`), and the kind of site that features read there belong to.
 HOOKS = {
-    "hook_resid_post": "resid", "attn.hook_z": "attn", "hook_attn_out": "attn_out", "mlp.hook_in": "mlp_in",
-    "mlp.hook_post": "mlp", "hook_mlp_out": "mlp_out",
+    "hook_resid_post": "resid", "attn.hook_z": "attn", "hook_attn_out": "attn_out", "ln2.hook_normalized": "mlp_in",
+    "mlp.hook_in": "mlp_in", "mlp.hook_post": "mlp", "hook_mlp_out": "mlp_out",
 }  # fmt: skip
 KINDS = {"resid": "resid", "attn": "attn", "attn_out": "attn", "mlp_in": "mlp", "mlp": "mlp", "mlp_out": "mlp"}
 WRITTEN = ("resid", "attn_out", "mlp_out")        # places in the stream's own basis, which TransformerLens may centre
@@ -76,7 +76,9 @@ class Coder:
 
     x̂ = norm⁻¹(z W_dec + b_dec), for transcoders z W_dec + b_dec (+ W_skip x). `by_norm`: pre is scaled by ‖W_dec‖, and
     z by its inverse. `centres`: it was trained on a stream less each position's mean, as TransformerLens hands out for
-    models whose norms centre. Computes in `dtype`, float32 at least. Source of the formulas: sae-lens 6.54.
+    models whose norms centre. With the tensors `gain` γ and `shift` β, those of the norm before the MLP that it reads,
+    x stands for (x − β) / γ throughout (`behind`). Computes in `dtype`, float32 at least. Source of the formulas:
+    sae-lens 6.54.
     """
 
     name: str
@@ -101,6 +103,17 @@ class Coder:
         """The model that it was trained on, by what its configuration says."""
         return str(_flat(self.config).get("model_name") or "unknown")
 
+    def doubt(self, model: str) -> str | None:
+        """What to say where its configuration names another model than `model`; None where it names this one, or none.
+
+        Names are compared by their last part and without case, as hub ids and folders differ in the rest. It is no more
+        than a doubt: one model has several names, and two models of one shape cannot be told apart otherwise.
+        """
+        mine, other = (name.rstrip("/").rpartition("/")[2].lower() for name in (self.model, model))
+        if mine in ("unknown", other):
+            return None
+        return f"{self.name} says that it was trained on {self.model}, and this is {model}: fine if both are one model"
+
     @property
     def width(self) -> int:
         """Number of features m."""
@@ -109,6 +122,29 @@ class Coder:
     @property
     def dtype(self) -> torch.dtype:
         return self.tensors["W_dec"].dtype
+
+    def bare(self, centring: bool) -> bool:
+        """Whether it is at an MLP's input as it is before the norm's gain, in a model whose norms centre or do not.
+
+        So TransformerLens hands out `ln2.hook_normalized` of norms that do not centre (RMSNorm; of LayerNorm it is the
+        norm's output), and any input of an MLP where it was asked to fold norms into the weights.
+        """
+        known = _flat(self.config)
+        hooks = [str(known.get(key)) for key in ("hook_name", "hook_name_out")]
+        normalized = any(hook.endswith(".ln2.hook_normalized") for hook in hooks)
+        folded = bool(_processing(known).get("fold_ln"))
+        return "mlp_in" in (self.reads.place, self.writes.place) and (folded or (normalized and not centring))
+
+    def behind(self, gain: Tensor, shift: Tensor) -> "Coder":
+        """The same, for the output of a norm with this gain and shift [d_in] in place of what it was trained on.
+
+        Raises Refused where that output cannot tell it: a gain of 0; and for what would write there, an SAE.
+        """
+        if self.rebuilds or self.writes.place == "mlp_in":
+            raise Refused(f"{self.name} writes before the gain of a norm, where nothing can be changed here.")
+        if not bool(gain.all()):
+            raise Refused(f"{self.name} reads what the norm before MLP {self.reads.layer} multiplies by 0.")
+        return replace(self, tensors={**self.tensors, "gain": gain.to(self.dtype), "shift": shift.to(self.dtype)})
 
     @property
     def rebuilds(self) -> bool:
@@ -129,8 +165,10 @@ class Coder:
         return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def take(self, x: Tensor) -> Tensor:
-        """What it sees of x: in its dtype, and centred where it was trained so."""
+        """What it sees of x: in its dtype, and centred, or without the gain of a norm, where it was trained so."""
         x = x.to(self.dtype)
+        if "gain" in self.tensors:
+            x = (x - self.tensors["shift"]) / self.tensors["gain"]
         return x - x.mean(dim=-1, keepdim=True) if self.centres else x
 
     def encode(self, x: Tensor) -> Tensor:
@@ -380,11 +418,11 @@ def _point(name: str, known: Mapping[str, Any], key: str) -> Point:
     if place == "hook_resid_pre" and layer:
         layer, place = layer - 1, "hook_resid_post"       # what enters a block left the one before
     head = known.get("hook_head_index")
-    if place not in HOOKS or head is not None or (HOOKS[place] == "mlp_in" and _processing(known).get("fold_ln")):
+    if place not in HOOKS or head is not None:
         what = f"head {head} of {hook!r}" if head is not None else repr(hook)
         raise Refused(
             f"{name} was trained at {what} ({key}), which is no place that can be read here; known are hook_resid_pre "
-            f"of a block but the first, and of any block {_list(HOOKS)} (the MLP's input with the norm's gain in it)."
+            f"of a block but the first, and of any block {_list(HOOKS)}."
         )
     return Point(layer, HOOKS[place])
 

@@ -33,9 +33,10 @@ def path_patch(
     clean value at the last position; noise: the other way about. For each receiver (attention and MLP of the blocks
     behind the unit): its neurons or z are what they are when it alone sees the change, all other parts between held at
     their base values; put into the base run, with all behind recomputed. `direct`: all later parts held, so that only
-    the stream takes the change to the final norm. carried = (M_patched − M_base) / (M_source − M_base). Shares need not
-    add up to that of the unit itself (`total`), since paths through several parts are in more than one, and the parts
-    are not linear. norm: whether the final norm's scale is recomputed in each run, or frozen to the base's.
+    the stream takes the change to the final norm. carried = (M_patched − M_base) / (M_source − M_base). A path through
+    several parts counts for the first of them alone, so that in a linear model `direct` and the receivers add up to the
+    unit itself (`total`); here they need not, since neither parts nor norm are linear. norm: whether the final norm's
+    scale is recomputed in each run, or frozen to the base's.
 
     Rows {receiver, layer, carried, metric}: total, direct, then receivers by |carried|. checks: m_clean, m_corrupt, sd,
     t_plus, t_minus, reason, fired (edits made). carried is None where the pair cannot be scored, as in `patch`. Raises

@@ -21,6 +21,7 @@ from .sweep import Sweep
 from .units import UnitId
 
 WINDOWS = 48           # of each side, half of them with firings
+RESOLVED = 1e-6        # nats a token: below it, KL is what float32 rounds off
 METRICS = ("ce_recovered", "kl_recovered")
 COLUMNS = ("ce_true", "ce_mean", "ce_rebuilt", "kl_mean", "kl_rebuilt", "tokens")
 TOO_FEW = f"the windows are of fewer than {MIN_CLUSTERS} clusters of documents, which gives no interval"
@@ -70,7 +71,8 @@ def rebuild(
     side, at floor + slope (of `scales`) × the rule's prediction, and as they are; at every position but the sink, all
     at a time. 1: as good as the real activations, 0: no better than their means; nothing is clipped. kl_recovered = 1 −
     KL_rebuilt / KL_mean, KL from the predictions of the model as it is: less noisy, and blind to what the text says.
-    Intervals: bootstrap over clusters. Both are undefined where CE_mean − CE_true is not told from 0 by its interval.
+    Intervals: bootstrap over clusters. Both are undefined where CE_mean − CE_true is not told from 0 by its interval,
+    and kl_recovered where KL_mean is not told from 1e-6 nats, which float32 does not resolve.
     For a set of units it is one score each, recorded under the first. Source of the idea: Bills et al. (2023), with
     mean for zero ablation.
 
@@ -106,17 +108,16 @@ def rebuild(
 
 def recovered(losses: Floats, seed: int) -> list[Bounded]:
     """Each of METRICS with its interval, from sums by cluster [C, len(COLUMNS)]."""
-    draws = stats.resampled(losses, seed)
-    lost = stats.interval((draws[:, 1] - draws[:, 0]) / draws[:, -1], len(losses))
-    if lost[0] is None or lost[0] <= 0:
-        return [(None, None, None)] * len(METRICS)
+    sums = np.concatenate([losses.sum(axis=0)[None], stats.resampled(losses, seed)])
+    true, mean, rebuilt, kl_mean, kl_rebuilt, tokens = sums.T
     found: list[Bounded] = []
-    for a, b, whole in ((1, 2, 0), (3, 4, None)):
-        true = (0, 0) if whole is None else (losses[:, whole].sum(), draws[:, whole])
-        value = (losses[:, a].sum() - losses[:, b].sum()) / (losses[:, a].sum() - true[0])
-        shares = stats.ratio(draws[:, a] - draws[:, b], draws[:, a] - true[1])
-        found.append((float(value), *stats.interval(shares, len(losses))))
-    return found
+    for lost, back, least in ((mean - true, mean - rebuilt, 0.0), (kl_mean, kl_mean - kl_rebuilt, RESOLVED)):
+        low, _ = stats.interval((lost / tokens)[1:], len(losses))
+        if low is None or low <= least:
+            break
+        shares = stats.ratio(back, lost)
+        found.append((float(shares[0]), *stats.interval(shares[1:], len(losses))))
+    return found + [(None, None, None)] * (len(METRICS) - len(found))
 
 
 def _windows(text: SideText, keep: np.ndarray, firing: Sequence[tuple[int, int]], seed: int) -> list[tuple[int, int]]:

@@ -236,7 +236,12 @@ class Subject:
                     f"{width}; it belongs to another model."
                 )
         # TransformerLens centres what is written to the stream only where the norms that read it centre as well.
-        own = replace(coder, centres=coder.centres and self.adapter.final_norm()[1])
+        centring = self.adapter.final_norm()[1]
+        own = replace(coder, centres=coder.centres and centring)
+        if own.bare(centring):
+            if not self._proved("normed"):
+                raise Refused(f"{coder.name} reads the norm before the MLP of {self.name}, which is not known there.")
+            own = own.behind(*self.adapter.mlp_norm(own.reads.layer))
         known = self.coders.get(coder.name)
         if known is not None and known.digest != own.digest:
             raise Refused(f"another SAE is called {coder.name!r} already; give this one another name.")
@@ -268,6 +273,11 @@ class Subject:
         if self.coders[name].site != site:
             raise Refused(f"{name} is at {self.coders[name].site}, not at {site}.")
         return self.coders[name]
+
+    def doubts(self, site: str) -> list[str]:
+        """What to say of `site` beside what is read there: that its SAE names another model than this one."""
+        said = self.coder(site).doubt(self.name) if parse_site(site).coder else None
+        return [said] if said else []
 
     def site_digest(self, site: str) -> str:
         """Equal digests read equal at `site`: that of the weights, and of the SAE where the units are features."""

@@ -157,7 +157,7 @@ class Toolbox:
                 tool=name, unit=unit.bare, sign=unit.sign, arguments=dict(arguments),
                 ok=False, summary=str(refusal), **stamps,
             )  # fmt: skip
-        said = [*made.warnings, *_on_ids(self.subject, options.get("ids"))]
+        said = [*made.warnings, *_on_ids(self.subject, options.get("ids")), *self.subject.doubts(unit.site)]
         made = replace(made, arguments=options, provenance=provenance, warnings=said, **stamps)
         picture = PICTURES[name](made) if name in PICTURES else None
         made = replace(made, artifact=self.keep(picture)) if picture else made

@@ -765,9 +765,9 @@ def test_features_of_an_sae_that_was_added_are_units(cli: Cli, project: Any, sae
     shipped = cli("saes", "list", *home, "--json").json
     assert [row["site"] for row in shipped] == ["8-resid:smollm2-l8-topk"]
     added = cli("saes", "add", "mine", sae, *home, "--json")
-    known = {"name": "mine", "site": "0-resid:mine", "architecture": "standard", "features": 32}
+    known = {"name": "mine", "site": "0-resid:mine", "architecture": "standard", "features": 32, "model": "unknown"}
     assert added.code == 0 and added.json == [known]
-    assert cli("saes", "list", *home, "--json").json == [known | {"model": "unknown"}, *shipped]
+    assert cli("saes", "list", *home, "--json").json == [known, *shipped]
     read = cli("tool", "activate", unit(project, "0-resid:mine/3"), "--text", "a car", *home, "--json").json
     assert read["ok"] and read["unit"].endswith("0-resid:mine/3") and len(read["rows"]) >= 2
     refused(cli("saes", "add", "mine", sae, *home), "is there already")
@@ -782,3 +782,21 @@ def test_an_sae_is_judged_on_the_score_side(cli: Cli, project: Any, sae: Path, t
     assert said.code == 0, said
     metrics = {row["metric"]: row["value"] for row in said.json["rows"]}
     assert metrics["fve"] < 0 < metrics["l0"] and said.json["features"] == 32      # random directions explain nothing
+    assert said.json["warnings"] == []
+
+
+def test_an_sae_that_names_another_model_is_taken_with_a_note(
+    cli: Cli, project: Any, sae: Path, tmp_path: Path
+) -> None:
+    home, text = ("--home", tmp_path / "home"), ("--text", "a car")
+    config = json.loads((sae / "cfg.json").read_text())
+    for name, trained_on in (("same", f"org/{Path(project.model).name.upper()}"), ("other", "org/pythia-70m")):
+        (sae / "cfg.json").write_text(json.dumps(config | {"metadata": {"model_name": trained_on}}))
+        assert cli("saes", "add", name, sae, *home, "--json").json[0]["model"] == trained_on
+    read = cli("tool", "activate", unit(project, "0-resid:same/3"), *text, *home, "--json").json
+    assert read["ok"] and read["warnings"] == []
+    asked = ("tool", "activate", unit(project, "0-resid:other/3"), *text, *home)
+    assert "other says that it was trained on org/pythia-70m, and this is" in cli(*asked, "--json").json["warnings"][0]
+    assert "note: other says that it was trained on org/pythia-70m" in " ".join(cli(*asked).out.split())
+    judged = ("saes", "eval", "0-resid:other", "--model", project.model, "--corpus", project.corpus, *home)
+    assert "note: other says that it was trained on org/pythia-70m" in " ".join(cli(*judged).out.split())

@@ -20,8 +20,12 @@ WRONG = {
         ({"neurons": "mlp.gate_proj"}, "neurons"),
         ({"heads": "self_attn.q_proj"}, "heads"),
         ({"norm": "model.layers.1.input_layernorm"}, "unembed"),
+        ({"mlp_norm": "input_layernorm"}, "normed"),
     ],
-    "gemma2": [({"attention_write": "self_attn", "mlp_write": "mlp"}, "stream")],
+    "gemma2": [
+        ({"attention_write": "self_attn", "mlp_write": "mlp"}, "stream"),
+        ({"mlp_norm": "post_attention_layernorm"}, "normed"),
+    ],
     "gpt2": [({"neurons": "mlp.c_fc"}, "neurons"), ({"mlp_write": "attn"}, "stream")],
     "gpt_neox": [({"attention_write": "mlp"}, "stream"), ({"neurons": "mlp.dense_h_to_4h"}, "neurons")],
 }
@@ -32,8 +36,9 @@ def errors(model: Any, layout: Layout) -> dict[str, float | None]:
 
 
 def test_every_shape_holds_its_identities(tiny: Any) -> None:
-    assert set(tiny.checks) == {"stream", "heads", "neurons", "unembed", "restore", "groups", "share", "resume"}
-    for name in ("stream", "heads", "neurons", "unembed", "restore", "share", "resume"):
+    held = {"stream", "heads", "neurons", "unembed", "restore", "share", "resume", "normed"}
+    assert set(tiny.checks) == held | {"groups"}
+    for name in held:
         assert tiny.checks[name] < EXACT, name
     assert all(tiny.holds(need) for need in ("read", "edit", "project")) and tiny.shares
 

@@ -1,5 +1,6 @@
 """SAEs and transcoders: read as sae-lens reads them, edited with what they leave out left alone, refused by name."""
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from lamplighter.tools.patch import patch
 from lamplighter.tools.patch_grid import patch_grid
 from lamplighter.tools.path_patch import path_patch
 from lamplighter.tools.subject import Edit, Subject
+from lamplighter.tools.toolbox import Toolbox
 from lamplighter.tools.units import UnitId
 
 D, M = 24, 60
@@ -264,6 +266,61 @@ def test_every_place_is_read_and_written(tiny: Any, hook: str) -> None:
     assert subject.check_readable(UnitId("own", made.site, M - 1)) is None
 
 
+NORM_BEFORE = {"gpt2": "ln_2", "llama": "post_attention_layernorm", "gemma2": "pre_feedforward_layernorm",
+               "gpt_neox": "post_attention_layernorm"}  # fmt: skip
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("hook", ["ln2.hook_normalized", "mlp.hook_in"])
+@pytest.mark.parametrize("architecture", ["jumprelu_transcoder", "skip_transcoder"])
+def test_an_mlps_input_before_the_gain_is_what_the_norm_scaled(
+    tiny: Any, architecture: str, hook: str, folded: bool
+) -> None:
+    """Beside the norm's own formula on its own input. Naively taken with the gain in it, it is another feature."""
+    metadata = {"hook_name": f"blocks.1.{hook}", "hook_name_out": "blocks.1.hook_mlp_out",
+                "model_from_pretrained_kwargs": {"fold_ln": folded}}  # fmt: skip
+    made = coder(architecture, metadata=metadata)
+    subject, rows = with_coder(tiny, made), ids(tiny)
+    centring = tiny.config.model_type in ("gpt2", "gpt_neox")
+    seen: list[tuple[Tensor, Tensor]] = []
+    norm = getattr(subject.adapter.blocks[1], NORM_BEFORE[tiny.config.model_type])
+    handle = norm.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    site = made.site
+    found = subject.run(rows, read=[site, Point(1, "mlp_out")]).readings
+    handle.remove()
+    x, with_gain = seen[0]
+    x = x - x.mean(dim=-1, keepdim=True) if centring else x
+    epsilon = next(getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name))
+    bare = x / (x.square().mean(dim=-1, keepdim=True) + epsilon).sqrt()
+    before = folded or (hook == "ln2.hook_normalized" and not centring)
+    assert made.bare(centring) == before
+    assert gap(found[site], made.encode(bare if before else with_gain)) < 1e-5
+    assert gap(found[site], made.encode(with_gain if before else bare)) > 1e-2
+    attached = subject.coder(site)
+    z = found[site]
+    assert gap(attached.decode(z, with_gain), made.decode(z, bare if before else with_gain)) < 1e-5
+    off = subject.run(rows, read=[Point(1, "mlp_out")], edits=[Edit(site, torch.zeros(()), (5,))])
+    change = off.readings[Point(1, "mlp_out")] - found[Point(1, "mlp_out")]
+    assert gap(change, -z[..., 5:6] * made.tensors["W_dec"][5]) < 1e-6
+
+
+def test_what_cannot_be_told_from_behind_the_gain_is_refused(llama: Any) -> None:
+    crossing = {"hook_name": "blocks.1.ln2.hook_normalized", "hook_name_out": "blocks.1.hook_mlp_out"}
+    with pytest.raises(Refused, match="writes before the gain of a norm"):
+        with_coder(llama, coder(hook="blocks.1.ln2.hook_normalized"))
+    with pytest.raises(Refused, match="writes before the gain of a norm"):
+        with_coder(llama, coder("transcoder", metadata={"hook_name": "blocks.0.hook_resid_post",
+                                                        "hook_name_out": "blocks.1.ln2.hook_normalized"}))  # fmt: skip
+    model = copy.deepcopy(llama.model)
+    model.model.layers[1].post_attention_layernorm.weight.data[3] = 0
+    own = Subject.wrap(model, llama.tokenizer, "own")
+    with pytest.raises(Refused, match="the norm before MLP 1 multiplies by 0"):
+        own.attach(coder("transcoder", metadata=crossing))
+    own.checks["normed"] = None
+    with pytest.raises(Refused, match="the norm before the MLP of own, which is not known there"):
+        own.attach(coder("transcoder", metadata=crossing))
+
+
 def test_places_are_met_in_the_order_they_are_listed(tiny: Any) -> None:
     met: list[str] = []
     handles = [tiny.adapter.hook(1, place, lambda v, p=place: met.append(p) or v) for place in PLACES]
@@ -439,6 +496,32 @@ def test_another_models_sae_is_refused(llama: Any) -> None:
         llama.attach(coder(hook="blocks.7.hook_resid_post"))
     with pytest.raises(Refused, match="takes 24 numbers at mlp of block 0 where tiny-llama has 40"):
         llama.attach(coder(hook="blocks.0.mlp.hook_post"))
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "model", "doubted"),
+    [("gpt2-small", "pythia-70m", True), ("google/gemma-2-2b", "google/gemma-2-9b", True),
+     ("google/gemma-2-2b", "Gemma-2-2B", False), ("gemma-2-2b", "models/gemma-2-2b/", False),
+     (None, "pythia-70m", False)],
+)  # fmt: skip
+def test_another_models_name_is_a_doubt(trained_on: str | None, model: str, doubted: bool) -> None:
+    metadata = {"hook_name": "blocks.0.hook_resid_post"} | ({"model_name": trained_on} if trained_on else {})
+    for config in ({"metadata": metadata}, metadata):         # of version 6, and of those before
+        said = coder(**config).doubt(model)
+        assert (said is not None) == doubted
+        assert said is None or (str(trained_on) in said and model in said and "\n" not in said)
+
+
+def test_the_doubt_stands_beside_what_is_read_and_refuses_nothing(llama: Any) -> None:
+    made = coder(metadata={"hook_name": "blocks.0.hook_resid_post", "model_name": "pythia-70m"})
+    toolbox = Toolbox(with_coder(llama, made), _unswept, _unswept)
+    read = toolbox.call("activate", UnitId("own", made.site, 5), {"text": "a car"})
+    assert read.ok and any("was trained on pythia-70m, and this is own" in said for said in read.warnings)
+    assert toolbox.call("activate", UnitId("own", "0-resid", 5), {"text": "a car"}).warnings == []
+
+
+def _unswept(*_: Any) -> Any:
+    raise Refused("not swept")
 
 
 @settings(max_examples=60, deadline=None)

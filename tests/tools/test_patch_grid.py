@@ -190,6 +190,90 @@ def test_a_unit_that_writes_nothing_has_no_path(llama: Any) -> None:
     assert {round(row["carried"], 9) for row in rows} == {0.0}
 
 
+class Gain(torch.nn.Module):
+    """Stands in for a norm, and is linear."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+@pytest.fixture(scope="module")
+def linear(llama: Any) -> Subject:
+    """Three linear blocks: gains for norms, no activation function, and attention that sees all tokens alike."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=320, n_positions=128, n_embd=24, n_layer=3, n_head=4, n_inner=40, bos_token_id=0,
+                        eos_token_id=0, activation_function="linear", initializer_range=0.3)  # fmt: skip
+    model = GPT2LMHeadModel(config).double()
+    for block in model.transformer.h:
+        block.ln_1, block.ln_2 = (Gain(1 + 0.3 * torch.randn(24, dtype=torch.float64)) for _ in range(2))
+        block.attn.c_attn.weight.data[:, :48] = 0          # of queries and keys
+    model.transformer.ln_f = Gain(1 + 0.3 * torch.randn(24, dtype=torch.float64))
+    return Subject.wrap(model, llama.tokenizer, "linear")
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("norm", ["recomputed", "frozen"])
+def test_in_a_linear_model_each_path_is_a_product_of_matrices_and_they_add_up(
+    linear: Subject, norm: str, direction: str
+) -> None:
+    """A receiver's row is all that begins with it: of paths through several parts, each is in the first one's alone."""
+    unit = UnitId("linear", "0-mlp", 7)
+    (total, direct, *through), _ = paths(linear, unit, norm, direction)
+    base, source = (CORRUPT, CLEAN) if direction == "denoise" else (CLEAN, CORRUPT)
+    x = logits(linear, base, [])
+    plus, minus = ends(linear)
+    core, low = linear.model.transformer, float(x[plus] - x[minus])
+    was, now = linear.activations([base, source], [unit])[:, -1, 0]
+    write = (now - was) * core.h[0].mlp.c_proj.weight[7]
+    read = core.ln_f.weight * (linear.model.lm_head.weight[plus] - linear.model.lm_head.weight[minus])
+    eye = torch.eye(24, dtype=torch.float64)
+
+    def attention(layer: int) -> torch.Tensor:
+        """What the last token hands on of itself, one of six that it sees alike."""
+        block = core.h[layer]
+        return torch.diag(block.ln_1.weight) @ block.attn.c_attn.weight[:, 48:] @ block.attn.c_proj.weight / 6
+
+    def mlp(layer: int) -> torch.Tensor:
+        block = core.h[layer]
+        return torch.diag(block.ln_2.weight) @ block.mlp.c_fc.weight @ block.mlp.c_proj.weight
+
+    behind_mlp = (eye + attention(2)) @ (eye + mlp(2))
+    wanted = {
+        ("attention", 1): write @ attention(1) @ (eye + mlp(1)) @ behind_mlp @ read,
+        ("MLP", 1): write @ mlp(1) @ behind_mlp @ read,
+        ("attention", 2): write @ attention(2) @ (eye + mlp(2)) @ read,
+        ("MLP", 2): write @ mlp(2) @ read,
+    }
+    assert direct["metric"] - low == pytest.approx(float(write @ read), abs=1e-9)
+    assert {(r["receiver"], r["layer"]) for r in through} == wanted.keys()
+    for row in through:
+        by_hand = float(wanted[row["receiver"], row["layer"]])
+        assert abs(by_hand) > 1e-5 and row["metric"] - low == pytest.approx(by_hand, abs=1e-9)
+    assert sum(row["carried"] for row in (direct, *through)) == pytest.approx(total["carried"], abs=1e-9)
+
+
+def test_a_single_receiver_adds_up_with_the_direct_path_only_where_the_norm_is_frozen(tiny: Any) -> None:
+    """A head of the last block, whose MLP alone stands behind it; logits before Gemma's soft cap."""
+    model = copy.deepcopy(tiny.model)
+    model.config.final_logit_softcapping = None
+    subject = Subject.wrap(model, tiny.tokenizer, "own")
+
+    def missed(norm: str) -> float:
+        rows, _ = paths(subject, UnitId("own", "1-attn", 1), norm)
+        total, direct, mlp = (row["carried"] for row in rows)
+        return abs(total - direct - mlp)
+
+    assert missed("frozen") < CLOSE
+    if tiny.config.model_type != "gpt_neox":     # whose MLP stands beside attention and takes nothing up
+        assert missed("recomputed") > 10 * CLOSE
+
+
 def test_as_tools_they_make_their_own_pair_and_draw_it(smollm2: Any, bert_tiny: Any) -> None:
     unit = UnitId("smollm2-135m", "5-mlp", 511)
     pictures: list[bytes] = []

@@ -1,5 +1,7 @@
 """rebuild: 1 for the activations themselves, 0 for their mean, undefined where the unit does nothing."""
 
+import copy
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +14,8 @@ from lamplighter.store.records import Refused
 from lamplighter.tools import rebuild as module
 from lamplighter.tools.corpus import Corpus, Document
 from lamplighter.tools.labels import ScoreSide
-from lamplighter.tools.rebuild import NO_EFFECT, TOO_FEW, fit_scales, measure, rebuild, recovered
-from lamplighter.tools.rules import Rule
+from lamplighter.tools.rebuild import NO_EFFECT, TOO_FEW, Scale, fit_scales, measure, rebuild, recovered
+from lamplighter.tools.rules import Rule, side_text
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.sweep import make_sweep
 from lamplighter.tools.units import UnitId
@@ -88,6 +90,59 @@ def test_a_true_rule_recovers_most_and_another_nothing(loud: Any) -> None:
 def test_a_unit_without_effect_is_not_scorable(loud: Any) -> None:
     for found in score(loud, {pusher(2): ON_A}):
         assert (found.value, found.low, found.reason) == (None, None, NO_EFFECT)
+
+
+def test_a_share_of_next_to_nothing_is_not_given(loud: Any) -> None:
+    """Twelve clusters whose CE, or KL, with the unit at its mean is that without but for noise: a ratio explodes."""
+    noise = np.random.default_rng(0).normal(0, 0.01, (3, 12))
+    noise -= noise.mean(axis=1, keepdims=True) - 1e-5
+    zero, one = np.zeros(12), np.ones(12)
+    losses = np.stack([one, one + noise[0], one + 0.02 + noise[1], one, one / 2, one], axis=1)
+    naive = (losses[:, 1] - losses[:, 2]).sum() / (losses[:, 1] - losses[:, 0]).sum()
+    assert naive < -1000 and recovered(losses, 0) == [(None, None, None)] * 2
+    losses = np.stack([zero, one, one / 4, noise[0], noise[1] + 0.02, one], axis=1)
+    naive = (losses[:, 3] - losses[:, 4]).sum() / losses[:, 3].sum()
+    ce, kl = recovered(losses, 0)
+    assert ce == pytest.approx((0.75, 0.75, 0.75)) and naive < -1000 and kl == (None, None, None)
+
+
+def test_a_whisper_has_no_share_that_rounding_made(loud: Any) -> None:
+    """0 writes a hundredth of what it did: CE, of first order, tells it from its mean; KL is lost in float32."""
+    model = copy.deepcopy(loud.subject.model)
+    model.transformer.h[2].mlp.c_proj.weight.data[0] *= 0.01
+    own = SimpleNamespace(subject=Subject.wrap(model, loud.subject.tokenizer, "own"), sweep=loud.sweep)
+    ce, kl = score(own, {pusher(0): ON_A})
+    assert ce.value == pytest.approx(1, abs=1e-2)
+    assert abs(kl.details["kl_mean"]) < 1e-6 and (kl.value, kl.low, kl.reason) == (None, None, NO_EFFECT)
+
+
+def test_the_scale_is_fitted_and_without_the_sink(loud: Any) -> None:
+    """At the sink a unit may read anything: fitted too, it would raise the floor of every other token."""
+    model = copy.deepcopy(loud.subject.model)
+
+    def shout(_: Any, inputs: Any) -> Any:
+        x = inputs[0].clone()
+        x[:, 0, 0] = 300.0
+        return (x,)
+
+    model.transformer.h[2].mlp.c_proj.register_forward_pre_hook(shout)
+    own, rules = Subject.wrap(model, loud.subject.tokenizer, "own"), {pusher(0): ON_A}
+    (scale,) = fit_scales(own, loud.sweep, rules).values()
+    (quiet,) = fit_scales(loud.subject, loud.sweep, rules).values()
+    assert (scale.floor, scale.slope) == pytest.approx((quiet.floor, quiet.slope))
+    text = side_text(own, loud.sweep, "tune")
+    rows = [text.text.ids[a:b].tolist() for a, b in pairwise(text.text.starts)]
+    y = np.concatenate([own.activations(row, [pusher(0)])[0, :, 0].numpy() for row in rows])
+    slope, floor = np.polyfit(ON_A.predict_flat(text.text), y, 1)
+    made = SimpleNamespace(subject=own, sweep=loud.sweep)
+    said = ON_A.predict_flat(ScoreSide.of(own, loud.sweep, []).text.text)
+
+    def by(one: Scale) -> float:
+        return float(recovered(losses_of(made, pusher(0), one.floor + one.slope * said), 0)[0][0])
+
+    assert by(scale) > 0.99
+    assert by(Scale(float(floor), float(slope))) < by(scale) - 0.1      # the sink fitted too
+    assert by(Scale(0.0, 1.0)) < 0.5                                    # the rule's own numbers, not fitted at all
 
 
 def test_sets_are_put_in_at_a_time(loud: Any) -> None:

@@ -1,7 +1,7 @@
 """sae_eval: a perfect dictionary scores 1, a useless one below 0, and the losses are those of a plain pass."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lamplighter.store.records import Refused
-from lamplighter.tools.features import make_coder
+from lamplighter.tools.features import Coder, make_coder
 from lamplighter.tools.sae_eval import sae_eval
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.sweep import Read
@@ -179,3 +179,102 @@ def test_lower_precision_judges_alike(tiny: Any, lowered: Any) -> None:
     assert exact.keys() == lower.keys()
     for name in ("fve", "fve_typical", "l0", "ce_recovered_mean", "kl_recovered_mean"):
         assert lower[name] == pytest.approx(exact[name], rel=lowered.near, abs=lowered.near), name
+
+
+# A planted dictionary: 40 atoms of length 1 in 20 dimensions, each on at one token in twenty, and a bias
+
+ATOMS, WIDTH, SHARE = 40, 20, 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle(Coder):
+    """Knows of each token the stream [V, d] and the codes [V, m] that this was made of."""
+
+    streams: Tensor | None = None
+    codes: Tensor | None = None
+
+    def encode(self, x: Tensor) -> Tensor:
+        assert self.streams is not None and self.codes is not None
+        return self.codes[torch.cdist(x, self.streams.expand(*x.shape[:-2], -1, -1)).argmin(dim=-1)]
+
+
+@pytest.fixture(scope="module")
+def planted(llama: Any) -> Any:
+    """A GPT-2 whose stream behind block 0 is, by token, codes @ atoms + bias, and texts that it would write."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    generator = torch.Generator().manual_seed(0)
+    atoms = torch.randn(ATOMS, WIDTH, generator=generator, dtype=torch.float64)
+    atoms /= atoms.norm(dim=1, keepdim=True)
+    sizes, draws = torch.rand(2, 320, ATOMS, generator=generator, dtype=torch.float64)
+    codes, bias = (0.5 + sizes) * (draws < SHARE), 0.3 * torch.randn(WIDTH, generator=generator).double()
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=320, n_positions=128, n_embd=WIDTH, n_layer=2, n_head=4, n_inner=40, bos_token_id=0,
+                        eos_token_id=0, initializer_range=0.5, tie_word_embeddings=False)  # fmt: skip
+    model = GPT2LMHeadModel(config).double().eval()
+    streams = codes @ atoms + bias
+    model.transformer.wte.weight.data = streams.clone()
+    mute = model.transformer.h[0]
+    for weight in (model.transformer.wpe.weight, mute.attn.c_proj.weight, mute.mlp.c_proj.weight):
+        weight.data.zero_()
+    subject = Subject.wrap(model, llama.tokenizer, "planted")
+    return SimpleNamespace(
+        subject=subject, texts=documents(subject, 12, 60), atoms=atoms, codes=codes, bias=bias, streams=streams
+    )
+
+
+def holding(planted: Any, kept: int) -> Oracle:
+    """The dictionary of the first `kept` atoms and the bias, with the codes that were planted."""
+    config = {"architecture": "standard", "d_in": WIDTH, "d_sae": ATOMS, "dtype": "float64",
+              "metadata": {"hook_name": "blocks.0.hook_resid_post"}}  # fmt: skip
+    tensors = {"W_enc": planted.atoms.T.contiguous(), "W_dec": planted.atoms, "b_enc": torch.zeros(ATOMS),
+               "b_dec": planted.bias}  # fmt: skip
+    made = make_coder("mine", config, tensors)
+    return Oracle(**vars(made), streams=planted.streams, codes=planted.codes * (torch.arange(ATOMS) < kept))
+
+
+def put_in(planted: Any, table: Tensor) -> float:
+    """CE of the library's own logits with `table` [V, d] of each token in the stream's place, the sink's left."""
+    found: list[float] = []
+    for read in planted.texts:
+        row = torch.tensor([[planted.subject.sink, *read.ids]])
+        value = torch.cat([planted.streams[row[:, :1]], table[row[:, 1:]]], dim=1)
+        handle = planted.subject.model.transformer.h[0].register_forward_hook(lambda *_, value=value: value)
+        with torch.inference_mode():
+            p = planted.subject.model(input_ids=row).logits[0, 1:-1].log_softmax(-1)
+        handle.remove()
+        found += (-p.gather(1, row[0, 2:, None])[:, 0]).tolist()
+    return float(np.mean(found))
+
+
+def test_all_planted_atoms_recover_everything(planted: Any) -> None:
+    known = values(judged(planted.subject, holding(planted, ATOMS), planted.texts))
+    for metric in ("fve", "fve_typical", "fve_by_token", "ce_recovered_zero", "ce_recovered_mean", "kl_recovered_mean"):
+        assert known[metric] == pytest.approx(1, abs=1e-9), metric
+    on = [(planted.codes[list(read.ids)] > 0).sum(dim=1).double() for read in planted.texts]
+    assert known["mse"] < 1e-20 and known["l0"] == pytest.approx(float(torch.cat(on).mean()))
+
+
+@pytest.mark.parametrize("kept", [ATOMS // 2, 0])
+def test_part_of_the_planted_atoms_is_worth_what_it_is_by_hand(planted: Any, kept: int) -> None:
+    """From the planted codes and the library's logits alone. With none of them the bias is still written."""
+    known = values(judged(planted.subject, holding(planted, kept), planted.texts))
+    ids = np.concatenate([read.ids for read in planted.texts])
+    streams = planted.streams
+    rebuilt = planted.codes[:, :kept] @ planted.atoms[:kept] + planted.bias
+    y, left = streams[ids].numpy(), (streams - rebuilt)[ids].numpy()
+    lost, mean = np.square(left).sum(), y.mean(axis=0)
+    assert known["fve"] == pytest.approx(1 - lost / np.square(y - mean).sum(), abs=1e-9)
+    naive = 1 - lost / np.square(y).sum()          # as SAELens once had it: the mean's own square counts as explained
+    assert naive > known["fve"] + 0.05
+    tables = {"clean": streams, "sae": rebuilt, "zero": torch.zeros_like(streams)}
+    tables["mean"] = torch.from_numpy(mean).expand_as(streams)
+    ce = {name: put_in(planted, table) for name, table in tables.items()}
+    for name in ("zero", "mean"):
+        share = (ce[name] - ce["sae"]) / (ce[name] - ce["clean"])
+        assert ce[name] > ce["clean"] and known[f"ce_recovered_{name}"] == pytest.approx(share, abs=1e-9)
+    if kept:
+        assert 0 < known["fve"] < 1 and 0 < known["ce_recovered_mean"] < 1
+    else:
+        assert known["l0"] == 0 and known["fve"] < 0
+        assert known["ce_recovered_mean"] < 0 and known["kl_recovered_mean"] < 0

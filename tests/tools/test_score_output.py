@@ -1,14 +1,22 @@
 """score_output: a planted push scores 1, ignorance a half, and Δ is what a plain pass with a hook of its own gives."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from lamplighter.experiments.language import language
+from lamplighter.experiments.plant import SITE, PlantedUnit, plant
 from lamplighter.store.records import Refused, Score
 from lamplighter.tools import measures
-from lamplighter.tools.score_output import CONTROLS, Pushes, _controls, _Pairs, _places, nearest, score_output
+from lamplighter.tools.atlas import tokens_of_text
+from lamplighter.tools.corpus import Corpus, Document
+from lamplighter.tools.rules import Rule
+from lamplighter.tools.score_output import CONTROLS, Pushes, _controls, _Moved, _Pairs, _places, nearest, score_output
+from lamplighter.tools.subject import Subject
+from lamplighter.tools.sweep import make_sweep
 from lamplighter.tools.units import UnitId
 
 SILENT, PUSHES, HOLDS = (UnitId("planted", "1-mlp", i) for i in range(3))
@@ -78,6 +86,34 @@ def test_the_change_is_that_of_a_plain_pass(pushers: Any) -> None:
     for token, sign, controls in zip(pairs.tokens, pairs.signs, pairs.controls, strict=True):
         wins += [1.0 if sign * total[token] > sign * total[c] else 0.0 for c in controls]
     assert found.value == pytest.approx(np.mean(wins))
+
+
+def test_that_a_unit_raises_what_is_frequent_is_worth_nothing(tmp_path: Any) -> None:
+    """0 raises every token of the texts alike, 1 a single one of them. Beside tokens drawn from the whole vocabulary,
+    of which most stand in no text, any frequent tokens would seem to be 0's own."""
+    a, c, d, *frequent = language().words[:220]
+    everything, single = (UnitId("own", SITE, i) for i in range(2))
+    fires = [Rule.from_json({"clauses": [{"at": {"ids": [token]}}]}) for token in (a, c)]
+    model = plant("gpt2", [PlantedUnit(everything, "own", fires[0], (d, *frequent)),
+                           PlantedUnit(single, "own", fires[1], (d,))])  # fmt: skip
+    subject = Subject.wrap(model, language().tokenizer, "own")
+    rng = np.random.default_rng(0)
+    texts = [[a, c, *rng.permutation([d, *frequent])[:60].tolist()] for _ in range(60)]
+    spelled = ["".join(language().spelled[token] for token in ids) for ids in texts]
+    documents = [Document(str(n), f"made {n}", text) for n, text in enumerate(spelled)]
+    sides = tuple(("explain", "explain", "explain", "tune", "score")[n % 5] for n in range(60))
+    corpus = Corpus("made", "made", tuple(documents), tuple(range(60)), sides, {})
+    made = SimpleNamespace(subject=subject, sweep=make_sweep(subject, corpus, [SITE], tmp_path))
+    claim = Pushes(raises=tuple(frequent[::20]))
+    found, _ = score(made, everything, claim)
+    pairs = _Pairs.of(subject, made.sweep, claim, 0)
+    drawn = rng.choice(tokens_of_text(subject), pairs.controls.shape)
+    naive = _Pairs(pairs.tokens, pairs.signs, drawn)
+    places = _places(subject, made.sweep, everything, ())
+    moved = _Moved(subject, made.sweep, everything, places, [pairs, naive]).scores(0)["ablated"].sum(axis=0)
+    assert found.value == pytest.approx(float(pairs.auc(moved))) and abs(found.value - 0.5) < 0.1
+    assert naive.auc(moved) > 0.9
+    assert score(made, single, Pushes(raises=(d,)))[0].value == 1.0
 
 
 def test_controls_stand_about_as_often_and_are_none_that_is_named(pushers: Any) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,64 @@ def test_its_kl_is_that_of_an_edit_by_hand(pushers: Any) -> None:
     )
     kl = (clean.exp() * (clean - held)).sum(-1)
     assert found.rows[2]["kl"] == pytest.approx(float(kl.mean()), rel=1e-4)
+
+
+def plain(pushers: Any, unit: UnitId, row: list[int], held: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The library's own logits [T, V] of one row, its neuron held by a plain hook, and y [T] as it stands then."""
+    seen: list[torch.Tensor] = []
+
+    def hold(_: Any, inputs: Any) -> Any:
+        x = inputs[0].clone()
+        if held is not None:
+            x[:, 1:, unit.index] = held
+        seen.append(unit.sign * x[0, :, unit.index])
+        return (x,)
+
+    handle = pushers.subject.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(hold)
+    with torch.inference_mode():
+        logits = pushers.subject.model(input_ids=torch.tensor([row])).logits[0]
+    handle.remove()
+    return logits, seen[0]
+
+
+def by_hand(pushers: Any, unit: UnitId, front: list[int], held: float | None) -> dict[str, Any]:
+    """One way to steer, a row at a time: the first text, and means of `ce` and `fires` over the prompts.
+
+    naive_ce, naive_fires: judged while it is still steered, or with the words still in front.
+    """
+    subject, sweep = pushers.subject, pushers.sweep
+    starts = module._starts(subject, sweep, unit, FAST["prompts"], 0)
+    u = torch.rand(FAST["tokens"], len(starts), subject.vocabulary, generator=torch.Generator().manual_seed(0))
+    gumbel = -torch.log(-torch.log(u.clamp(1e-20, 1 - 1e-7)))
+    found: dict[str, list[Any]] = {"text": [], "ce": [], "fires": [], "naive_ce": [], "naive_fires": []}
+    for k, start in enumerate(starts):
+        before, new = [start[0], *front, *start[1:]], []
+        for step in range(FAST["tokens"]):
+            new.append(int((plain(pushers, unit, [*before, *new], held)[0][-1] + gumbel[step, k]).argmax()))
+        found["text"].append(subject.text(new))
+        for kind, given, value in (("", start, None), ("naive_", before, held)):
+            logits, y = plain(pushers, unit, [*given, *new], value)
+            p = logits[len(given) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(new)[:, None])
+            first = 1 if kind else len(given)
+            found[f"{kind}ce"].append(float(-p.mean()))
+            found[f"{kind}fires"].append(bool((y[first:] >= sweep.statistics(unit).threshold).any()))
+    return {"text": found.pop("text")[0]} | {name: float(np.mean(values)) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("unit", [pusher(1), pusher(6, sign=-1)], ids=str)
+def test_texts_are_judged_by_the_model_as_it_is_behind_the_bare_prompt(pushers: Any, unit: UnitId) -> None:
+    """Brute force. Judged while still steered, what was held fires always and what was pushed for is no surprise."""
+    found = go(pushers, unit, strengths=[0.0, 4.0])
+    peak = unit.sign * pushers.sweep.statistics(unit).peak
+    ways = [([], None), (module._exemplar(pushers.sweep, unit), None), ([], 0.0), ([], 4.0 * peak)]
+    wanted = [by_hand(pushers, unit, front, held) for front, held in ways]
+    for row, one in zip(found.rows, wanted, strict=True):
+        assert row["text"] == one["text"] and row["fires"] == one["fires"]
+        assert row["ce"] == pytest.approx(one["ce"], rel=1e-5)
+        assert row["ce_change"] == pytest.approx(one["ce"] - wanted[0]["ce"], abs=1e-5)
+    _, prompt, _, held = wanted
+    assert prompt["naive_fires"] == held["naive_fires"] == 1 > max(prompt["fires"], held["fires"])
+    assert held["naive_ce"] < held["ce"] - 0.1
 
 
 def test_what_writes_nothing_changes_nothing_at_any_strength(pushers: Any) -> None:
