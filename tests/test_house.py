@@ -21,7 +21,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # What a file of a folder may import from this package, beside the leaves and the lazy root.
 ARROWS = {
-    "experiments": ("experiments", "agent", "tools", "store", "prompts"),
+    "experiments": ("experiments", "agent", "tools", "store", "prompts", "testing"),   # a scripted server for one bench
     "agent": ("agent", "tools", "store", "prompts"),
     "tools": ("tools", "store.records"),
     "store": ("store",),
