@@ -89,35 +89,39 @@ class ByLLM:
 
     def __init__(self, endpoint: Endpoint, work: Work, budget: Budget, server: EmbeddedServer | None = None) -> None:
         self._work, self._budget, self._server = work, budget, server
-        self._client = Client(endpoint, work, self._check, lambda: budget.seconds_left)
+        self.client = Client(endpoint, work, self._check, lambda: budget.seconds_left)
         self._can: Capabilities | None = None
-        self.label = f"llm:{self._client.model}@{endpoint.label}"
+        self.label = f"llm:{self.client.model}@{endpoint.label}"
+
+    @property
+    def can(self) -> Capabilities:
+        """What the endpoint can do, once it is `ready`."""
+        assert self._can is not None
+        return self._can
 
     def ready(self, run: str | None) -> None:
         dollars = (self._budget.usd, self._budget.unit_usd)
-        if dollars != (None, None) and not self._client.priced:
+        if dollars != (None, None) and not self.client.priced:
             raise Refused(
-                f"no price is known for {self._client.model}, so no limit in dollars can be kept; set "
+                f"no price is known for {self.client.model}, so no limit in dollars can be kept; set "
                 "usd_per_million_in and usd_per_million_out in config.toml of the home, or give tokens instead."
             )
         known = self._work.recall(self._key(run)) if self._server or run else None
-        self._can = Capabilities.from_json(known) if known else probe(self._client)
+        self._can = Capabilities.from_json(known) if known else probe(self.client)
         if self._server:
             self.begin("")
 
     def begin(self, run: str) -> None:
-        assert self._can is not None
-        self._work.remember(self._key(run), self._can.to_json())
+        self._work.remember(self._key(run), self.can.to_json())
 
     def make(self, toolbox: "Toolbox", induce: Induce, stamps: Stamps) -> Planner:
-        assert self._can is not None
         from ..tools.toolbox import FOR_PEOPLE
 
         offered = [name for name in toolbox.offered() if name not in FOR_PEOPLE]
-        return LLMPlanner(self._client, self._can, induce, offered, toolbox.subject, stamps)
+        return LLMPlanner(self.client, self.can, induce, offered, toolbox.subject, stamps)
 
     def close(self) -> None:
-        self._client.close()
+        self.client.close()
         if self._server is not None:
             self._server.close()
 

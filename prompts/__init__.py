@@ -7,7 +7,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-NAMES = ("plan", "reply_json", "reply_call", "unit", "result", "invalid", "last", "revise")
+NAMES = ("plan", "reply_json", "reply_call", "unit", "result", "invalid", "last", "revise", "label")
 
 
 @cache
