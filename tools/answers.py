@@ -106,7 +106,8 @@ def graded(
         return undefined(reason, **details)
     details["auprc"] = stats.weighted_auprc(fires.astype(np.float64), predicted, weights)
     clusters, where = _renumbered(cluster)
-    tables = [stats.pearson_totals(one, values, weights, where, clusters) for one in (predicted, other) if one is not None]
+    each = [predicted] if other is None else [predicted, other]
+    tables = [stats.pearson_totals(one, values, weights, where, clusters) for one in each]
 
     def statistics(totals: Floats) -> dict[str, Floats]:
         found = [stats.pearson_of(part) for part in np.split(totals, len(tables), axis=-1)]

@@ -61,9 +61,10 @@ class KnownText:
     @classmethod
     def of(cls, corpus: Corpus, tokens: int = TOKENS) -> "KnownText":
         """About so many tokens (of four bytes) of the explain side; no other side is read."""
-        texts, clusters = [], []
+        texts: list[str] = []
+        clusters: list[int] = []
         for i in corpus.side("explain"):
-            if sum(map(len, texts)) < 4 * tokens:
+            if sum(len(text) for text in texts) < 4 * tokens:
                 texts.append(corpus.documents[i].text)
                 clusters.append(corpus.clusters[i])
         return cls(texts, clusters)

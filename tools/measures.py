@@ -55,8 +55,8 @@ NEAR_SWAPS = 3         # words put in the place of each
 ACCEPT = 0.5
 FALSE_DISCOVERY = 0.05
 
-# Scores by a judge (a language model that reads the sentence). They have a version of their own: the others do not change
-# with these.
+# Scores by a judge, a language model that reads the sentence. They have a version of their own, since the other scores
+# do not change with these.
 JUDGED_VERSION = 1
 SNIPPET = 32           # tokens of a text that a judge reads
 SHORTEST = 8           # windows of fewer tokens are not shown

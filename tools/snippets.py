@@ -100,7 +100,8 @@ class Ground:
 
         def react(texts: Sequence[str]) -> Floats:
             found = unit.sign * subject.activations([subject.encode(t)[:WINDOW] for t in texts], [unit])[:, 1:, 0]
-            return np.nanmax(found.double().numpy(), axis=1) / peak
+            largest: Floats = np.nanmax(found.double().numpy(), axis=1) / peak
+            return largest
 
         boundary, _ = side.rows(sweep.exemplars(unit, "score", "boundary"))
         alike = side.keep & np.isin(flat.text.ids, flat.text.ids[truth.rows])
@@ -246,7 +247,7 @@ def _strongest(snippet: Snippet) -> tuple[int, ...]:
 def _partners(
     snippet: Snippet, marks: tuple[int, ...], kinds: Sequence[tuple[str, Sequence[Snippet]]], taken: set[int]
 ) -> Iterator[tuple[str, Snippet]]:
-    """Snippets that are silent at these offsets, of the first kind before the second, the most alike in length first."""
+    """Snippets that are silent at these offsets: the first kind before the second, those of like length first."""
     for kind, offered in kinds:
         for other in sorted(offered, key=lambda one: abs(len(one.tokens) - len(snippet.tokens))):
             fits = other is not snippet and id(other) not in taken and marks[-1] < len(other.values)
