@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -159,16 +159,27 @@ class Draw:
         return rows[np.argsort(_rank(ground.cluster[rows]), kind="stable")][:READ_AHEAD]
 
     def _cut(self, row: int, values: Floats, kind: str) -> Snippet:
-        """The snippet around a place: from 1 + low to 1 + high, any begin is as likely as any other."""
-        ground, size = self.ground, min(SNIPPET, len(values))
-        start = int(ground.text.text.starts[ground.window[row]]) + 1
-        place = row - start
+        """The snippet around a place: of the begins that leave it some context, any is as likely as any other."""
+        size, place = min(SNIPPET, len(values)), self.place(row)
         low, high = max(0, place - size + 1), min(place - min(CONTEXT, place), len(values) - size)
         share = float(position_key(np.array([row + 2 * self.salt]))[0])
-        begin = low + int(share * (high - low + 1))
-        ids = ground.text.text.ids[start + begin : start + begin + size].tolist()
+        return self.cut(row, values, kind, low + int(share * (high - low + 1)), size)
+
+    def place(self, row: int) -> int:
+        """How many tokens of its window stand before a place."""
+        return row - int(self.ground.text.text.starts[self.ground.window[row]]) - 1
+
+    def cut(self, row: int, values: Floats, kind: str, begin: int, size: int) -> Snippet:
+        """`size` tokens of a place's window, whose y/P are `values`, from `begin` on."""
+        ground, place = self.ground, self.place(row)
+        ids = ground.text.text.ids[row - place + begin : row - place + begin + size].tolist()
         level = tuple(float(v) for v in values[begin : begin + size])
         return Snippet(tuple(ground.spells.pieces(ids)), level, int(ground.cluster[row]), place - begin, kind)
+
+    def windows(self, kind: str, count: int) -> list[tuple[int, Floats]]:
+        """Up to `count` places of a kind, in order, and y/P in the whole window of each."""
+        rows = [int(row) for row in self._order(kind)[:count]]
+        return list(zip(rows, self.ground.read([int(self.ground.window[row]) for row in rows]), strict=True))
 
 
 def _agrees(snippet: Snippet) -> bool:
@@ -212,31 +223,31 @@ def balanced(ground: Ground, count: int, seed: int, purpose: str) -> list[Snippe
     return [both[i] for i in np.random.default_rng(draw.salt).permutation(len(both))]
 
 
-def marked(ground: Ground, count: int, seed: int, purpose: str) -> tuple[list[Marked], dict[str, Any]]:
-    """Up to `count` pairs of marked snippets, in an order drawn by hash, and how they came about.
+def marked(ground: Ground, count: int, seed: int, purpose: str) -> tuple[list[Marked], dict[str, int]]:
+    """Up to `count` pairs of marked snippets, in an order drawn by hash, and how many of each kind there are.
 
     Of each pair one has its firing tokens marked (the three strongest at most), and the other, a snippet as long where
     there is one, has silent tokens marked at the very same offsets: neither the number of the marks nor where they
-    stand tells which is which. The other is in turn a snippet that fires elsewhere, which is one of the first kind
-    again where there is no further one, and a silent one. A snippet that finds no partner is left out, and counted.
+    stand tells which is which. Half of these others fire elsewhere ("moved"; they are of the first kind again where
+    there are no further ones), the rest nowhere, of which half have a mark on a token that fires in other texts ("same
+    token"), as far as there are such. A snippet that finds no partner is left out, and counted.
     """
     draw = Draw(ground, seed, purpose)
     firing = draw("firing", count + (count + 1) // 2)
-    silent = draw("random", 2 * min(count, len(firing)))
-    true, spare = firing[:count], [*firing[count:], *firing[:count]]
-    pairs: list[tuple[Marked, Marked]] = []
-    taken: set[int] = set()
-    mix = {"moved": 0, "silent": 0, "unmatched": 0}
+    true, partners = firing[:count], _Partners(draw, firing, count)
+    pairs: list[Marked] = []
+    mix = dict.fromkeys(("moved", *_SILENT, "unmatched"), 0)
     for number, snippet in enumerate(true):
         marks = _strongest(snippet)
-        kinds = [("moved", spare), ("silent", silent)]
-        chosen = next(_partners(snippet, marks, kinds[:: 1 if number % 2 else -1], taken), None)
-        mix["unmatched" if chosen is None else chosen[0]] += 1
+        kind, chosen = partners.find(snippet, marks, _TURNS[number % len(_TURNS)])
+        mix[kind] += 1
         if chosen is not None:
-            taken.add(id(chosen[1]))
-            pairs.append((Marked(snippet, marks, True), Marked(chosen[1], marks, False)))
-    both = [one for pair in pairs for one in pair]
-    return [both[i] for i in np.random.default_rng(draw.salt).permutation(len(both))], mix
+            pairs += [Marked(snippet, marks, True), Marked(chosen, marks, False)]
+    return [pairs[i] for i in np.random.default_rng(draw.salt).permutation(len(pairs))], mix
+
+
+_SILENT = ("same token", "silent")
+_TURNS = (("moved", *_SILENT), (*_SILENT, "moved"), ("moved", *_SILENT), ("silent", "moved", "same token"))
 
 
 def _strongest(snippet: Snippet) -> tuple[int, ...]:
@@ -244,15 +255,48 @@ def _strongest(snippet: Snippet) -> tuple[int, ...]:
     return tuple(sorted(sorted(firing, key=lambda i: -snippet.values[i])[:MARKS]))
 
 
-def _partners(
-    snippet: Snippet, marks: tuple[int, ...], kinds: Sequence[tuple[str, Sequence[Snippet]]], taken: set[int]
-) -> Iterator[tuple[str, Snippet]]:
-    """Snippets that are silent at these offsets: the first kind before the second, those of like length first."""
-    for kind, offered in kinds:
-        for other in sorted(offered, key=lambda one: abs(len(one.tokens) - len(snippet.tokens))):
-            fits = other is not snippet and id(other) not in taken and marks[-1] < len(other.values)
-            if fits and all(other.values[i] < QUIET for i in marks):
-                yield kind, other
+class _Partners:
+    """Snippets that can be marked wrongly; each is given out once."""
+
+    def __init__(self, draw: Draw, firing: Sequence[Snippet], count: int) -> None:
+        most = 2 * min(count, len(firing))
+        self._draw = draw
+        self._alike = draw.windows("same token", most)
+        draw.used.update(int(draw.ground.window[row]) for row, _ in self._alike)
+        self._offered = {"moved": [*firing[count:], *firing[:count]], "silent": draw("random", most)}
+
+    def find(self, snippet: Snippet, marks: tuple[int, ...], kinds: Sequence[str]) -> tuple[str, Snippet | None]:
+        """A snippet that is silent at these offsets, of the first kind that has one, and the kind."""
+        for kind in kinds:
+            found = self._aligned(snippet, marks) if kind == "same token" else self._other(snippet, marks, kind)
+            if found is not None:
+                return kind, found
+        return "unmatched", None
+
+    def _other(self, snippet: Snippet, marks: tuple[int, ...], kind: str) -> Snippet | None:
+        """The most alike in length."""
+        offered = self._offered[kind]
+        fits = [one for one in offered if one is not snippet and _silent_at(one, marks)]
+        best = min(fits, key=lambda one: abs(len(one.tokens) - len(snippet.tokens)), default=None)
+        self._offered[kind] = [one for one in offered if one is not best]
+        return best
+
+    def _aligned(self, snippet: Snippet, marks: tuple[int, ...]) -> Snippet | None:
+        """One cut so that a token that fires elsewhere stands at a mark."""
+        size = len(snippet.tokens)
+        for number, (row, values) in enumerate(self._alike):
+            for mark in marks:
+                begin = self._draw.place(row) - mark
+                if 0 <= begin <= len(values) - size:
+                    one = self._draw.cut(row, values, "same token", begin, size)
+                    if not one.fires and _silent_at(one, marks):
+                        del self._alike[number]
+                        return one
+        return None
+
+
+def _silent_at(snippet: Snippet, marks: tuple[int, ...]) -> bool:
+    return marks[-1] < len(snippet.values) and all(snippet.values[i] < QUIET for i in marks)
 
 
 __all__ = ["Draw", "Ground", "Marked", "Snippet", "balanced", "marked", "salt"]
