@@ -122,13 +122,14 @@ class _Undefined(Exception):  # noqa: N818 — a score without a value is no err
 
 def score_judged(
     subject: Subject, sweep: Sweep, unit: UnitId, sentence: str, judge: Judge, *, hypothesis: str, claim: Claim,
-    evidence: Sequence[Evidence] = (), other: str | None = None, metrics: Sequence[str] = METRICS,
-    qualified: Mapping[str, Qualification] | None = None, seed: int = 0,
+    evidence: Sequence[Evidence] = (), other: str | None = None, author: str | None = None,
+    metrics: Sequence[str] = METRICS, qualified: Mapping[str, Qualification] | None = None, seed: int = 0,
 ) -> list[Score]:  # fmt: skip
     """Scores a sentence by a judge on the score side: one record for each of `metrics`, with `judge` its name.
 
     hypothesis, claim, evidence: as in `score_input`; the side is claimed under `HYPOTHESIS:judged:JUDGE`. other:
-    another unit's explanation, a floor. qualified: how the judge did on planted rules, by metric; it stands in
+    another unit's explanation, a floor. author: who wrote the sentence; details["judge_is_author"] says whether that is
+    the judge's own model (`llm:MODEL`). qualified: how the judge did on planted rules, by metric; it stands in
     details["qualification"], with details["qualified"], which is None for what was not tried.
 
     detection and fuzzing are F1 (`answers.matches`), simulation is Pearson's correlation (`answers.graded`), generation
@@ -155,7 +156,8 @@ def score_judged(
         else:
             ground = Ground.of_unit(subject, sweep, unit, side, truth)
             found = judged(ground, sentence, judge, other=other, metrics=metrics, seed=seed)
-    more = {metric: _standing(metric, qualified) | {"dropped_windows": side.dropped_windows} for metric in metrics}
+    about = {"dropped_windows": side.dropped_windows, "judge_is_author": judge.name.partition("@")[0] == author}
+    more = {metric: _standing(metric, qualified) | about for metric in metrics}
     more[metrics[0]]["cost"] = cost
     return [
         record(metric=metric, **fields | {"details": fields["details"] | more[metric]})

@@ -50,6 +50,7 @@ class KnownText:
 
     def __init__(self, texts: Sequence[str], clusters: Sequence[int]) -> None:
         self._known: dict[str, int] = {"": self.sink}
+        self._pieces = [""]
         self._rows = [self.encode(text)[1:] for text in texts]
         if not any(self._rows):
             raise Refused("there is no text to draw rules from; give a corpus with text in it.")
@@ -71,14 +72,16 @@ class KnownText:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, the sink in front."""
-        return [self.sink, *(self._known.setdefault(piece, len(self._known)) for piece in _PIECE.findall(text))]
+        return [self.sink, *map(self._number, _PIECE.findall(text))]
+
+    def _number(self, piece: str) -> int:
+        if piece not in self._known:
+            self._known[piece] = len(self._pieces)
+            self._pieces.append(piece)
+        return self._known[piece]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        names = self._names if len(self._names) == len(self._known) else list(self._known)
-        self._names = names
-        return [names[i] for i in ids]
-
-    _names: Sequence[str] = ()
+        return [self._pieces[i] for i in ids]
 
     def windows(self, side: str) -> Iterator[tuple[int, int, Sequence[int]]]:
         for number, row in enumerate(self._rows):

@@ -453,6 +453,9 @@ def test_scores_carry_judge_side_and_versions_and_the_side_is_claimed_once(llama
     assert standing == {"detection": True, "fuzzing": False, "simulation": None, "generation": None}
     assert found[1].details["qualification"]["low"] == 0.5
     assert found[0].details["cost"]["forward_rows"] > 0 and "cost" not in found[1].details
+    assert not any(one.details["judge_is_author"] for one in found)
+    (own,) = score(llama, swept, unit, judge, author="yes", metrics=("detection",))
+    assert own.details["judge_is_author"] is True
     with pytest.raises(Refused, match="is read once"):
         score(llama, swept, unit, judge, claim=lambda key: False)
     with pytest.raises(Refused, match="no sentence"):
