@@ -25,9 +25,11 @@ from .agent.llm import PROBE, WORD
 
 @dataclass(frozen=True)
 class Say:
-    """Answers with text."""
+    """Answers with text. weighed: what it says of its tokens where log-probabilities are asked for, each the token
+    and the tokens likeliest in its place with their log-probabilities; by default every word, as certain."""
 
     text: str
+    weighed: Sequence[tuple[str, Sequence[tuple[str, float]]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -252,9 +254,11 @@ def _completion(step: Step, asked: dict[str, Any], usage: bool = True) -> dict[s
         return _completion(step.answer, asked, usage=False)
     message: dict[str, Any] = {"role": "assistant", "content": None}
     finish = "length" if isinstance(step, CutJson) else "stop"
+    weighed: Sequence[tuple[str, Sequence[tuple[str, float]]]] | None = None
     match step:
-        case Say(text):
+        case Say(text, given):
             message["content"] = text
+            weighed = given
         case CallTool(name, arguments, as_object):
             sent = arguments if as_object or isinstance(arguments, str) else json.dumps(arguments)
             message["tool_calls"] = [_function(name, sent)]
@@ -265,12 +269,18 @@ def _completion(step: Step, asked: dict[str, Any], usage: bool = True) -> dict[s
             message["content"] = text
     choice = {"index": 0, "message": message, "finish_reason": finish}
     if asked.get("logprobs"):
-        choice["logprobs"] = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
+        words = [(word, [(word, -0.01), ("a", -5.0)]) for word in str(message["content"] or "").split()]
+        choice["logprobs"] = {"content": [_weighed(*one) for one in (words if weighed is None else weighed)]}
     choices = [] if isinstance(step, EmptyChoices) else [choice]
     body = {"id": "scripted", "object": "chat.completion", "model": asked.get("model"), "choices": choices}
     counts = [len(json.dumps(one).split()) for one in (asked.get("messages"), message)]
     counted = {"prompt_tokens": counts[0], "completion_tokens": counts[1], "total_tokens": sum(counts)}
     return body | {"usage": counted} if usage else body
+
+
+def _weighed(token: str, likeliest: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    top = [{"token": other, "logprob": p, "bytes": list(other.encode())} for other, p in likeliest]
+    return {"token": token, "logprob": dict(likeliest).get(token), "bytes": list(token.encode()), "top_logprobs": top}
 
 
 def _function(name: str, arguments: dict[str, Any] | str) -> dict[str, Any]:

@@ -81,13 +81,23 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """One token of a reply, and the likeliest tokens in its place with their log-probabilities, where they came."""
+
+    token: str
+    likeliest: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
 class Reply:
-    """One turn of the model. `recalled`: it was had before, and nothing was asked or charged."""
+    """One turn of the model. `recalled`: it was had before, and nothing was asked or charged. `weighed`: its tokens in
+    order, where log-probabilities were asked for and came."""
 
     text: str
     calls: list[Call]
     finish_reason: str | None
     recalled: bool = False
+    weighed: tuple[Weighed, ...] = ()
     tokens: int = 0      # in and out, what it cost when it was had, without the tries that were lost
 
     @property
@@ -103,7 +113,8 @@ class Reply:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an endpoint was seen to do: call a tool, keep to a schema, give log-probabilities, count tokens."""
+    """What an endpoint was seen to do: call a tool, keep to a schema, say what else a token could have been and how
+    likely it was, count tokens."""
 
     tools: bool
     schema: bool
@@ -189,18 +200,20 @@ class Client:
         max_tokens: int,
         schema: dict[str, Any] | None = None,
         tools: Sequence[dict[str, Any]] | None = None,
+        top_logprobs: int | None = None,
         **stamps: Unpack[Stamps],
     ) -> Reply:
         """The model's next turn after `messages`, at temperature 0 and seed 0, at most `max_tokens` long.
 
         `tools` are the API's tool objects, among which the model may choose. `schema` is a JSON schema that the reply
         is to fit; a server that ignores it is not corrected here. Both in one request is a ValueError: many servers
-        then drop one of them without a word. The same request is asked once, and recalled ever after.
+        then drop one of them without a word. `top_logprobs` asks for the log-probabilities of so many tokens in each
+        place of the reply. The same request is asked once, and recalled ever after.
 
         Raises Later where the server asks for a long wait, LLMError if no usable reply was had, and what `check`
         raises.
         """
-        request = self._request(messages, max_tokens, schema, tools)
+        request = self._request(messages, max_tokens, schema, tools, top_logprobs)
         key = f"llm:{self._digest(request)}"
         known = self.work.recall(key)
         if known is not None:
@@ -231,6 +244,7 @@ class Client:
         max_tokens: int,
         schema: dict[str, Any] | None = None,
         tools: Sequence[dict[str, Any]] | None = None,
+        top_logprobs: int | None = None,
     ) -> dict[str, Any]:
         if schema is not None and tools is not None:
             raise ValueError("a request holds tools or a schema, never both")
@@ -241,6 +255,8 @@ class Client:
         if schema is not None:
             form = {"name": "answer", "strict": True, "schema": schema}
             request["response_format"] = {"type": "json_schema", "json_schema": form}
+        if top_logprobs is not None:
+            request |= {"logprobs": True, "top_logprobs": top_logprobs}
         return request
 
     def _digest(self, request: dict[str, Any] | None) -> str:
@@ -469,7 +485,26 @@ def _reply(body: dict[str, Any]) -> Reply:
     """The first choice of a reply that `_fault` found well formed."""
     choice = body["choices"][0]
     message = choice["message"]
-    return Reply(message.get("content") or "", _calls(message), choice.get("finish_reason"))
+    text, calls = message.get("content") or "", _calls(message)
+    return Reply(text, calls, choice.get("finish_reason"), weighed=_weighed(choice.get("logprobs")))
+
+
+def _weighed(logprobs: Any) -> tuple[Weighed, ...]:
+    """The log-probabilities that came; none at all where any of them is not of the API's form."""
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    rows = content if isinstance(content, list) else []
+    made = [_weighed_token(row) for row in rows]
+    return tuple(one for one in made if one is not None) if None not in made else ()
+
+
+def _weighed_token(row: Any) -> Weighed | None:
+    token = row.get("token") if isinstance(row, dict) else None
+    others = row.get("top_logprobs", []) if isinstance(row, dict) else None
+    if not isinstance(token, str) or not isinstance(others, list):
+        return None
+    pairs = [(o.get("token"), o.get("logprob")) if isinstance(o, dict) else (None, None) for o in others]
+    formed = all(isinstance(t, str) and isinstance(p, int | float) for t, p in pairs)
+    return Weighed(token, tuple((str(t), float(p)) for t, p in pairs if p is not None)) if formed else None
 
 
 def _calls(message: dict[str, Any]) -> list[Call]:
@@ -537,11 +572,11 @@ def probe(client: Client, **stamps: Unpack[Stamps]) -> Capabilities:
 
     called = told(_question(client, f"Call the tool probe with the word {WORD}.", tools=[_PROBE_TOOL]))
     shaped = told(_question(client, "Name a colour.", schema=_PROBE_SCHEMA))
-    weighed = told(_question(client, f"Say {WORD}.") | {"logprobs": True})
+    weighed = told(_question(client, f"Say {WORD}.", top_logprobs=2))
     return Capabilities(
         tools=called is not None and ("probe", {"word": WORD}) in [(c.name, c.arguments) for c in _reply(called).calls],
         schema=shaped is not None and json_object(_reply(shaped).text) == {"word": WORD},
-        logprobs=weighed is not None and _has_logprobs(weighed),
+        logprobs=weighed is not None and any(len(one.likeliest) > 1 for one in _reply(weighed).weighed),
         usage=_usage(plain) is not None,
     )
 
@@ -559,8 +594,3 @@ _PROBE_TOOL = {
 
 def _question(client: Client, text: str, **how: Any) -> dict[str, Any]:
     return client._request([{"role": "user", "content": f"{PROBE} {text}"}], max_tokens=512, **how)
-
-
-def _has_logprobs(body: dict[str, Any]) -> bool:
-    found = body["choices"][0].get("logprobs")
-    return isinstance(found, dict) and bool(found.get("content"))

@@ -7,7 +7,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-NAMES = ("plan", "reply_json", "reply_call", "unit", "result", "invalid", "last", "revise", "label")
+JUDGE = ("detect", "fuzz", "simulate", "generate", "judge_text", "judge_write")     # what a judge is asked
+NAMES = ("plan", "reply_json", "reply_call", "unit", "result", "invalid", "last", "revise", "label", *JUDGE)
 
 
 @cache
@@ -29,9 +30,24 @@ def shots() -> list[dict[str, Any]]:
     return list(json.loads(_source("shots.json")))
 
 
+def judge_shots(name: str) -> list[dict[str, Any]]:
+    """Worked examples of one question to a judge, each {"explanation", "texts", "answers"}; no texts where it writes
+    them, and one text as its tokens where it gives values."""
+    return list(json.loads(_source("judge_shots.json"))[name])
+
+
 def digest() -> str:
     """sha256 over every prompt file: equal digests ask equally."""
+    return _digest([*(f"{name}.md" for name in NAMES), "shots.json", "judge_shots.json"])
+
+
+def judge_digest() -> str:
+    """sha256 over what a judge is asked: judges of equal names and digests are asked equally."""
+    return _digest([*(f"{name}.md" for name in JUDGE), "judge_shots.json"])
+
+
+def _digest(names: list[str]) -> str:
     total = hashlib.sha256()
-    for file in sorted([*(f"{name}.md" for name in NAMES), "shots.json"]):
+    for file in sorted(names):
         total.update(f"{file}\0{_source(file)}\0".encode())
     return total.hexdigest()

@@ -55,6 +55,23 @@ NEAR_SWAPS = 3         # words put in the place of each
 ACCEPT = 0.5
 FALSE_DISCOVERY = 0.05
 
+# Scores by a judge, a language model that reads the sentence. They have a version of their own, since the other scores
+# do not change with these.
+JUDGED_VERSION = 1
+SNIPPET = 32           # tokens of a text that a judge reads
+SHORTEST = 8           # windows of fewer tokens are not shown
+CONTEXT = 6            # tokens before the one that a text is drawn around, where its window has them
+DETECTED = 20          # firing texts, and as many silent ones, in detection; firing and silent marks in fuzzing
+MARKS = 3              # tokens marked in a text, at most
+SIMULATED = 10         # firing texts, and as many silent ones, for whose tokens values are asked
+GENERATED = 10         # texts that are to fire, and as many that are not, that a judge writes
+HARD = 0.5             # share of the silent texts that are hard, where there are enough
+READ_AHEAD = 2000      # windows read, at most, in search of the texts of one kind
+QUALIFY_RULES = 20     # planted rules
+QUALIFY_FALSE = 2      # false explanations of each, which are true of other rules
+QUALIFY_TEXTS = 10     # texts of each label for each rule
+QUALIFIED = 0.65       # lower end of the AUC from which a judge's scores of a kind count
+
 # Output side
 EQUIVALENCE_UNITS = 50         # units matched on write norm that set the width of "no effect"
 EQUIVALENCE_QUANTILE = 0.95

@@ -647,6 +647,26 @@ def test_what_comes_back_wrong_is_no_capability(answer, client):
         assert probe(client(server)) == Capabilities(tools=False, schema=False, logprobs=True, usage=True)
 
 
+def test_log_probabilities_without_other_tokens_are_none(client):
+    def alone(body):
+        return Say(module.WORD, weighed=[(module.WORD, [(module.WORD, -0.1)])])
+
+    with ScriptedEndpoint(alone, probes=False) as server:
+        assert probe(client(server)).logprobs is False
+
+
+@pytest.mark.parametrize(
+    "said",
+    [[{"token": 3}], [{"token": "a", "top_logprobs": 3}], [{"token": "a", "top_logprobs": [{"token": "b"}]}], "no"],
+)
+def test_log_probabilities_of_another_form_are_none(client, said):
+    choice = {"message": {"content": "a"}, "finish_reason": "stop", "logprobs": {"content": said}}
+    with ScriptedEndpoint([Raw(json.dumps({"choices": [choice]}))]) as server:
+        reply = ask(client(server), top_logprobs=5)
+        assert (reply.text, reply.weighed) == ("a", ())
+        assert server.requests[0].body["top_logprobs"] == 5 and server.requests[0].body["logprobs"] is True
+
+
 @pytest.mark.parametrize("step", [Status(401), Status(403), Status(429), Status(503), Hang(0), Drop()])
 @pytest.mark.parametrize("special", [False, True])
 def test_an_endpoint_that_cannot_be_asked_is_not_called_incapable(step, special, client):

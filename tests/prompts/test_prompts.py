@@ -17,7 +17,8 @@ FOLDER = Path(prompts.__file__).parent
 
 def test_every_file_is_a_prompt_with_a_name() -> None:
     assert {p.stem for p in FOLDER.glob("*.md")} == set(prompts.NAMES)
-    assert [p.name for p in FOLDER.iterdir() if p.suffix not in (".md", ".py", "")] == ["shots.json"]
+    others = sorted(p.name for p in FOLDER.iterdir() if p.suffix not in (".md", ".py", ""))
+    assert others == ["judge_shots.json", "shots.json"]
 
 
 def wanted(name: str) -> list[str]:
@@ -46,10 +47,13 @@ def test_a_value_is_put_in_as_it_is(text: str) -> None:
 
 def test_the_digest_changes_with_any_word_of_any_file(monkeypatch: pytest.MonkeyPatch) -> None:
     source, known = prompts._source, {prompts.digest()}
-    files = [*(f"{name}.md" for name in prompts.NAMES), "shots.json"]
+    files = [*(f"{name}.md" for name in prompts.NAMES), "shots.json", "judge_shots.json"]
+    judged = prompts.judge_digest()
     for changed in files:
         monkeypatch.setattr(prompts, "_source", lambda file, changed=changed: source(file) + " " * (file == changed))
         known.add(prompts.digest())
+        asked_of_a_judge = changed.removesuffix(".md") in (*prompts.JUDGE, "judge_shots.json")
+        assert (prompts.judge_digest() != judged) == asked_of_a_judge
     assert len(known) == len(files) + 1 and all(re.fullmatch("[0-9a-f]{64}", one) for one in known)
     monkeypatch.setattr(prompts, "_source", source)
     assert prompts.digest() in known and prompts.digest() == prompts.digest()
@@ -143,3 +147,35 @@ def test_the_marks_that_the_code_writes_are_the_marks_that_are_explained() -> No
     assert '"misses"' in plan and '"predicts, but silent"' in plan and "between « and »" in prompts.render(
         "unit", **dict.fromkeys(wanted("unit"), "")
     )
+
+
+# What a judge is asked
+
+
+@pytest.mark.parametrize("name", ["detect", "fuzz", "simulate"])
+def test_each_example_of_a_judge_answers_every_text_and_both_ways(name: str) -> None:
+    shots = prompts.judge_shots(name)
+    for shot in shots:
+        assert shot.keys() == {"explanation", "texts", "answers"} and len(shot["texts"]) == len(shot["answers"]) > 2
+        assert not any(set("“”\n") & set(text) for text in shot["texts"])
+        assert {bool(answer) for answer in shot["answers"]} == {True, False}
+        assert shot["explanation"].startswith("fires on ")
+    answers = [answer for shot in shots for answer in shot["answers"]]
+    assert len(shots) >= 2
+    assert all(0 <= answer <= 9 and isinstance(answer, bool) == (name != "simulate") for answer in answers)
+
+
+def test_marks_of_the_examples_are_marks() -> None:
+    for shot in prompts.judge_shots("fuzz"):
+        for text in shot["texts"]:
+            assert re.fullmatch("[^«»]*«[^«»]+»[^«»]*", text)
+    for name in ("detect", "simulate"):
+        assert not any(set("«»") & set(text) for shot in prompts.judge_shots(name) for text in shot["texts"])
+
+
+def test_the_written_examples_are_near_one_another() -> None:
+    for shot in prompts.judge_shots("generate"):
+        firing, silent = shot["answers"]["fires"], shot["answers"]["silent"]
+        assert len(firing) == len(silent) and shot["answers"].keys() == {"fires", "silent"}
+        for one, other in zip(firing, silent, strict=True):
+            assert len(set(one.split()) ^ set(other.split())) == 2
