@@ -226,6 +226,9 @@ def run(
     units: Annotated[str, typer.Option("--units", help="auto:N, units, ranges a..b; comma-separated.")] = "auto:20",
     planner: Annotated[str, typer.Option("--planner", help="auto, llm, or playbook: no language model.")] = "auto",
     endpoint: Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server.")] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="Who judges sentences: a URL, or planner, the model that plans.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", min=0, help="Start no work after this.")] = None,
     llm_tokens: Annotated[
         int | None, typer.Option("--llm-tokens", min=0, help="Language-model tokens, in and out, to spend at most.")
@@ -247,8 +250,8 @@ def run(
     place = Home.resolve(home)
     asked = Request(
         model=model, corpus=corpus, sites=tuple(shown.listed(sites)), units=units, planner=planner, endpoint=endpoint,
-        tokens=tokens, second=second, device=device, dtype=dtype, minutes=minutes, llm_tokens=llm_tokens, usd=usd,
-        unit_llm_tokens=unit_llm_tokens, unit_usd=unit_usd, fresh=fresh,
+        judge=judge, tokens=tokens, second=second, device=device, dtype=dtype, minutes=minutes, llm_tokens=llm_tokens,
+        usd=usd, unit_llm_tokens=unit_llm_tokens, unit_usd=unit_usd, fresh=fresh,
     )  # fmt: skip
     try:
         with progress() as live:

@@ -15,6 +15,7 @@ from ..store.records import Refused
 
 NO_KEY = "none"
 
+ROLES = ("llm", "judge")     # who is asked: the planner's model, and the judge's where it has one of its own
 _SETTINGS = {"url": str, "model": str, "key": str, "usd_per_million_in": float, "usd_per_million_out": float}
 
 
@@ -42,15 +43,17 @@ class Endpoint:
             raise Refused("the endpoint's key holds a blank or another character that no key has; correct it.")
 
     @classmethod
-    def configured(cls, option: str | None, home: Path) -> "Endpoint | None":
+    def configured(cls, option: str | None, home: Path, role: str = "llm") -> "Endpoint | None":
         """The endpoint that somebody chose: `--endpoint`, else LAMPLIGHTER_LLM_URL, else [llm] in config.toml; or None.
 
-        LAMPLIGHTER_LLM_KEY and LAMPLIGHTER_LLM_MODEL go before those of the file, whose values belong to its own URL:
-        a key is never sent to another server. OPENAI_* variables configure nothing, so that no money is spent by
-        surprise. Raises Refused for a file that cannot be read as it stands.
+        For the role `judge`: `--judge`, LAMPLIGHTER_JUDGE_URL, [judge]. LAMPLIGHTER_LLM_KEY and LAMPLIGHTER_LLM_MODEL
+        go before those of the file, whose values belong to its own URL: a key is never sent to another server. OPENAI_*
+        variables configure nothing, so that no money is spent by surprise. Raises Refused for a file that cannot be
+        read as it stands.
         """
-        given = {name: os.environ.get(f"LAMPLIGHTER_LLM_{name.upper()}") or None for name in ("url", "key", "model")}
-        table = _settings(home / "config.toml")
+        prefix = f"LAMPLIGHTER_{role.upper()}"
+        given = {name: os.environ.get(f"{prefix}_{name.upper()}") or None for name in ("url", "key", "model")}
+        table = _settings(home / "config.toml", role)
         url = option or given["url"] or table.get("url")
         if url is None:
             return None
@@ -113,25 +116,25 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """The table [llm] of a config file, empty where there is none. Raises Refused; no value is quoted."""
+def _settings(path: Path, role: str) -> dict[str, Any]:
+    """The table [llm] or [judge] of a config file, empty where there is none. Raises Refused; no value is quoted."""
     try:
         whole = tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise Refused(f"{path} cannot be read ({error}); mend it or delete it.") from error
-    table = whole.get("llm", {})
+    table = whole.get(role, {})
     if not isinstance(table, dict):
-        raise Refused(f"llm in {path} is no table; write [llm] and one setting a line below it.")
-    unknown = [*(whole.keys() - {"llm"}), *(f"llm.{name}" for name in table.keys() - _SETTINGS.keys())]
+        raise Refused(f"{role} in {path} is no table; write [{role}] and one setting a line below it.")
+    unknown = [*(whole.keys() - set(ROLES)), *(f"{role}.{name}" for name in table.keys() - _SETTINGS.keys())]
     if unknown:
-        raise Refused(f"{path} sets {min(unknown)}, which is no setting; [llm] knows {', '.join(_SETTINGS)}.")
+        raise Refused(f"{path} sets {min(unknown)}, which is no setting; [{role}] knows {', '.join(_SETTINGS)}.")
     for name, value in table.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
         if not (number if _SETTINGS[name] is float else isinstance(value, str) and value):
             wanted = "a number, 0 or more" if _SETTINGS[name] is float else "a text"
-            raise Refused(f"{name} under [llm] in {path} must be {wanted}; correct it.")
+            raise Refused(f"{name} under [{role}] in {path} must be {wanted}; correct it.")
     if table and "url" not in table:
-        raise Refused(f"[llm] in {path} names no url; add one such as url = \"http://127.0.0.1:8080/v1\".")
+        raise Refused(f"[{role}] in {path} names no url; add one such as url = \"http://127.0.0.1:8080/v1\".")
     if ("usd_per_million_in" in table) != ("usd_per_million_out" in table):
-        raise Refused(f"[llm] in {path} gives one price of two; set usd_per_million_in and usd_per_million_out.")
+        raise Refused(f"[{role}] in {path} gives one price of two; set usd_per_million_in and usd_per_million_out.")
     return table

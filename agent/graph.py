@@ -18,7 +18,7 @@ from .state import State  # noqa: E402
 def investigate(unit: UnitId, by: Investigator) -> list[Record]:
     """Runs one unit to its end and returns what is to be remembered. Raises what a step raised."""
     graph = StateGraph(State)
-    for name in ("observe", "plan", "act", "submit", "revise", "score", "explain_output", "judge", "record"):
+    for name in ("observe", "plan", "act", "submit", "revise", "score", "explain_output", "decide", "record"):
         graph.add_node(name, getattr(by, name))
     graph.add_edge(START, "observe")
     graph.add_edge("observe", "plan")
@@ -27,8 +27,8 @@ def investigate(unit: UnitId, by: Investigator) -> list[Record]:
     graph.add_conditional_edges("submit", lambda state: after_submit(state, by.budget.revisions), ["revise", "score"])
     graph.add_edge("revise", "plan")
     graph.add_edge("score", "explain_output")
-    graph.add_edge("explain_output", "judge")
-    graph.add_edge("judge", "record")
+    graph.add_edge("explain_output", "decide")
+    graph.add_edge("decide", "record")
     graph.add_edge("record", END)
     limit = 4 * (by.budget.steps + by.budget.revisions) + 20
     final = graph.compile().invoke({"unit": unit}, config={"recursion_limit": limit})

@@ -10,7 +10,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,9 +23,8 @@ from ..store.work import Busy, Job, RunState, StaleAttempt, worker_id
 from ..tools import measures
 from ..tools.auto import pick_units
 from ..tools.corpus import load_corpus
-from ..tools.floors import MakeRule
-from ..tools.induce import induce
-from ..tools.rules import Rule
+from ..tools.induce import Induced, induce
+from ..tools.judged import Qualification, Unanswered
 from ..tools.sweep import Sweep, make_sweep
 from ..tools.toolbox import Toolbox
 from ..tools.units import UnitId, parse_spec
@@ -33,10 +32,12 @@ from . import verdict
 from .budget import Budget
 from .config import EMBEDDER, Home, load_embedder
 from .graph import investigate
+from .judge import LLMJudge
 from .llm import Later, LLMError, Stamps
 from .nodes import Drained, Investigator
-from .planners import Planners, choose
+from .planners import ByLLM, Planners, choose, choose_judge
 from .playbook import Induce
+from .qualify import qualify
 
 # Of a request, what does not make it another run.
 APART = ("endpoint", "minutes", "llm_tokens", "usd", "unit_llm_tokens", "unit_usd", "fresh")
@@ -52,7 +53,7 @@ class BudgetSpent(Refused):
 class Request:
     """What a run is asked to do. What it may spend, and `fresh`, are not part of its identity.
 
-    `endpoint` is no part of it either: `planner` is replaced by a label that names model and endpoint.
+    `endpoint` is no part of it either: `planner` and `judge` are replaced by labels that name model and endpoint.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Request:
     units: str
     planner: str = "playbook"
     endpoint: str | None = None
+    judge: str | None = None
     tokens: int | None = None
     second: str | None = None
     device: str | None = None
@@ -110,7 +112,10 @@ def run_night(home: Home, request: Request, progress: Progress) -> Outcome:
     budget = Budget(request.minutes, request.llm_tokens, request.usd, request.unit_llm_tokens, request.unit_usd)
     try:
         with closing(choose(request.planner, request.endpoint, home, budget)) as planners:
-            return _run(home, replace(request, planner=planners.label), budget, planners, progress)
+            judge = choose_judge(request.judge, planners, home, budget)
+            with nullcontext() if judge is None else closing(judge):
+                named = replace(request, planner=planners.label, judge=None if judge is None else judge.label)
+                return _run(home, named, budget, planners, judge, progress)
     except LLMError as error:      # before the first unit; in a unit it is that unit's failure
         with suppress(Refused):    # the ledger's rows of what was asked; where they cannot go on now they wait
             drain(home.work, home.findings)
@@ -127,16 +132,20 @@ def _limit(budget: Budget) -> str:
     return "--llm-tokens" if tokens else "--usd"
 
 
-def _run(home: Home, request: Request, budget: Budget, planners: Planners, progress: Progress) -> Outcome:
+def _run(
+    home: Home, request: Request, budget: Budget, planners: Planners, judge: ByLLM | None, progress: Progress
+) -> Outcome:
     state = None if request.fresh else home.work.find_run(request.key)
     if state is not None and _lost(home, state):
         state, request = None, replace(request, fresh=True)
     elif state is not None and state.status == "done":
         drain(home.work, home.findings)
         return _outcome(home, state, "done", repeated=True)
-    planners.ready(state.id if state is not None else None)
+    for one in (planners, judge):
+        if one is not None:
+            one.ready(state.id if state is not None else None)
     with _drain_on_signal() as asked_to_stop:
-        return _Night(home, request, budget, planners, progress, asked_to_stop).run()
+        return _Night(home, request, budget, planners, judge, progress, asked_to_stop).run()
 
 
 def _lost(home: Home, state: RunState) -> bool:
@@ -148,13 +157,14 @@ def _lost(home: Home, state: RunState) -> bool:
 
 class _Night:
     def __init__(
-        self, home: Home, request: Request, budget: Budget, planners: Planners, progress: Progress,
+        self, home: Home, request: Request, budget: Budget, planners: Planners, judge: ByLLM | None, progress: Progress,
         asked_to_stop: Callable[[], bool],
     ) -> None:  # fmt: skip
-        self.home, self.request, self.budget, self.planners = home, request, budget, planners
+        self.home, self.request, self.budget, self.planners, self.judge = home, request, budget, planners, judge
         self.progress, self.asked_to_stop = progress, asked_to_stop
-        self.floor_rules: dict[UnitId, Rule | None] = {}
+        self.others: dict[UnitId, Induced] = {}
         self.second: Sweep | None = None
+        self.qualified: dict[str, Qualification] = {}
 
     def run(self) -> Outcome:
         request, home = self.request, self.home
@@ -165,15 +175,18 @@ class _Night:
             self.second = self._sweep(toolbox, named, request.second)
         toolbox = replace(toolbox, sweep=lambda unit: sweep)
         state = self._open(toolbox, sweep)
-        self.planners.begin(state.id)
+        for one in (self.planners, self.judge):
+            if one is not None:
+                one.begin(state.id)
         self.budget.spent_on_llm = lambda: home.work.spent(state.id)
         try:
+            self.qualified = self._qualify(state)
             self._each_unit(state, toolbox, sweep)
             status = "budget" if self._open_units(state) else "done"
             with self._telling_what_waits(state):
                 drain(home.work, home.findings)
                 home.work.post(self._conclude(state))
-        except (Drained, KeyboardInterrupt, Refused):
+        except (Drained, KeyboardInterrupt, Refused, LLMError):
             self._close(state, "drained")
             raise
         self._close(state, status)
@@ -181,6 +194,26 @@ class _Night:
             drain(home.work, home.findings)
             embed_missing(home)
         return _outcome(home, state, status)
+
+    def _qualify(self, state: RunState) -> dict[str, Qualification]:
+        """How the judge does on planted rules in the run's own corpus; nothing, with the reason told, where that cannot
+        be tried: its scores then enter no verdict. Raises Drained, and LLMError where the judge cannot be asked."""
+        if self.judge is None:
+            return {}
+
+        def tell(what: str) -> None:
+            if self.asked_to_stop():
+                raise Drained
+            self.progress.step("the judge", what)
+
+        judge = LLMJudge(self.judge.client, self.judge.can, {"run": state.id})
+        try:
+            return qualify(judge, load_corpus(self.request.corpus), self.home.work, tell=tell)
+        except Unanswered as error:
+            raise LLMError("judge", f"the judge cannot be tried: {error}") from error
+        except Refused as refusal:
+            tell(f"not tried, so that its scores enter no verdict: {refusal}")
+            return {}
 
     @contextmanager
     def _telling_what_waits(self, state: RunState) -> Iterator[None]:
@@ -308,8 +341,9 @@ class _Night:
         try:
             planner = self.planners.make(toolbox, self._induce(toolbox, sweep), stamps)
             by = Investigator(
-                state.id, toolbox, sweep, planner, self.budget, self._claim, self._floor_rule(toolbox, sweep), tell,
+                state.id, toolbox, sweep, planner, self.budget, self._claim, self._other(toolbox, sweep), tell,
                 job.attempt, investigation, self.second,
+                None if self.judge is None else LLMJudge(self.judge.client, self.judge.can, stamps), self.qualified,
             )  # fmt: skip
             found = investigate(unit, by)
         except (Drained, KeyboardInterrupt):
@@ -332,13 +366,13 @@ class _Night:
     def _induce(self, toolbox: Toolbox, sweep: Sweep) -> Induce:
         return lambda unit, evidence: induce(toolbox.subject, sweep, unit, evidence)
 
-    def _floor_rule(self, toolbox: Toolbox, sweep: Sweep) -> MakeRule:
-        """Rules of other units, from their exemplars alone (no forward pass), each made once a run."""
+    def _other(self, toolbox: Toolbox, sweep: Sweep) -> Callable[[UnitId], Induced]:
+        """Rules and sentences of other units, from their exemplars alone (no forward pass), each made once a run."""
 
-        def make(unit: UnitId) -> Rule | None:
-            if unit not in self.floor_rules:
-                self.floor_rules[unit] = induce(toolbox.subject, sweep, unit, reads=0).rule
-            return self.floor_rules[unit]
+        def make(unit: UnitId) -> Induced:
+            if unit not in self.others:
+                self.others[unit] = induce(toolbox.subject, sweep, unit, reads=0)
+            return self.others[unit]
 
         return make
 

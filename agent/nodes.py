@@ -4,7 +4,7 @@ observe → plan ⇄ act → submit → (revise) → score → explain output �
 only; the score side is read once, after submission, and the verdict is by rule.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,9 @@ from ..store.records import (
     uuid7,
 )
 from ..tools.explain_output import explain_output, rule_of, rule_text
-from ..tools.floors import Floors, MakeRule, floor_rules
+from ..tools.floors import Floors, floor_rules
+from ..tools.induce import Induced
+from ..tools.judged import METRICS, Judge, Qualification, score_judged
 from ..tools.near_misses import near_misses
 from ..tools.rebuild import METRICS as REBUILT
 from ..tools.rebuild import fit_scales, rebuild
@@ -37,6 +39,7 @@ from . import verdict
 from .brief import plain
 from .budget import Budget
 from .llm import Later, LLMError
+from .planner import OutOfBudget
 from .progress import PLANNING
 from .state import GOOD_ENOUGH, Abstain, Action, Call, Draft, Planner, State, Submit
 from .turns import as_hypotheses, turns
@@ -56,9 +59,10 @@ class Drained(Exception):  # noqa: N818 — asked for from outside, nothing went
 class Investigator:
     """One unit's investigation: its tools, its planner, its budget, and what it writes down.
 
-    `claim(hypothesis)` guards the score side; `floor_rule(unit)` makes another unit's rule, a floor for this one's;
-    `tell(unit, what)` is called before each step, and may raise Drained; `second` is another corpus, swept over the
-    same sites, on which rules are scored as well.
+    `claim(hypothesis)` guards the score side; `other(unit)` makes another unit's rule and sentence, floors for this
+    one's; `tell(unit, what)` is called before each step, and may raise Drained; `second` is another corpus, swept over
+    the same sites, on which rules are scored as well; `judge` reads sentences, and `qualified` says how it did on
+    planted rules, by metric.
     """
 
     run: str
@@ -67,11 +71,13 @@ class Investigator:
     planner: Planner
     budget: Budget
     claim: Callable[[str], bool]
-    floor_rule: MakeRule
+    other: Callable[[UnitId], Induced]
     tell: Tell
     attempt: int = 1
     investigation: str = field(default_factory=uuid7)
     second: Sweep | None = None
+    judge: Judge | None = None
+    qualified: Mapping[str, Qualification] = field(default_factory=dict)
 
     def observe(self, state: State) -> State:
         """Checks that the unit can be studied at all: it is the model's, and the sweep saw it active."""
@@ -141,12 +147,33 @@ class Investigator:
         else:
             scores = score_input(
                 subject, self.sweep, unit, best.rule, hypothesis=best.hypothesis.id, claim=self.claim,
-                floor_rules=floor_rules(subject, self.sweep, unit, self.floor_rule), evidence=state.get("evidence", []),
+                floor_rules=self._floors(unit), evidence=state.get("evidence", []),
                 near_misses=lambda: near_misses(subject, self.sweep, self.toolbox.masked(), unit),
             )  # fmt: skip
             scores += self._elsewhere(unit, best.hypothesis.id, best.rule, state.get("evidence", []))
             scores += self._rebuilt(unit, best.hypothesis.id, best.rule, state.get("evidence", []))
+        scores += self._judged(unit, best.hypothesis, state.get("evidence", []))
         return {"kept": replace(best.hypothesis, kept=True), "scores": [replace(s, **self._stamps) for s in scores]}
+
+    def _floors(self, unit: UnitId) -> Floors:
+        return floor_rules(self.toolbox.subject, self.sweep, unit, lambda another: self.other(another).rule)
+
+    def _judged(self, unit: UnitId, hypothesis: Hypothesis, evidence: Sequence[Evidence]) -> list[Score]:
+        """What a judge makes of the sentence, where there is one and the budget lasts; a floor is the sentence of the
+        unit that writes most alike."""
+        if self.judge is None or self.budget.reached:
+            return []
+        self.tell(unit, "asking the judge")
+        beside = self._floors(unit).nearest_units
+        try:
+            return score_judged(
+                self.toolbox.subject, self.sweep, unit, hypothesis.sentence, self.judge, hypothesis=hypothesis.id,
+                claim=self.claim, evidence=evidence, author=hypothesis.author, qualified=self.qualified,
+                other=self.other(UnitId.parse(beside[0])).sentence if beside else None,
+            )  # fmt: skip
+        except OutOfBudget as spent:
+            told: dict[str, Any] = {"hypothesis": hypothesis.id, "side": "score", "judge": self.judge.name}
+            return [Score(metric=m, value=None, reason=str(spent), **told, **_name(unit)) for m in METRICS]
 
     def _elsewhere(
         self, unit: UnitId, hypothesis: str, rule: Rule, evidence: Sequence[Evidence]
@@ -205,7 +232,7 @@ class Investigator:
         second = [replace(s, metric=f"{s.metric}_second_corpus") for s in found[len(REBUILT) :]]
         return [*found[: len(REBUILT)], *second]
 
-    def judge(self, state: State) -> State:
+    def decide(self, state: State) -> State:
         """The verdict on this unit alone; false discovery over the run is added when the run ends."""
         kept = state["kept"]
         if kept is None:

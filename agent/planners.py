@@ -68,6 +68,19 @@ def choose(planner: str, endpoint: str | None, home: Home, budget: Budget) -> Pl
     )
 
 
+def choose_judge(judge: str | None, planners: Planners, home: Home, budget: Budget) -> "ByLLM | None":
+    """Who judges: `planner`, the planner's own language model; a URL; by default the configured judge, if there is one.
+
+    Raises Refused for `planner` where no language model plans, and for what is no address.
+    """
+    if judge == "planner":
+        if not isinstance(planners, ByLLM):
+            raise Refused("no language model plans here, so none can judge; name one with --judge URL.")
+        return planners
+    chosen = Endpoint.configured(judge, home.path, "judge")
+    return None if chosen is None else ByLLM(chosen, home.work, budget)
+
+
 class ByPlaybook:
     """Planners without a language model."""
 
@@ -128,7 +141,7 @@ class ByLLM:
     def _key(self, run: str | None) -> str:
         if self._server is not None:
             return f"llm-probe:{self.label}:{version('xllamacpp')}"
-        return f"llm-probe:{run}"
+        return f"llm-probe:{self.label}:{run}"
 
     def _check(self, stamps: Stamps) -> None:
         run, unit, sign = stamps.get("run"), stamps.get("unit"), stamps.get("sign")

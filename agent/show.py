@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..store.records import Refused
+from ..store.records import Refused, Turn
 from ..tools.units import UnitId
 from .config import Home
 
@@ -212,7 +212,9 @@ def unit_facts(home: Home, unit: str) -> dict[str, Any]:
         raise Refused(f"nothing is recorded about {unit!r}; {_would_be(named)}")
     investigation = cards[0]["investigation"] if cards else None
     parts = {t: rows(t, "investigation = ?", investigation) for t in ("hypotheses", "scores", "evidence", "verdicts")}
-    return {"card": cards[0] if cards else None, **parts, "by_hand": by_hand, "failures": failures}
+    turns = [asdict(turn) for turn in home.findings.read(Turn, investigation=investigation)] if investigation else []
+    told = {"turns": turns, "by_hand": by_hand, "failures": failures}
+    return {"card": cards[0] if cards else None, **parts, **told}
 
 
 def _would_be(unit: UnitId | str) -> str:
@@ -273,6 +275,7 @@ def _explained(facts: Mapping[str, Any]) -> None:
         say(f"recorded:    {_when(card)}")
     _scores(facts["scores"])
     _experiments("experiments", facts["evidence"])
+    _turns(facts["turns"], {h["id"]: h["sentence"] for h in facts["hypotheses"]})
     table("hypotheses", ("author", "", "sentence", "rule", "F1 on tune"), [
         (h["author"], "kept" if h["kept"] else "", h["sentence"], h["rule_text"], number(h["tune_f1"]))
         for h in facts["hypotheses"]
@@ -284,13 +287,35 @@ def _experiments(title: str, evidence: list[dict[str, Any]]) -> None:
     table(title, ("id", "tool", "ok", "summary"), rows)
 
 
+def _metric(score: dict[str, Any]) -> str:
+    """A metric's name, and of a judged one whether the judge is to be believed."""
+    if score["judge"] is None:
+        return str(score["metric"])
+    return f"{score['metric']} (judged{'' if score['details'].get('qualified') else ', not qualified'})"
+
+
+def _turns(turns: list[dict[str, Any]], sentences: dict[str, str]) -> None:
+    """What was asked of several hypotheses at a time, how many texts each was right about, and which were put out."""
+    told = []
+    for turn in turns:
+        right = [
+            f"{sentences.get(one, one)}: right on {sum(s == f for s, f in zip(said, turn['outcome'], strict=True))} of "
+            f"{len(said)}" for one, said in turn["predictions"].items() if said
+        ]  # fmt: skip
+        out = [f"out: {sentences.get(k['hypothesis'], '')} ({k['difference']:.2f} below)" for k in turn["killed"]]
+        if right or out:
+            told.append((turn["tool"], turn["question"], "; ".join([*right, *out])))
+    if told:
+        table("hypotheses put to the test", ("tool", "question", "what came of it"), told)
+
+
 def _scores(scores: list[dict[str, Any]]) -> None:
     """The scores as a table, and below it why some are undefined: each reason once, as many often share one."""
     rows, lacks = [], defaultdict[str, list[str]](list)
     for s in scores:
         best = max(((v, k) for k, v in s["floors"].items() if v is not None), default=None)
         bounds = f"[{number(s['low'])}, {number(s['high'])}]" if s["value"] is not None else ""
-        rows.append((s["metric"], number(s["value"]), bounds, s["n"], f"{best[1]} {best[0]:.2f}" if best else ""))
+        rows.append((_metric(s), number(s["value"]), bounds, s["n"], f"{best[1]} {best[0]:.2f}" if best else ""))
         if s["value"] is None:
             lacks[s["reason"]].append(s["metric"])
     table("scores on text that was never shown", ("metric", "value", "95 %", "n", "highest floor"), rows)

@@ -15,15 +15,15 @@ from lamplighter.agent.state import GOOD_ENOUGH, Abstain, Action, Call, State, S
 from lamplighter.store import records
 from lamplighter.store.records import Evidence, Hypothesis, Refused, Score, Verdict
 from lamplighter.tools.corpus import load_corpus
-from lamplighter.tools.floors import MakeRule
-from lamplighter.tools.induce import induce
+from lamplighter.tools.induce import Induced, induce
 from lamplighter.tools.rules import Clause, Matcher, Rule
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.sweep import Sweep, make_sweep
 from lamplighter.tools.toolbox import REGISTRY, Toolbox
 from lamplighter.tools.units import UnitId
 
-NODES = ("observe", "plan", "act", "submit", "revise", "score", "explain_output", "judge", "record")
+MakeOther = Callable[[UnitId], Induced]
+NODES = ("observe", "plan", "act", "submit", "revise", "score", "explain_output", "decide", "record")
 RUN = 8                 # words in a row that two texts of the corpus never share by chance
 
 
@@ -67,9 +67,9 @@ LOOK = Call("top_examples")
 class Bench:
     """Everything an investigator needs, and a note of what it claimed, told and stepped through."""
 
-    def __init__(self, subject: Subject, sweep: Sweep, floor_rule: MakeRule) -> None:
+    def __init__(self, subject: Subject, sweep: Sweep, other: MakeOther) -> None:
         masked: Any = FakeMasked()
-        self.subject, self.sweep, self.floor_rule = subject, sweep, floor_rule
+        self.subject, self.sweep, self.other = subject, sweep, other
         self.toolbox = Toolbox(subject, lambda unit: sweep, lambda: masked)
         self.nodes: list[str] = []
         self.claimed: list[str] = []
@@ -82,7 +82,7 @@ class Bench:
     def investigator(self, planner: Any, budget: Budget | None = None, **others: Any) -> Investigator:
         given: dict[str, Any] = {
             "toolbox": self.toolbox, "sweep": self.sweep, "claim": self.claim,
-            "floor_rule": self.floor_rule, "tell": lambda unit, what: self.told.append(what),
+            "other": self.other, "tell": lambda unit, what: self.told.append(what),
         }  # fmt: skip
         by = Investigator("run", planner=planner, budget=budget or Budget(), **(given | others))
         for name in NODES:
@@ -131,14 +131,14 @@ def swept(project: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Subje
 
 
 @pytest.fixture(scope="module")
-def floor_rule(swept: tuple[Subject, Sweep]) -> MakeRule:
-    """Rules of other units, each made once for all tests here."""
-    return cache(lambda unit: induce(*swept, unit, reads=0).rule)
+def other(swept: tuple[Subject, Sweep]) -> MakeOther:
+    """Rules and sentences of other units, each made once for all tests here."""
+    return cache(lambda unit: induce(*swept, unit, reads=0))
 
 
 @pytest.fixture
-def bench(swept: tuple[Subject, Sweep], floor_rule: MakeRule) -> Bench:
-    return Bench(*swept, floor_rule)
+def bench(swept: tuple[Subject, Sweep], other: MakeOther) -> Bench:
+    return Bench(*swept, other)
 
 
 # Order
@@ -146,7 +146,7 @@ def bench(swept: tuple[Subject, Sweep], floor_rule: MakeRule) -> Bench:
 
 def test_a_unit_goes_through_every_step_once_in_order(bench: Bench) -> None:
     found = bench.run(1, Scripted(LOOK, Call("activate", {"text": "a stop"}), WHOLE))
-    ends = ["plan", "submit", "score", "explain_output", "judge", "record"]
+    ends = ["plan", "submit", "score", "explain_output", "decide", "record"]
     assert bench.nodes == ["observe", *2 * ["plan", "act"], *ends]
     assert [e.tool for e in found.evidence] == ["top_examples", "activate"]
     assert found.investigation.steps == 2 and found.investigation.status == "submitted"
@@ -224,7 +224,7 @@ def test_a_weak_rule_is_revised_with_what_it_missed(bench: Bench) -> None:
     """The misses are tune-side texts up to the place that was missed, which here ends in the other planted word."""
     planner = Scripted(LOOK, HALF, WHOLE)
     found = bench.run(1, planner)
-    ends = ["score", "explain_output", "judge", "record"]
+    ends = ["score", "explain_output", "decide", "record"]
     assert bench.nodes[3:] == ["plan", "submit", "revise", "plan", "submit", *ends]
     misses = planner.seen[-1]["misses"]
     assert misses and {m["kind"] for m in misses} == {"false negative"}
@@ -259,7 +259,7 @@ def test_a_good_rule_and_a_budget_without_revisions_are_scored_at_once(bench: Be
 
 def test_an_abstention_is_no_score(bench: Bench) -> None:
     found = bench.run(3, Scripted(LOOK, Abstain("seen too rarely")))
-    assert bench.nodes == ["observe", "plan", "act", "plan", "explain_output", "judge", "record"]
+    assert bench.nodes == ["observe", "plan", "act", "plan", "explain_output", "decide", "record"]
     assert (found.verdict.verdict, found.verdict.reason, found.verdict.hypothesis) == (
         "abstained", "seen too rarely", None,
     )  # fmt: skip
@@ -441,12 +441,12 @@ class Listening:
 
 
 @pytest.fixture(scope="module")
-def heard(swept: tuple[Subject, Sweep], floor_rule: MakeRule) -> tuple[Listening, Spied]:
+def heard(swept: tuple[Subject, Sweep], other: MakeOther) -> tuple[Listening, Spied]:
     """A whole investigation with a revision, listened to: a weak draft first, then what the playbook makes of it."""
     subject, plain = swept
     sweep = Spied(plain.folder)
     sweep.log = []
-    bench = Bench(subject, sweep, floor_rule)
+    bench = Bench(subject, sweep, other)
     book = bench.playbook()
 
     class Weak:
@@ -490,7 +490,7 @@ def runs(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)}
 
 
-def test_two_investigations_make_the_same(swept: tuple[Subject, Sweep], floor_rule: MakeRule) -> None:
+def test_two_investigations_make_the_same(swept: tuple[Subject, Sweep], other: MakeOther) -> None:
     """Byte for byte, but for ids, times and costs."""
 
     def plain(found: Found) -> list[Any]:
@@ -503,5 +503,5 @@ def test_two_investigations_make_the_same(swept: tuple[Subject, Sweep], floor_ru
             out.append(fields)
         return out
 
-    first, second = (Bench(*swept, floor_rule) for _ in range(2))
+    first, second = (Bench(*swept, other) for _ in range(2))
     assert plain(first.run(0, first.playbook())) == plain(second.run(0, second.playbook()))

@@ -14,7 +14,7 @@ import pytest
 
 from lamplighter import prompts
 from lamplighter.agent import cli as commands
-from lamplighter.agent import llm, night
+from lamplighter.agent import llm, night, show
 from lamplighter.agent.candidates import alive, beaten, candidates
 from lamplighter.agent.config import Home
 from lamplighter.agent.endpoint import Endpoint
@@ -692,7 +692,9 @@ def test_one_good_label_is_enough(desk: Any) -> None:
     assert (len(asked(server)), one.planner.provenance["rung"]) == (3, "loop")
 
 
-def test_the_record_says_what_was_asked_and_which_hypotheses_it_put_out(copied: Home, project: Any) -> None:
+def test_the_record_says_what_was_asked_and_which_hypotheses_it_put_out(
+    copied: Home, project: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Hypothesis, experiment and outcome as one chain, by ids; each prediction is the rule's own."""
     look = ("activate", {"text": "a stop sign"})
     with ScriptedEndpoint(by_turn(STOP, look, SUBMIT_A)) as server:
@@ -710,6 +712,11 @@ def test_the_record_says_what_was_asked_and_which_hypotheses_it_put_out(copied: 
     (out,) = last.killed
     assert (out["hypothesis"], out["by"]) == (tried[0].id, kept[0].id) and 0 < out["low"] <= out["difference"]
     assert (look.outcome, look.predictions, look.killed) == ([True], {kept[0].id: [True]}, [])
+    shown = show.unit_facts(copied, f"{project.model}/0-mlp/1")
+    assert [turn["evidence"] for turn in shown["turns"]] == list(found)
+    show.unit_card(shown)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "hypotheses put to the test" in told and "out: fires on stop (" in told and "right on 1 of 1" in told
 
 
 def test_a_refused_experiment_is_told_and_costs_a_turn(desk: Any) -> None:

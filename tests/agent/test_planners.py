@@ -165,7 +165,7 @@ def test_replies_that_are_lost_reach_a_limit_in_dollars_as_well(
         ends = []
         for number in range(4):
             with pytest.raises(LLMError) as error:
-                chosen._client.ask("plan", [{"role": "user", "content": str(number)}], max_tokens=500, run="r")
+                chosen.client.ask("plan", [{"role": "user", "content": str(number)}], max_tokens=500, run="r")
             ends.append(error.value.kind)
         chosen.close()
     spent = home.work.spent("r")
