@@ -1,5 +1,6 @@
 """Language-model planners for the benches, and what one costs on a unit."""
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +27,9 @@ class Asked:
     """What a planner ended with on one unit, and its cost.
 
     rule: as JSON, None where it abstained or failed; tokens: of the language model, in and out, as the server counted
-    them when each reply was had; seconds: of tools and of waiting for replies; calls: of tools; curve: after each
-    decision the tokens so far, and the rule that would be handed in there; failed: the error, if there was one.
+    them when each reply was had; seconds: of tools and of waiting for replies; did: its tool calls with their
+    arguments; curve: after each decision the tokens so far, and the rule that would be handed in there; failed: the
+    error, if there was one.
     """
 
     rule: dict[str, Any] | None
@@ -35,10 +37,15 @@ class Asked:
     rung: str
     tokens: int
     seconds: float
-    calls: int
+    did: list[str]
     recalled: int
     failed: str | None
     curve: list[tuple[int, dict[str, Any] | None]] = field(default_factory=list)
+
+    @property
+    def calls(self) -> int:
+        """Tool calls."""
+        return len(self.did)
 
 
 @contextmanager
@@ -74,7 +81,8 @@ def ask_about(by: ByLLM, arm: str, toolbox: Toolbox, sweep: Sweep, induce: Induc
     return Asked(
         rule=submitted.rule.to_json() if submitted and submitted.rule else None,
         sentence=submitted.sentence if submitted else None, rung=planner.provenance["rung"], tokens=_tokens(planner),
-        seconds=time.monotonic() - began + recalled_seconds(seen), calls=len(seen),
+        seconds=time.monotonic() - began + recalled_seconds(seen),
+        did=[f"{e.tool} {json.dumps(e.arguments, sort_keys=True)}" for e in seen],
         recalled=sum(reply.recalled for reply in planner.replies),
         failed=failed, curve=curve,
     )  # fmt: skip

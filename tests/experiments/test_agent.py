@@ -30,7 +30,7 @@ def test_a_ledger_that_forgets_a_request_is_found(monkeypatch: pytest.MonkeyPatc
 
 
 def asked(tokens: int, failed: str | None = None) -> Asked:
-    return Asked(None, None, "loop", tokens, 10.0, 5, 0, failed)
+    return Asked(None, None, "loop", tokens, 10.0, ["lens {}"] * 5, 0, failed)
 
 
 def test_what_planners_recover_is_counted_by_family_and_compared_unit_by_unit() -> None:
