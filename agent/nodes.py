@@ -16,6 +16,7 @@ from ..store.records import (
     Hypothesis,
     Investigation,
     Record,
+    Refused,
     Score,
     Unit,
     Verdict,
@@ -24,10 +25,10 @@ from ..store.records import (
 from ..tools.explain_output import explain_output, rule_of, rule_text
 from ..tools.floors import Floors, floor_rules
 from ..tools.induce import Induced
-from ..tools.judged import METRICS, Judge, Qualification, score_judged
+from ..tools.judged import METRICS, Judge, Qualification, Unanswered, score_judged, simulated
 from ..tools.near_misses import near_misses
 from ..tools.rebuild import METRICS as REBUILT
-from ..tools.rebuild import fit_scales, rebuild
+from ..tools.rebuild import Predict, fit_scales, rebuild
 from ..tools.rules import Rule
 from ..tools.score_input import score_input, unscored
 from ..tools.score_output import score_output
@@ -151,7 +152,7 @@ class Investigator:
                 near_misses=lambda: near_misses(subject, self.sweep, self.toolbox.masked(), unit),
             )  # fmt: skip
             scores += self._elsewhere(unit, best.hypothesis.id, best.rule, state.get("evidence", []))
-            scores += self._rebuilt(unit, best.hypothesis.id, best.rule, state.get("evidence", []))
+        scores += self._rebuilt(unit, best.hypothesis, best.rule, state.get("evidence", []))
         scores += self._judged(unit, best.hypothesis, state.get("evidence", []))
         return {"kept": replace(best.hypothesis, kept=True), "scores": [replace(s, **self._stamps) for s in scores]}
 
@@ -212,16 +213,31 @@ class Investigator:
         stamped = [replace(score, **self._stamps) for score in scores]
         return {"output": hypothesis, "scores": [*state["scores"], *stamped]}
 
-    def _rebuilt(self, unit: UnitId, hypothesis: str, rule: Rule, evidence: Sequence[Evidence]) -> list[Score]:
-        """What the model gets back with the rule's prediction in the unit's place, on each corpus there is.
+    def _rebuilt(
+        self, unit: UnitId, hypothesis: Hypothesis, rule: Rule | None, evidence: Sequence[Evidence]
+    ) -> list[Score]:
+        """What the model gets back with a prediction in the unit's place, on each corpus there is.
 
-        The scale from prediction to activation is fitted on the first.
+        It is the rule's, else that of a judge who reads the sentence; its scale is fitted on the first corpus.
         """
         subject = self.toolbox.subject
-        if self.budget.reached or not subject.holds("edit"):
+        if self.budget.reached or not subject.holds("edit") or (rule is None and self.judge is None):
             return []
-        self.tell(unit, "rebuilding it from its rule")
-        rules = {unit: rule}
+        self.tell(unit, "rebuilding it from its explanation")
+        if rule is not None:
+            return self._rebuild(unit, hypothesis.id, rule, evidence)
+        assert self.judge is not None
+        try:
+            found = self._rebuild(unit, hypothesis.id, simulated(self.judge, hypothesis.sentence, subject), evidence)
+        except (OutOfBudget, Unanswered, Refused) as error:
+            told: dict[str, Any] = {"hypothesis": hypothesis.id, "side": "score", "reason": str(error)}
+            found = [Score(metric=m, value=None, **told, **_name(unit)) for m in REBUILT]
+        return [replace(score, judge=self.judge.name) for score in found]
+
+    def _rebuild(
+        self, unit: UnitId, hypothesis: str, explanation: Rule | Predict, evidence: Sequence[Evidence]
+    ) -> list[Score]:
+        subject, rules = self.toolbox.subject, {unit: explanation}
         scales, found = fit_scales(subject, self.sweep, rules), []
         for sweep in (self.sweep, self.second):
             if sweep is not None and sweep.statistics(unit).peak > 0:

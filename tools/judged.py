@@ -22,6 +22,8 @@ from ..store.records import Evidence, Refused, Score
 from . import answers, measures
 from .answers import Fields
 from .labels import ScoreSide, Truth, score_provenance
+from .rebuild import Predict, Windows
+from .rules import SideText
 from .score_input import Claim
 from .snippets import Ground, Marked, Snippet, balanced, marked
 from .stats import Floats
@@ -163,6 +165,25 @@ def score_judged(
         record(metric=metric, **fields | {"details": fields["details"] | more[metric]})
         for metric, fields in found.items()
     ]
+
+
+def simulated(judge: Judge, sentence: str, subject: Subject) -> Predict:
+    """What a judge says of the tokens of windows, 0 to 1, as a prediction that `rebuild` puts in a unit's place.
+
+    Raises Refused where an answer cannot be read, and what the judge raises.
+    """
+
+    def predict(text: SideText, chosen: Windows) -> Floats:
+        pieces = [subject.pieces(text.text.ids[a:b].tolist())[1:] for a, b in chosen]
+        said, out = judge.values(sentence, pieces), np.zeros(len(text.text.ids))
+        lost = sum(values is None for values in said)
+        if lost:
+            raise Refused(f"{lost} of {len(said)} answers of the judge could not be read")
+        for (a, b), values in zip(chosen, said, strict=True):
+            out[a + 1 : b] = np.array(values) / TOP
+        return out
+
+    return predict
 
 
 def judged(

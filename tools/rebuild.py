@@ -1,4 +1,4 @@
-"""Rebuilding units from their rules: what the model gets back when predictions stand where activations stood."""
+"""Rebuilding units from their explanations: what the model gets back when predictions stand where activations stood."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,19 +28,21 @@ TOO_FEW = f"the windows are of fewer than {MIN_CLUSTERS} clusters of documents, 
 NO_EFFECT = "no effect, not scorable: holding the units at their means costs the model nothing that is told from 0"
 
 Claim = Callable[[str], bool]
-Rules = Mapping[UnitId, Rule]
+Windows = Sequence[tuple[int, int]]                      # bounds of windows in the flat text of a side
+Predict = Callable[[SideText, Windows], Floats]          # a prediction for each token of these windows, flat [M]
+Explained = Mapping[UnitId, Rule | Predict]
 Bounded = tuple[float | None, float | None, float | None]      # a value and its interval
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Raw activation = floor + slope × the rule's prediction."""
+    """Raw activation = floor + slope × the prediction."""
 
     floor: float
     slope: float
 
 
-def fit_scales(subject: Subject, sweep: Sweep, rules: Rules, seed: int = 0) -> dict[UnitId, Scale]:
+def fit_scales(subject: Subject, sweep: Sweep, rules: Explained, seed: int = 0) -> dict[UnitId, Scale]:
     """By least squares over the tokens of windows of the tune side, half of which hold firings of one of the units."""
     if not rules:
         raise Refused("there is no rule to rebuild a unit from; name units whose explanation has one.")
@@ -51,7 +53,7 @@ def fit_scales(subject: Subject, sweep: Sweep, rules: Rules, seed: int = 0) -> d
     real = subject.activations(rows, list(rules))
     scales = {}
     for k, (unit, rule) in enumerate(rules.items()):
-        said = rule.predict_flat(text.text)
+        said = _predicted(rule, text, chosen)
         x = np.concatenate([said[a + 1 : b] for a, b in chosen])
         y = np.concatenate([real[i, 1 : b - a, k].double().numpy() for i, (a, b) in enumerate(chosen)])
         spread = float(((x - x.mean()) ** 2).sum())
@@ -61,10 +63,13 @@ def fit_scales(subject: Subject, sweep: Sweep, rules: Rules, seed: int = 0) -> d
 
 
 def rebuild(
-    subject: Subject, sweep: Sweep, rules: Rules, scales: Mapping[UnitId, Scale], *, hypothesis: str, claim: Claim,
+    subject: Subject, sweep: Sweep, rules: Explained, scales: Mapping[UnitId, Scale], *, hypothesis: str, claim: Claim,
     evidence: Sequence[Evidence] = (), seed: int = 0,
 ) -> list[Score]:  # fmt: skip
     """Puts what rules predict in place of their units' activations in the running model, on the score side.
+
+    In place of a rule there may be a function that predicts for the tokens of some windows, as `judged.simulated` makes
+    of a sentence.
 
     ce_recovered = (CE_mean − CE_rebuilt) / (CE_mean − CE_true), CE [nats a token] of the next token over up to 48
     windows, half of which hold firings of one of the units: with all units of `rules` at their means over the explain
@@ -88,7 +93,7 @@ def rebuild(
         firing = [e.place for u in rules for e in sweep.firings(u)]
         chosen = _windows(side.text, side.keep, firing, seed)
         said = {
-            u: scales[u].floor + scales[u].slope * rule.predict_flat(side.text.text) for u, rule in rules.items()
+            u: scales[u].floor + scales[u].slope * _predicted(rule, side.text, chosen) for u, rule in rules.items()
         }
         losses, clusters = measure(subject, sweep, side, chosen, said)
     details: dict[str, Any] = {
@@ -104,6 +109,10 @@ def rebuild(
         )
         for metric, (value, low, high) in zip(METRICS, shares, strict=True)
     ]  # fmt: skip
+
+
+def _predicted(explanation: Rule | Predict, text: SideText, chosen: Windows) -> Floats:
+    return explanation.predict_flat(text.text) if isinstance(explanation, Rule) else explanation(text, chosen)
 
 
 def recovered(losses: Floats, seed: int) -> list[Bounded]:

@@ -126,7 +126,10 @@ def test_a_sentence_without_a_rule_is_decided_by_a_qualified_judge(
     found = verdicts(swept, outcome.run)
     assert found["0"].verdict == "accepted" and found["0"].reason.startswith("detection by llm:scripted@")
     assert found["1"].verdict == "rejected"
-    assert all(s.details["judge_is_author"] for s in judged(swept, outcome.run))
+    scores = judged(swept, outcome.run)
+    assert all(s.details["judge_is_author"] for s in scores if s.metric in METRICS)
+    rebuilt = [s for s in scores if s.metric == "ce_recovered"]
+    assert len(rebuilt) == 2 and all(s.value is not None or s.reason for s in rebuilt), "the sentence's own prediction"
 
 
 def test_a_judge_that_fails_leaves_scores_undefined_with_the_reason(swept: Home, project: Any) -> None:

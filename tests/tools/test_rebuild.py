@@ -13,6 +13,7 @@ from lamplighter.experiments.plant import SITE, PlantedUnit, plant
 from lamplighter.store.records import Refused
 from lamplighter.tools import rebuild as module
 from lamplighter.tools.corpus import Corpus, Document
+from lamplighter.tools.judged import simulated
 from lamplighter.tools.labels import ScoreSide
 from lamplighter.tools.rebuild import NO_EFFECT, TOO_FEW, Scale, fit_scales, measure, rebuild, recovered
 from lamplighter.tools.rules import Rule, side_text
@@ -179,3 +180,31 @@ def test_lower_precision_gives_back_as_much(loud: Any, lowered: Any) -> None:
     lower = rebuild(subject, loud.sweep, rules, scales, hypothesis="h", claim=lambda _: True)
     for exact, other in zip(score(loud, rules), lower, strict=True):
         assert other.value == pytest.approx(exact.value, abs=lowered.near)
+
+
+class Reader:
+    """A judge who gives 9 to one token and 0 to all others; of texts with `lost` in them it can read nothing."""
+
+    def __init__(self, piece: str, lost: str = "never") -> None:
+        self.piece, self.lost, self.asked = piece, lost, 0
+
+    def values(self, explanation: str, texts: Any) -> Any:
+        self.asked += len(texts)
+        return [None if self.lost in text else [9.0 * (token == self.piece) for token in text] for text in texts]
+
+
+def test_a_sentence_that_a_judge_reads_rightly_is_worth_its_rule(loud: Any) -> None:
+    """Whatever the judge's scale: it is fitted. One who reads another word gets nothing back."""
+    right, wrong = (Reader(language().spelled[token]) for token in (A, C))
+    by_rule = score(loud, {pusher(0): ON_A})
+    by_judge, beside = (score(loud, {pusher(0): simulated(one, "fires on it", loud.subject)}) for one in (right, wrong))
+    for ours, rule in zip(by_judge, by_rule, strict=True):
+        assert ours.value == pytest.approx(rule.value, abs=1e-4) and rule.value > 0.9
+    assert all(s.value < 0.1 for s in beside)
+    assert 0 < right.asked <= 2 * module.WINDOWS, "only of the windows that are run"
+
+
+def test_an_answer_that_cannot_be_read_rebuilds_nothing(loud: Any) -> None:
+    half = Reader(language().spelled[A], lost=language().spelled[FILL[0]])
+    with pytest.raises(Refused, match=r"\d+ of \d+ answers of the judge could not be read"):
+        score(loud, {pusher(0): simulated(half, "fires on it", loud.subject)})  # type: ignore[arg-type]
