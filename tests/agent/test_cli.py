@@ -405,7 +405,7 @@ def test_sql_prints_an_array_and_nothing_else(cli: Cli, finished: Any) -> None:
 def test_show(cli: Cli, finished: Any, project: Any) -> None:
     said = cli("show", unit(project, "0-mlp/2-"), "--json", "--home", finished.home.path)
     facts = said.json
-    assert facts.keys() == {"card", "hypotheses", "scores", "evidence", "verdicts", "by_hand", "failures"}
+    assert facts.keys() == {"card", "hypotheses", "scores", "evidence", "turns", "verdicts", "by_hand", "failures"}
     for name in ("rows", "checks", "arguments", "cost", "warnings", "provenance"):
         assert all(isinstance(e[name], list if name in ("rows", "warnings") else dict) for e in facts["evidence"])
     assert facts["card"]["statistics"]["tokens"].keys() == {"explain", "tune", "score"}
@@ -425,7 +425,7 @@ def test_show_lists_each_clause_of_several_by_itself(capsys: pytest.CaptureFixtu
     names = ("precision", "recall", "f1")
     clauses = [{"clause": "[red]war[/red]", "predicted": 400, "judged": 37, **dict.fromkeys(names, certain)},
                {"clause": "peace", "predicted": 0, "judged": 0, **dict.fromkeys(names, none)}]  # fmt: skip
-    score = {"metric": "f1", "value": 0.9, "low": 0.8, "high": 1.0, "n": 40, "floors": {}}
+    score = {"metric": "f1", "judge": None, "value": 0.9, "low": 0.8, "high": 1.0, "n": 40, "floors": {}}
     show._scores([{**score, "details": {"clauses": clauses}}])
     lines = capsys.readouterr().out.partition("each clause by itself")[2].splitlines()
     war, peace = (next(line.split() for line in lines if word in line) for word in ("war", "peace"))
@@ -470,7 +470,8 @@ def test_show_begins_with_the_newest_outcome(cli: Cli, copied: Any, project: Any
 
 
 def test_show_says_a_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
-    few, no_more = {"value": None, "low": None, "high": None, "reason": "too few positives (3)"}, {"details": {}}
+    few = {"value": None, "low": None, "high": None, "reason": "too few positives (3)"}
+    no_more: dict[str, Any] = {"details": {}, "judge": None}
     lack = {**few, **no_more, "n": 3, "floors": {}}
     had = {**no_more, "metric": "recall", "value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "floors": {"a": 0.1}}
     show._scores([lack | {"metric": "f1"}, had, lack | {"metric": "auprc"}])

@@ -79,7 +79,7 @@ def test_a_claim_that_does_not_hold_ends_with_exit_code_5(parts: list[Any], tmp_
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["bench_nothing"], "'bench_nothing' is no experiment; there are bench_input"),
+        (["bench_nothing"], "'bench_nothing' is no experiment; there are bench_agent"),
         (["bench_input", "--only", "good,ugly"], "'ugly' is no part of bench_input; its parts are good, bad"),
     ],
 )
