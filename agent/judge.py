@@ -17,8 +17,7 @@ from .. import prompts
 from ..tools.judged import EXPECTED, INTEGERS, Unanswered, Written
 from ..tools.snippets import Marked
 from .brief import plain
-from .llm import Capabilities, Client, Later, LLMError, Message, Reply, Stamps, json_object
-from .planner import OutOfBudget
+from .llm import Capabilities, Client, Later, LLMError, Message, OutOfBudget, Reply, Stamps, json_object
 
 TEXTS = 10             # in one request
 LIKELIEST = 20         # tokens whose log-probabilities are asked for in each place

@@ -57,6 +57,10 @@ class Later(LLMError):
         self.seconds = seconds
 
 
+class OutOfBudget(LLMError):
+    """A limit on tokens or money is reached, so the model is not asked."""
+
+
 class Stamps(TypedDict, total=False):
     """What a ledger row is about."""
 

@@ -39,8 +39,7 @@ from ..tools.units import UnitId
 from . import verdict
 from .brief import plain
 from .budget import Budget
-from .llm import Later, LLMError
-from .planner import OutOfBudget
+from .llm import Later, LLMError, OutOfBudget
 from .progress import PLANNING
 from .state import GOOD_ENOUGH, Abstain, Action, Call, Draft, Planner, State, Submit
 from .turns import as_hypotheses, turns

@@ -21,7 +21,7 @@ from ..tools.trials import minimal_rows
 from .brief import brief, disputed, errors, number, plain, quoted, texts
 from .candidates import Candidate, alive, beaten, before, candidates, labelled, one_line, predictions
 from .dialogue import ENDS, OFFERED, Act, Dialogue
-from .llm import Capabilities, Client, LLMError, Reply, Stamps
+from .llm import Capabilities, Client, LLMError, OutOfBudget, Reply, Stamps
 from .playbook import Induce, experiments, undone
 from .state import GOOD_ENOUGH, Abstain, Action, Call, State, Submit, by_tool
 
@@ -220,10 +220,6 @@ class LLMPlanner:
         same = next((c for c in found if self._shown(c.rule) == self._shown(rule)), None)
         if same is not None:
             raise Refused(f"that is the rule of {same.letter}; submit {same.letter}, or try another rule.")
-
-
-class OutOfBudget(LLMError):
-    """The run's limit on tokens or money is reached, so the model is not asked."""
 
 
 def _best(found: Sequence[Candidate]) -> Candidate:

@@ -10,8 +10,8 @@ from .budget import Budget
 from .config import EMBEDDED_LLM, Home
 from .embedded import EmbeddedServer, lack
 from .endpoint import Endpoint
-from .llm import Capabilities, Client, Stamps, probe
-from .planner import LLMPlanner, OutOfBudget
+from .llm import Capabilities, Client, OutOfBudget, Stamps, probe
+from .planner import LLMPlanner
 from .playbook import Induce, Playbook
 from .state import Planner
 

@@ -16,7 +16,6 @@ from ..agent.planners import ByLLM
 from ..agent.playbook import Playbook
 from ..agent.state import Submit
 from ..store.records import Evidence
-from ..tools import stats
 from ..tools.induce import Induced
 from ..tools.masked import MaskedLM
 from ..tools.rules import Rule
@@ -28,7 +27,7 @@ from .by_planner import TOOLS, inducer, planner_end
 from .by_unit import by_unit
 from .input_planted import planted_models
 from .planted import RECOVERED, AnswerKey
-from .report import Claim, Part, Progress
+from .report import Claim, Part, Progress, paired
 
 ARMS = ("playbook", "llm", "llm alone")
 HIDDEN = "hidden"      # the family whose held-out members never occur in explain text
@@ -115,15 +114,6 @@ def _more(name: str, tried: Sequence[Tried], arm: str, seed: int) -> Claim:
     """Paired difference of the share recovered, over units."""
     differences = [(t.accuracy[arm] >= RECOVERED) - float(t.accuracy["playbook"] >= RECOVERED) for t in tried]
     return paired(name, differences, seed)
-
-
-def paired(name: str, differences: Sequence[float], seed: int) -> Claim:
-    """The mean of paired differences with its bootstrap interval over units; printed whatever it is."""
-    values = np.array([[d, 1.0] for d in differences]).reshape(-1, 2)
-    draws = stats.resampled(values, seed)
-    low, high = stats.interval(stats.ratio(draws[:, 0], draws[:, 1]), len(values))
-    mean = float(values[:, 0].mean()) if len(values) else None
-    return Claim(name, mean, len(values), "lower end above 0", None if low is None else low > 0, low, high)
 
 
 __all__ = ["planted"]

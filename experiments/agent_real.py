@@ -28,12 +28,11 @@ from ..tools.toolbox import Toolbox
 from ..tools.units import UnitId
 from .agent_asked import Asked, ask_about, planners
 from .agent_label import Label, one_shot
-from .agent_planted import paired
 from .by_planner import inducer
 from .by_unit import by_unit
 from .input_real import MODEL, real_units
 from .input_rules import f1_of
-from .report import Part, Progress
+from .report import Part, Progress, paired
 
 CAPS = (0, 500, 2_000, 10_000, 40_000)     # tokens of language model a unit
 NOBODY = Floors((), (), (), (), {"nearest": 0, "random": 0})

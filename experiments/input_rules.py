@@ -22,7 +22,7 @@ from .by_planner import playbook_end
 from .by_unit import by_unit
 from .input_real import MODEL, real_units
 from .published import graph_fires, published_loop
-from .report import Claim, Part, Progress
+from .report import Part, Progress, paired
 
 FIRING = ("top", "high", "mid")     # bands of exemplars that the inducer learns firing from, and so the graph too
 
@@ -96,18 +96,10 @@ def _tables(scored: Sequence[Scored], drawn: int, seed: int) -> Part:
             "F1, token look-up": float(np.mean(looked)) if looked else None,
         })  # fmt: skip
     claims = [
-        _less(f"held-out F1, best rule less graph, of {drawn} units drawn", [s.best - s.loop for s in scored], seed),
-        _less("the same, rules held back as too weak counting 0", [s.best * s.made - s.loop for s in scored], seed),
+        paired(f"held-out F1, best rule less graph, of {drawn} units drawn", [s.best - s.loop for s in scored], seed),
+        paired("the same, rules held back as too weak counting 0", [s.best * s.made - s.loop for s in scored], seed),
     ]
     return {"held-out F1": rows}, claims
-
-
-def _less(name: str, differences: Sequence[float], seed: int) -> Claim:
-    values = np.array([[d, 1.0] for d in differences]).reshape(-1, 2)
-    draws = stats.resampled(values, seed)
-    low, high = stats.interval(stats.ratio(draws[:, 0], draws[:, 1]), len(values))
-    mean = float(values[:, 0].mean()) if len(values) else None
-    return Claim(name, mean, len(values), "lower end above 0", None if low is None else low > 0, low, high)
 
 
 __all__ = ["Scored", "f1_of", "rules"]

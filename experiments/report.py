@@ -7,9 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import __version__
 from ..agent import show as shown
-from ..tools import measures
+from ..tools import measures, stats
 
 Progress = Callable[[str, int, int], None]
 Part = tuple[dict[str, list[dict[str, Any]]], list["Claim"]]      # tables and claims
@@ -55,6 +57,15 @@ def at_most(
     return Claim(name, value, n, words, None if tested is None else tested <= bar, low, high)
 
 
+def paired(name: str, differences: Sequence[float], seed: int) -> Claim:
+    """That the mean of differences, one a unit, lies above 0: by its bootstrap interval over units."""
+    values = np.array([[d, 1.0] for d in differences]).reshape(-1, 2)
+    draws = stats.resampled(values, seed)
+    low, high = stats.interval(stats.ratio(draws[:, 0], draws[:, 1]), len(values))
+    mean = float(values[:, 0].mean()) if len(values) else None
+    return Claim(name, mean, len(values), "lower end above 0", None if low is None else low > 0, low, high)
+
+
 @dataclass
 class Report:
     """Tables by name, each a list of rows, and claims."""
@@ -96,4 +107,4 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
-__all__ = ["Claim", "Part", "Parts", "Progress", "Report", "at_least", "at_most"]
+__all__ = ["Claim", "Part", "Parts", "Progress", "Report", "at_least", "at_most", "paired"]

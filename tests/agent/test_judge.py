@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from lamplighter import prompts
 from lamplighter.agent.endpoint import Endpoint
 from lamplighter.agent.judge import TEXTS, LLMJudge, _asked, _quoted, expected, shown
-from lamplighter.agent.llm import Capabilities, Client, Later, Reply, Weighed
-from lamplighter.agent.planner import OutOfBudget
+from lamplighter.agent.llm import Capabilities, Client, Later, OutOfBudget, Reply, Weighed
 from lamplighter.store.records import LLMCall
 from lamplighter.store.work import Work
 from lamplighter.testing import CutJson, EmptyChoices, Say, ScriptedEndpoint, Status, Step

@@ -18,8 +18,8 @@ from lamplighter.agent import llm, night, show
 from lamplighter.agent.candidates import alive, beaten, candidates
 from lamplighter.agent.config import Home
 from lamplighter.agent.endpoint import Endpoint
-from lamplighter.agent.llm import Capabilities, Client, LLMError
-from lamplighter.agent.planner import AGAIN, SLIPS, TURNS, LLMPlanner, OutOfBudget
+from lamplighter.agent.llm import Capabilities, Client, LLMError, OutOfBudget
+from lamplighter.agent.planner import AGAIN, SLIPS, TURNS, LLMPlanner
 from lamplighter.agent.replay import replay_evidence
 from lamplighter.agent.state import Abstain, Call, Draft, Submit
 from lamplighter.agent.verdict import NO_RULE

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
+from lamplighter.experiments.agent_sanity import spoiled
 from lamplighter.store.records import Evidence, Refused, Score
 from lamplighter.tools import answers, measures
 from lamplighter.tools.judged import (
@@ -157,27 +158,10 @@ def test_who_agrees_with_everything_is_worth_the_floor_and_no_more(ground: Groun
     assert found["fuzzing"]["references"]["text_alone"] == pytest.approx(0.8)
 
 
-def corrupted(text: KnownText, dropped: float, added: float) -> Ground:
-    """The truth with a share of the firings taken away, or as many added where nothing is."""
-    ground, generator = text.ground(CAT), np.random.default_rng(1)
-    fires = text.matches(CAT)
-    rows, rest = np.flatnonzero(fires), np.flatnonzero(text.keep & ~fires)
-    fires[generator.choice(rows, int(dropped * len(rows)), replace=False)] = False
-    fires[generator.choice(rest, int(added * len(rows)), replace=False)] = True
-    starts, level = text.side.text.starts, fires.astype(np.float64)
-    alike = text.keep & np.isin(text.side.text.ids, text.side.text.ids[fires]) & ~fires
-    count = int(fires.sum())
-    return replace(
-        ground, places={**ground.places, "firing": np.flatnonzero(fires), "same token": np.flatnonzero(alike)},
-        strata=(count, 0, 0, 0, int(text.keep.sum()) - count),
-        read=lambda windows: [level[starts[w] + 1 : starts[w + 1]] for w in windows],
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(("dropped", "added"), [(0.25, 0.0), (0.0, 0.25)])
 def test_spoilt_labels_lower_each_score(text: KnownText, oracle: Reading, dropped: float, added: float) -> None:
     """On average over draws: of twenty texts, few are ones whose label was spoilt."""
-    spoilt = corrupted(text, dropped, added)
+    spoilt = spoiled(text, CAT, dropped, added)
     for metric in ("detection", "fuzzing", "simulation"):
         values = [judged_by(metric, spoilt, TRUE, oracle, seed=seed)["value"] for seed in range(3)]
         assert np.mean(values) < 0.97, metric
