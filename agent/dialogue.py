@@ -25,6 +25,8 @@ SHOWN: dict[str, tuple[str, ...]] = {
 REQUIRED = ("text", "sentence", "rule")
 OFFERED = (*SHOWN, "separate")
 _SENTENCE = {"type": "string", "minLength": 1, "maxLength": 200}
+# A small model that is left free here copies a text of the corpus in place of what it is to say of it.
+SAYS: dict[str, Any] = {"type": "string", "pattern": "^fires on [^«»]{1,180}$"}
 _LETTERS = {"type": "string", "minLength": 1, "maxLength": 12}
 # The ways to end, beside the tools: what each does, and the schema of its arguments.
 ENDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,7 +34,7 @@ ENDS: dict[str, tuple[str, dict[str, Any]]] = {
         "Hands in a candidate as the explanation.",
         {
             "candidate": {**_LETTERS, "description": "its letter; several as A+B; none: a sentence alone"},
-            "sentence": {**_SENTENCE, "description": "fires on …"},
+            "sentence": {**SAYS, "description": "fires on …"},
         },
     ),
     "abstain": ("Says that the evidence supports no candidate.", {"reason": _SENTENCE}),
@@ -180,7 +182,8 @@ def _described(name: str) -> tuple[str, dict[str, Any]]:
 
 def _bounded(name: str, option: dict[str, Any]) -> dict[str, Any]:
     """Texts that a model writes are short, and not left out."""
-    return {**_SENTENCE, "description": option["description"]} if name in ("text", "sentence") else option
+    form: dict[str, Any] | None = {"text": _SENTENCE, "sentence": SAYS}.get(name)
+    return option if form is None else {**form, "description": option["description"]}
 
 
 def _line(name: str) -> str:

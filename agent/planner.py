@@ -20,7 +20,7 @@ from ..tools.subject import Subject
 from ..tools.trials import minimal_rows
 from .brief import brief, disputed, errors, number, plain, quoted, texts
 from .candidates import Candidate, alive, beaten, before, candidates, labelled, one_line, predictions
-from .dialogue import ENDS, OFFERED, Act, Dialogue
+from .dialogue import ENDS, OFFERED, SAYS, Act, Dialogue
 from .llm import Capabilities, Client, LLMError, OutOfBudget, Reply, Stamps
 from .playbook import Induce, experiments, undone
 from .state import GOOD_ENOUGH, Abstain, Action, Call, State, Submit, by_tool
@@ -204,6 +204,7 @@ class LLMPlanner:
             return _submission(act, evidence)
         arguments = dict(act.arguments)
         if act.tool == "try_rule":
+            arguments["sentence"] = _said(act)
             self._refuse_known(Rule.from_json(arguments["rule"]), candidates(evidence))
             arguments["against"] = [c.rule.to_json() for c in alive(evidence)]
         elif act.tool == "separate":
@@ -233,9 +234,17 @@ def _weakness(state: State) -> str:
     return prompts.render("revise", errors="\n".join(errors(state["misses"])), **scores)
 
 
+def _said(act: Act) -> str:
+    """The sentence of an action. Raises Refused where it does not say on what the unit fires."""
+    sentence = one_line(act.arguments["sentence"])
+    if not re.fullmatch(SAYS["pattern"], sentence, re.IGNORECASE):
+        raise Refused("sentence must begin with 'fires on', be of 180 characters at most and hold no « or ».")
+    return sentence
+
+
 def _submission(act: Act, evidence: Sequence[Evidence]) -> Submit:
     """A candidate, several as one rule of all their clauses, or a sentence alone."""
-    letters, sentence = str(act.arguments["candidate"]).strip(), one_line(act.arguments["sentence"])
+    letters, sentence = str(act.arguments["candidate"]).strip(), _said(act)
     if letters.lower() == "none":
         return Submit(sentence, None, act.why)
     clauses = chain.from_iterable(c.rule.clauses for c in _chosen(letters, evidence))

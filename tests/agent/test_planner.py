@@ -625,12 +625,14 @@ ODD = {
     "no JSON": (CallTool("activate", '{"text": "st'), "are no JSON object"),
     "text alone": (Say("I would try stop."), "no tool was called"),
     "repeated": (("lens", {}), "lens was already called with these arguments"),
-    "no such candidate": (("submit", {"candidate": "Z", "sentence": "s"}), "no candidate 'Z'; there are A."),
-    "known rule": (("try_rule", {"sentence": "s", "rule": {}}), "that is the rule of A; submit A"),
-    "no rule": (("try_rule", {"sentence": "s", "rule": {"clauses": []}}), "must be a list of 1 to 4 clauses"),
-    "no pattern": (("try_rule", {"sentence": "s", "rule": word("(")}), "is no RE2 pattern"),
+    "no such candidate": (("submit", {"candidate": "Z", "sentence": "fires on s"}), "no candidate 'Z'; there are A."),
+    "no sentence": (("submit", {"candidate": "A", "sentence": "the bishop on« g7»"}), "must begin with 'fires on'"),
+    "known rule": (("try_rule", {"sentence": "fires on s", "rule": {}}), "that is the rule of A; submit A"),
+    "no rule": (("try_rule", {"sentence": "fires on s", "rule": {"clauses": []}}), "must be a list of 1 to 4 clauses"),
+    "no pattern": (("try_rule", {"sentence": "fires on s", "rule": word("(")}), "is no RE2 pattern"),
     "no context": (
-        ("try_rule", {"sentence": "s", "rule": {"clauses": [{"at": {"word": "a"}, "need": [{}]}]}}), 'lacks "match"'
+        ("try_rule", {"sentence": "fires on s", "rule": {"clauses": [{"at": {"word": "a"}, "need": [{}]}]}}),
+        'lacks "match"',
     ),
 }  # fmt: skip
 
@@ -654,7 +656,7 @@ def test_a_faulty_reply_is_shown_back_and_so_many_in_a_row_fail_the_unit(desk: A
 
 
 def test_a_model_that_repeats_itself_is_at_last_offered_only_an_end(desk: Any, known: Known) -> None:
-    again = ("try_rule", {"sentence": "s", "rule": candidates(known.evidence)[0].rule.to_json()})
+    again = ("try_rule", {"sentence": "fires on s", "rule": candidates(known.evidence)[0].rule.to_json()})
     one, server = desk(by_turn(again, again, SUBMIT_A))
     assert isinstance(one.run(), Submit)
     tools = [[tool["function"]["name"] for tool in body["tools"]] for body in asked(server)]
@@ -832,7 +834,8 @@ def test_the_last_turn_offers_only_an_end(desk: Any, form: str) -> None:
 
 
 def test_a_revision_has_turns_of_its_own(desk: Any) -> None:
-    one, server = desk(by_turn(HALF, SUBMIT_HALF, ("try_rule", {"sentence": "x", "rule": word("x")}), SUBMIT_HALF))
+    odd = ("try_rule", {"sentence": "fires on x", "rule": word("x")})
+    one, server = desk(by_turn(HALF, SUBMIT_HALF, odd, SUBMIT_HALF))
     without_inducer(one)
     first = one.run()
     one.revise(first.rule)
