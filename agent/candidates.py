@@ -7,7 +7,6 @@ rule is run on the experiment's texts.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -116,6 +115,11 @@ def alive(evidence: Sequence[Evidence]) -> list[Candidate]:
     return [c for c in candidates(evidence) if c.letter not in out]
 
 
+def best(evidence: Sequence[Evidence]) -> Candidate | None:
+    """The living candidate of the highest F1 on the explain side, the later of equals: its sentence is the model's."""
+    return max(reversed(alive(evidence)), key=lambda c: c.f1, default=None)
+
+
 # What candidates predict
 
 
@@ -143,8 +147,3 @@ def predictions(rule: Rule, texts: Sequence[Labelled], speller: Speller) -> list
         return []
     found = rule.predict_all(Text.of(speller, [text.ids for text in texts]))
     return [bool(np.any((said if t.anywhere else said[-1:]) > 0)) for t, said in zip(texts, found, strict=True)]
-
-
-def before(evidence: Sequence[Evidence], one: Evidence) -> list[Evidence]:
-    """The evidence that was there when `one` was asked for."""
-    return list(takewhile(lambda e: e.id != one.id, evidence))

@@ -23,7 +23,6 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "lens": (), "ablate": ("kind",), "patch": ("text",), "try_rule": ("sentence", "rule"),
 }  # fmt: skip
 REQUIRED = ("text", "sentence", "rule")
-OFFERED = (*SHOWN, "separate")
 _SENTENCE = {"type": "string", "minLength": 1, "maxLength": 200}
 # A small model that is left free here copies a text of the corpus in place of what it is to say of it.
 SAYS: dict[str, Any] = {"type": "string", "pattern": "^fires on [^«»]{1,180}$"}
@@ -46,6 +45,7 @@ BY_LETTER: dict[str, tuple[str, dict[str, Any]]] = {
         {"candidates": {**_LETTERS, "description": "two letters, such as A B"}},
     ),
 }
+OFFERED = (*SHOWN, *BY_LETTER)
 
 
 @dataclass(frozen=True)

@@ -141,11 +141,15 @@ def _run(
     elif state is not None and state.status == "done":
         drain(home.work, home.findings)
         return _outcome(home, state, "done", repeated=True)
-    for one in (planners, judge):
-        if one is not None:
-            one.ready(state.id if state is not None else None)
+    for one in _asked(planners, judge):
+        one.ready(state.id if state is not None else None)
     with _drain_on_signal() as asked_to_stop:
         return _Night(home, request, budget, planners, judge, progress, asked_to_stop).run()
+
+
+def _asked(planners: Planners, judge: ByLLM | None) -> list[Planners]:
+    """Who is asked in a run: once, where the model that plans judges as well."""
+    return [planners] if judge is None or judge is planners else [planners, judge]
 
 
 def _lost(home: Home, state: RunState) -> bool:
@@ -175,9 +179,8 @@ class _Night:
             self.second = self._sweep(toolbox, named, request.second)
         toolbox = replace(toolbox, sweep=lambda unit: sweep)
         state = self._open(toolbox, sweep)
-        for one in (self.planners, self.judge):
-            if one is not None:
-                one.begin(state.id)
+        for one in _asked(self.planners, self.judge):
+            one.begin(state.id)
         self.budget.spent_on_llm = lambda: home.work.spent(state.id)
         try:
             self.qualified = self._qualify(state)

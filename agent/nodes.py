@@ -23,7 +23,7 @@ from ..store.records import (
     uuid7,
 )
 from ..tools.explain_output import explain_output, rule_of, rule_text
-from ..tools.floors import Floors, floor_rules
+from ..tools.floors import NO_FLOORS, Floors, floor_rules
 from ..tools.induce import Induced
 from ..tools.judged import METRICS, Judge, Qualification, Unanswered, score_judged, simulated
 from ..tools.near_misses import near_misses
@@ -142,29 +142,31 @@ class Investigator:
         unit, subject = state["unit"], self.toolbox.subject
         best = max(state["drafts"], key=lambda draft: draft.tune["f1"] or 0.0)
         self.tell(unit, "scoring on text that was never shown")
+        floors = NO_FLOORS
+        if best.rule is not None or self.judge is not None:
+            floors = floor_rules(subject, self.sweep, unit, lambda another: self.other(another).rule)
         if best.rule is None:
             scores = unscored(unit, best.hypothesis.id, verdict.NO_RULE)
         else:
             scores = score_input(
                 subject, self.sweep, unit, best.rule, hypothesis=best.hypothesis.id, claim=self.claim,
-                floor_rules=self._floors(unit), evidence=state.get("evidence", []),
+                floor_rules=floors, evidence=state.get("evidence", []),
                 near_misses=lambda: near_misses(subject, self.sweep, self.toolbox.masked(), unit),
             )  # fmt: skip
             scores += self._elsewhere(unit, best.hypothesis.id, best.rule, state.get("evidence", []))
         scores += self._rebuilt(unit, best.hypothesis, best.rule, state.get("evidence", []))
-        scores += self._judged(unit, best.hypothesis, state.get("evidence", []))
+        scores += self._judged(unit, best.hypothesis, floors, state.get("evidence", []))
         return {"kept": replace(best.hypothesis, kept=True), "scores": [replace(s, **self._stamps) for s in scores]}
 
-    def _floors(self, unit: UnitId) -> Floors:
-        return floor_rules(self.toolbox.subject, self.sweep, unit, lambda another: self.other(another).rule)
-
-    def _judged(self, unit: UnitId, hypothesis: Hypothesis, evidence: Sequence[Evidence]) -> list[Score]:
+    def _judged(
+        self, unit: UnitId, hypothesis: Hypothesis, floors: Floors, evidence: Sequence[Evidence]
+    ) -> list[Score]:
         """What a judge makes of the sentence, where there is one and the budget lasts; a floor is the sentence of the
         unit that writes most alike."""
         if self.judge is None or self.budget.reached:
             return []
         self.tell(unit, "asking the judge")
-        beside = self._floors(unit).nearest_units
+        beside = floors.nearest_units
         try:
             return score_judged(
                 self.toolbox.subject, self.sweep, unit, hypothesis.sentence, self.judge, hypothesis=hypothesis.id,
@@ -182,10 +184,9 @@ class Investigator:
         if self.second is None:
             return []
         self.tell(unit, f"scoring on {self.second.corpus}")
-        nobody = Floors((), (), (), (), {"nearest": 0, "random": 0})
         f1, *_ = score_input(
             self.toolbox.subject, self.second, unit, rule, hypothesis=hypothesis,
-            claim=lambda h: self.claim(f"{h}:{self.second.digest if self.second else ''}"), floor_rules=nobody,
+            claim=lambda h: self.claim(f"{h}:{self.second.digest if self.second else ''}"), floor_rules=NO_FLOORS,
             evidence=evidence,
         )  # fmt: skip
         return [replace(f1, metric="f1_second_corpus", details=f1.details | {"corpus": self.second.corpus})]

@@ -19,7 +19,7 @@ from ..tools.rules import Rule
 from ..tools.subject import Subject
 from ..tools.trials import minimal_rows
 from .brief import brief, disputed, errors, number, plain, quoted, texts
-from .candidates import Candidate, alive, beaten, before, candidates, labelled, one_line, predictions
+from .candidates import Candidate, alive, beaten, best, candidates, labelled, one_line, predictions
 from .dialogue import ENDS, OFFERED, SAYS, Act, Dialogue
 from .llm import Capabilities, Client, LLMError, OutOfBudget, Reply, Stamps
 from .playbook import Induce, experiments, undone
@@ -72,9 +72,9 @@ class LLMPlanner:
             return first
         if not any(e.ok for e in by_tool(evidence, "top_examples")):
             return Abstain("no text could be shown on which it fires")
-        if self._enough(evidence):
-            best = _best(alive(evidence))
-            return Submit(best.sentence, best.rule, "its first rule is good, and nothing contradicts it")
+        chosen = best(evidence)
+        if chosen is not None and self._enough(evidence):
+            return Submit(chosen.sentence, chosen.rule, "its first rule is good, and nothing contradicts it")
         self._tell(state)
         try:
             return self._turn(state)
@@ -88,11 +88,10 @@ class LLMPlanner:
 
     def conclude(self, state: State) -> Submit | Abstain:
         """The candidate of the highest F1 on the explain side, with no further question."""
-        found = alive(state.get("evidence", []))
-        if not found:
+        chosen = best(state.get("evidence", []))
+        if chosen is None:
             return Abstain("the budget ended before any rule was tried")
-        best = _best(found)
-        return Submit(best.sentence, best.rule, "the best candidate when the budget ended")
+        return Submit(chosen.sentence, chosen.rule, "the best candidate when the budget ended")
 
     def _first(self, state: State) -> list[Call]:
         """What is done before the model is asked: every unit's experiments, then a trial of the inducer's rule."""
@@ -143,7 +142,7 @@ class LLMPlanner:
             return []
         seen = next(e for e in by_tool(evidence, "top_examples") if e.ok)
         told = labelled(last, seen.checks["threshold"])
-        says = {c.letter: predictions(c.rule, told, self._subject)[0] for c in alive(before(evidence, last))}
+        says = {c.letter: predictions(c.rule, told, self._subject)[0] for c in alive(evidence[:-1])}
         words = {True: "fires", False: "silent"}
         said = ", ".join(f"{letter} said {words[fires]}" for letter, fires in says.items())
         return [f"  that is {words[told[0].fires]}" + (f"; {said}" if said else "")]
@@ -188,8 +187,7 @@ class LLMPlanner:
             self._dialogue.tell(prompts.render("last"))
         for slips in range(1, SLIPS + 1):
             try:
-                act = self._dialogue.ask("revise" if self._revisions else "plan", names)
-                return self._meant(act, state)
+                return self._meant(self._dialogue.ask("revise" if self._revisions else "plan", names), state)
             except Refused as refusal:
                 names = list(ENDS) if slips == SLIPS - 1 else names
                 self._dialogue.tell(prompts.render("invalid", reason=str(refusal), names=", ".join(names)))
@@ -221,11 +219,6 @@ class LLMPlanner:
         same = next((c for c in found if self._shown(c.rule) == self._shown(rule)), None)
         if same is not None:
             raise Refused(f"that is the rule of {same.letter}; submit {same.letter}, or try another rule.")
-
-
-def _best(found: Sequence[Candidate]) -> Candidate:
-    """The candidate of the highest F1 on the explain side, the later of equals: the sentence is the model's then."""
-    return max(reversed(found), key=lambda c: c.f1)
 
 
 def _weakness(state: State) -> str:

@@ -34,11 +34,12 @@ def qualify(
     Raises Refused where the corpus does not hold so many rules.
     """
     known: dict[str, Qualification] = {}
+    text: KnownText | None = None
     for metric in metrics:
         key = f"qualified:{judge.name}:{judge.form}:{measures.JUDGED_VERSION}:{corpus.digest}:{rules}:{seed}:{metric}"
         said = work.recall(key)
         if said is None:
-            text = KnownText.of(corpus)
+            text = text or KnownText.of(corpus)
             found = tried(judge, text, draw_rules(text, rules, seed), metric, seed=seed, tell=tell)
             said = json.dumps(asdict(found))
             work.remember(key, said)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..store.records import Evidence, Hypothesis, Turn
 from ..tools.subject import Subject
-from .candidates import alive, beaten, before, candidates, labelled, predictions
+from .candidates import alive, beaten, candidates, labelled, predictions
 from .state import Call
 
 Asked = Sequence[tuple[Call, Evidence]]
@@ -32,8 +32,8 @@ def turns(
     evidence = [e for _, e in asked]
     out = beaten(evidence)
     made = []
-    for call, one in asked:
-        texts, living = labelled(one, threshold), alive(before(evidence, one))
+    for number, (call, one) in enumerate(asked):
+        texts, living = labelled(one, threshold), alive(evidence[:number])
         told = {known[c.letter].id: predictions(c.rule, texts, subject) for c in living}
         killed = [
             {"hypothesis": known[loss.letter].id, "by": known[loss.by].id, "difference": loss.difference,

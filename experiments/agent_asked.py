@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.budget import Budget
+from ..agent.candidates import best
 from ..agent.config import Home
 from ..agent.llm import LLMError
 from ..agent.planner import LLMPlanner
@@ -19,7 +20,7 @@ from ..store.records import Evidence
 from ..tools.sweep import Sweep
 from ..tools.toolbox import Toolbox
 from ..tools.units import UnitId
-from .by_planner import best_so_far, planner_end
+from .by_planner import planner_end
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def ask_about(by: ByLLM, arm: str, toolbox: Toolbox, sweep: Sweep, induce: Induc
 
     def heard(evidence: Sequence[Evidence]) -> None:
         seen[:] = evidence
-        best = best_so_far(evidence)
-        curve.append((_tokens(planner), None if best is None else best.to_json()))
+        found = best(evidence)
+        curve.append((_tokens(planner), None if found is None else found.rule.to_json()))
 
     began, failed, end = time.monotonic(), None, None
     try:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..agent.config import MASKED_LM
 from ..agent.planners import ByLLM
-from ..tools.floors import Floors
+from ..tools.floors import NO_FLOORS
 from ..tools.labels import ScoreSide, Truth
 from ..tools.masked import MaskedLM
 from ..tools.near_misses import near_misses
@@ -35,7 +35,6 @@ from .input_rules import f1_of
 from .report import Part, Progress, paired
 
 CAPS = (0, 500, 2_000, 10_000, 40_000)     # tokens of language model a unit
-NOBODY = Floors((), (), (), (), {"nearest": 0, "random": 0})
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _scored(
     if rule is None:
         return 0.0, 0.0
     scores = score_input(
-        subject, sweep, unit, Rule.from_json(rule), hypothesis="bench", claim=lambda _: True, floor_rules=NOBODY,
+        subject, sweep, unit, Rule.from_json(rule), hypothesis="bench", claim=lambda _: True, floor_rules=NO_FLOORS,
         near_misses=lambda: near_misses(subject, sweep, masked, unit),
     )  # fmt: skip
     found = {score.metric: score.value or 0.0 for score in scores}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-from ..agent.candidates import alive
 from ..agent.playbook import Induce, Playbook
 from ..agent.state import GOOD_ENOUGH, Abstain, Call, Draft, Planner, State, Submit
 from ..store.records import Evidence, Hypothesis
@@ -73,9 +72,4 @@ def _submitted(toolbox: Toolbox, planner: Planner, state: State, heard: Heard) -
     raise AssertionError(f"{planner.name} did not end within {STEPS} steps on {state['unit']}")
 
 
-def best_so_far(evidence: Sequence[Evidence]) -> Rule | None:
-    """The rule that a planner would hand in if its budget ended now."""
-    return max((c for c in reversed(alive(evidence))), key=lambda c: c.f1).rule if alive(evidence) else None
-
-
-__all__ = ["best_so_far", "inducer", "planner_end", "playbook_end", "playbook_rule"]
+__all__ = ["inducer", "planner_end", "playbook_end", "playbook_rule"]

@@ -61,6 +61,9 @@ class Floors:
         return {"nearest": list(self.nearest_units), "random": list(self.random_units), "skipped": dict(self.skipped)}
 
 
+NO_FLOORS = Floors((), (), (), (), {"nearest": 0, "random": 0})     # where no other unit's rule is to be tried
+
+
 def floor_rules(subject: Subject, sweep: Sweep, unit: UnitId, make_rule: MakeRule, seed: int = 0) -> Floors:
     """Rules of the five nearest and five random units of the unit's site, by the way the unit's own was made.
 

@@ -64,10 +64,13 @@ class KnownText:
         """About so many tokens (of four bytes) of the explain side; no other side is read."""
         texts: list[str] = []
         clusters: list[int] = []
+        left = 4 * tokens
         for i in corpus.side("explain"):
-            if sum(len(text) for text in texts) < 4 * tokens:
-                texts.append(corpus.documents[i].text)
-                clusters.append(corpus.clusters[i])
+            if left <= 0:
+                break
+            texts.append(corpus.documents[i].text)
+            clusters.append(corpus.clusters[i])
+            left -= len(texts[-1])
         return cls(texts, clusters)
 
     def encode(self, text: str) -> list[int]:

@@ -180,6 +180,20 @@ def read_places(
     return np.array([known[row] if row in known else read[row] for row in rows.tolist()], dtype=np.float64)
 
 
+def place_row(
+    subject: Subject, sweep: Sweep, text: SideText, row: int, ratio: float, peak: float
+) -> dict[str, Any]:
+    """A place as experiments show it, y/P = `ratio`: {document, offset, text up to the token, token, ids, activation y,
+    ratio}."""
+    place = int(text.document[row]), int(text.offset[row])
+    window, position = sweep.window(place)
+    ids = window[: position + 1]
+    return {
+        "document": sweep.documents[place[0]].name, "offset": place[1], "text": subject.text(ids),
+        "token": subject.piece(ids[-1]), "ids": ids, "activation": ratio * peak, "ratio": ratio,
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Places of one side that stand for all of it: rows [n] of `text`, y/P [n], and weights N_h / n_h [n]."""

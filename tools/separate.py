@@ -15,7 +15,7 @@ from pydantic import WithJsonSchema
 from ..store.records import Evidence, Refused
 from . import stats
 from .floors import hit_f1
-from .labels import Flags, Labelled, hash_sample, kept_exemplars, read_places
+from .labels import Flags, Labelled, hash_sample, kept_exemplars, place_row, read_places
 from .measures import FIRES
 from .rules import RULE_SCHEMA, Rule
 from .stats import Floats
@@ -126,14 +126,8 @@ def _disputed(
     peak = sweep.statistics(unit).peak
     exact = dict(zip(sample.rows.tolist(), sample.values.tolist(), strict=True))
     values = read_places(subject, sweep, unit, sample.text, np.array(chosen), exact, peak)
-    rows = []
-    for row, value in zip(chosen, values.tolist(), strict=True):
-        place = int(sample.text.document[row]), int(sample.text.offset[row])
-        window, position = sweep.window(place)
-        ids = window[: position + 1]
-        rows.append({
-            "document": sweep.documents[place[0]].name, "offset": place[1], "text": subject.text(ids),
-            "token": subject.piece(ids[-1]), "ids": ids, "activation": value * peak, "ratio": value,
-            "fires": value >= FIRES, "says": said[:, row].tolist(),
-        })  # fmt: skip
-    return rows
+    return [
+        place_row(subject, sweep, sample.text, row, value, peak)
+        | {"fires": value >= FIRES, "says": said[:, row].tolist()}
+        for row, value in zip(chosen, values.tolist(), strict=True)
+    ]

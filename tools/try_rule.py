@@ -12,8 +12,8 @@ from pydantic import WithJsonSchema
 
 from ..store.records import Evidence, Refused
 from . import measures, stats
-from .labels import hash_sample, kept_exemplars, read_places
-from .rules import RULE_SCHEMA, Rule, SideText
+from .labels import hash_sample, kept_exemplars, place_row, read_places
+from .rules import RULE_SCHEMA, Rule
 from .separate import f1_differences
 from .subject import Subject
 from .sweep import Sweep
@@ -123,20 +123,8 @@ def trial(
         "predicted_sampled": len(judged),
         "values": [float(values[mask[judged]].mean()) if mask[judged].any() else None for mask in masks],
         "misses": [
-            _miss(subject, sweep, sample.text, kind, row, v, known.peak)
+            {"kind": kind} | place_row(subject, sweep, sample.text, row, v, known.peak)
             for kind, found in (("false positive", false), ("false negative", missed))
             for v, row in found[:MISSES]
         ],
     }
-
-
-def _miss(
-    subject: Subject, sweep: Sweep, text: SideText, kind: str, row: int, ratio: float, peak: float
-) -> dict[str, Any]:
-    place = int(text.document[row]), int(text.offset[row])
-    window, position = sweep.window(place)
-    ids = window[: position + 1]
-    return {
-        "kind": kind, "document": sweep.documents[place[0]].name, "offset": place[1], "text": subject.text(ids),
-        "token": subject.piece(ids[-1]), "ids": ids, "activation": ratio * peak, "ratio": ratio,
-    }  # fmt: skip

@@ -123,6 +123,9 @@ def test_a_sentence_without_a_rule_is_decided_by_a_qualified_judge(
 
     with ScriptedEndpoint(both) as server:
         outcome = project.run(swept, units=TWO, planner="llm", endpoint=server.url, judge="planner")
+        bodies = [request.body for request in server.requests if request.body]
+        probes = [body for body in bodies if body["messages"][0]["content"].startswith(llm.PROBE)]
+    assert len(probes) == 4, "what it can do is tried once, though it plans and judges"
     found = verdicts(swept, outcome.run)
     assert found["0"].verdict == "accepted" and found["0"].reason.startswith("detection by llm:scripted@")
     assert found["1"].verdict == "rejected"
