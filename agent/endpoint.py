@@ -26,7 +26,8 @@ class Endpoint:
     `url` ends where the client adds `/chat/completions`; one without a path gets `/v1`. `model` None is the only one
     that the server lists. `price` is in dollars per million tokens, in and out. `label` is what ledger and errors call
     it, by default the URL. `connect` gives URL and key anew before each request, for a server that starts when it is
-    first needed. Raises Refused for what is no such URL or key, and for a URL that could hold a secret.
+    first needed. `patience`: how many times as long as from others a reply is waited for. Raises Refused for what is no
+    such URL or key, and for a URL that could hold a secret.
     """
 
     url: str
@@ -35,6 +36,7 @@ class Endpoint:
     price: tuple[float, float] | None = None
     label: str = ""
     connect: Callable[[], tuple[str, str]] | None = field(default=None, repr=False, compare=False)
+    patience: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", _base(self.url))
@@ -63,8 +65,8 @@ class Endpoint:
 
     @classmethod
     def embedded(cls, model: str, connect: Callable[[], tuple[str, str]]) -> "Endpoint":
-        """The embedded server, on whatever port it is; it costs nothing."""
-        return cls("http://127.0.0.1", model, price=(0.0, 0.0), label="embedded", connect=connect)
+        """The embedded server, on whatever port it is; it costs nothing, and is slow where the processors are shared."""
+        return cls("http://127.0.0.1", model, price=(0.0, 0.0), label="embedded", connect=connect, patience=5.0)
 
     def address(self) -> tuple[str, str]:
         """(URL, key) to ask now."""

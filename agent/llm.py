@@ -295,7 +295,8 @@ class Client:
         left = self._seconds_left()
         if left is not None and left <= 0:
             raise LLMError("no time", "the run's time is spent, so nothing more is asked; raise --minutes.")
-        timeout = TIMEOUT if left is None else min(TIMEOUT, left)
+        longest = TIMEOUT * self.endpoint.patience
+        timeout = longest if left is None else min(longest, left)
         api = self._connection()
         answer, began = _Answer("interrupted"), time.monotonic()
         try:

@@ -73,6 +73,8 @@ def choose_judge(judge: str | None, planners: Planners, home: Home, budget: Budg
 
     Raises Refused for `planner` where no language model plans, and for what is no address.
     """
+    if judge is not None and not judge.strip():
+        raise Refused("--judge is empty; give a URL such as http://127.0.0.1:8080/v1, or leave it out.")
     if judge == "planner":
         if not isinstance(planners, ByLLM):
             raise Refused("no language model plans here, so none can judge; name one with --judge URL.")

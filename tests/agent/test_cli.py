@@ -677,6 +677,7 @@ def test_an_endpoint_for_nothing_is_refused(cli: Cli, project: Any, tmp_path: Pa
     refused(cli(*asked, "--planner", "playbook", "--endpoint", url), "asks no language model", "leave --endpoint out")
     for planner in ("auto", "llm", "playbook"):
         refused(cli(*asked, "--planner", planner, "--endpoint", ""), "--endpoint is empty", "or leave it out")
+    refused(cli(*asked, "--planner", "playbook", "--judge", " "), "--judge is empty", "or leave it out")
 
 
 def test_a_query_that_finds_nothing_says_why(

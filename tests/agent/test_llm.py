@@ -733,3 +733,14 @@ def test_a_proxy_is_not_asked_for_what_is_on_this_machine(client, monkeypatch):
             monkeypatch.delenv(name, raising=False)
         assert ask(client(server)).text == "yes"
         assert proxy.requests == []
+
+
+def test_the_embedded_server_is_waited_for_longer_than_others(client, work, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT", 0.3)
+    with ScriptedEndpoint(lambda request: Hang(0.8)) as server:
+        for place in (Endpoint(server.url, "m"), Endpoint.embedded("m", lambda: (server.url, "none"))):
+            with pytest.raises(LLMError):
+                ask(client(None, place))
+    assert {(row.endpoint, row.outcome) for row in ledger(work)} == {
+        (f"{server.url}/v1", "timeout"), ("embedded", "connection")
+    }  # fmt: skip

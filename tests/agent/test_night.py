@@ -548,7 +548,8 @@ def test_an_endpoint_that_says_later_is_waited_for_and_nothing_is_lost_or_paid_t
     answers = [Status(429, retry_after=1.5), Status(503, retry_after=0.4)]
 
     def script(request: dict[str, Any]) -> Any:
-        return answers.pop(0) if answers else CallTool("submit", {"candidate": "A", "sentence": "on car", "why": "so"})
+        submit = {"candidate": "A", "sentence": "fires on car", "why": "so"}
+        return answers.pop(0) if answers else CallTool("submit", submit)
 
     with ScriptedEndpoint(script) as server:
         began = time.monotonic()
