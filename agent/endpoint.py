@@ -65,7 +65,7 @@ class Endpoint:
 
     @classmethod
     def embedded(cls, model: str, connect: Callable[[], tuple[str, str]]) -> "Endpoint":
-        """The embedded server, on whatever port it is; it costs nothing, and is slow where the processors are shared."""
+        """The embedded server, on whatever port it is: free, and slow where other work shares the processors."""
         return cls("http://127.0.0.1", model, price=(0.0, 0.0), label="embedded", connect=connect, patience=5.0)
 
     def address(self) -> tuple[str, str]:

@@ -1,8 +1,9 @@
 """The answer key put to the playbook: are minimal examples as small as can be, and are the planted rules found?
 
-Expected (at full size 210 units of 20 families in 7 models, GPT-2 and Llama in turn): minimal sets of the oracle's size
-in at least 99 % of exemplars of 12 tokens or fewer; the rule recovered for at least 95 % of the units. The oracle tries
-every smaller set. Recovered: balanced accuracy of at least .99 on fresh text that breaks one condition at a time.
+Expected (at full size 210 units of 20 families in 7 models, GPT-2 and Llama in turn, with weights set by hand, and a unit
+in each of 2 Llamas that were trained): minimal sets of the oracle's size in at least 99 % of exemplars of 12 tokens or
+fewer; the rule recovered for at least 95 % of the units. The oracle tries every smaller set. Recovered: balanced
+accuracy of at least .99 on fresh text that breaks one condition at a time.
 """
 
 import itertools
@@ -22,12 +23,15 @@ from ..tools.reader import Reader
 from ..tools.subject import Subject
 from ..tools.sweep import Sweep, make_sweep
 from ..tools.units import UnitId
+from . import trained
 from .by_planner import playbook_rule
 from .plant import SITE, PlantedUnit
 from .planted import RECOVERED, AnswerKey, make_key
 from .report import Part, Progress, at_least
+from .trained import trained_key
 
 MODELS, UNITS, TOKENS = 7, 30, 150_000
+TRAINED = 2            # trained models, of one unit each
 SHORT, EXEMPLARS = 12, 3                 # tokens of a text that the oracle is asked about; texts a unit
 
 
@@ -46,7 +50,8 @@ def planted(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     """Every unit of every model; the table has a row a family."""
     families: dict[str, _Family] = {}
     masked = MaskedLM.load(MASKED_LM)
-    for key, sweep in planted_models(folder, seed, size):
+    models = itertools.chain(planted_models(folder, seed, size), trained_models(folder, seed, size, progress))
+    for key, sweep in models:
         for done, unit in enumerate(key.units):
             progress(f"{key.shape} {key.seed}", done, len(key.units))
             _put(families.setdefault(unit.family, _Family()), key, sweep, masked, unit)
@@ -72,9 +77,20 @@ def planted_models(folder: Path, seed: int, size: float) -> Iterator[tuple[Answe
     """The models that planted units are taken from, GPT-2 and Llama in turn, each with a sweep of its corpus."""
     for number in range(max(1, round(size * MODELS))):
         shape = ("gpt2", "llama")[number % 2]
-        key = make_key(seed * MODELS + number, shape, UNITS)
-        corpus = load_corpus(str(key.write(folder / f"planted-{shape}-{key.seed}", tokens=TOKENS).parent))
-        yield key, make_sweep(key.subject, corpus, [SITE], folder)
+        yield _swept(make_key(seed * MODELS + number, shape, UNITS), SITE, folder)
+
+
+def trained_models(folder: Path, seed: int, size: float, progress: Progress) -> Iterator[tuple[AnswerKey, Sweep]]:
+    """Models that learned their unit's rule, each with a sweep of its corpus; they are trained anew each time."""
+    for number in range(max(1, round(size * TRAINED))):
+        own = seed * TRAINED + number
+        key = trained_key(own, tell=lambda step, steps: progress(f"training {own}", step, steps))  # noqa: B023
+        yield _swept(key, trained.SITE, folder)
+
+
+def _swept(key: AnswerKey, site: str, folder: Path) -> tuple[AnswerKey, Sweep]:
+    corpus = load_corpus(str(key.write(folder / f"planted-{key.shape}-{key.seed}", tokens=TOKENS).parent))
+    return key, make_sweep(key.subject, corpus, [site], folder)
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -114,4 +130,4 @@ def is_smallest(subject: Subject, unit: UnitId, ids: Sequence[int]) -> bool:
     return kept >= KEEP * row["peak"] and all(value < KEEP * row["peak"] for value in values)
 
 
-__all__ = ["is_smallest", "planted", "planted_models"]
+__all__ = ["is_smallest", "planted", "planted_models", "trained_models"]

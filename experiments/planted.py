@@ -13,14 +13,14 @@ well a candidate rule does on them.
 import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..store.records import Refused
-from ..tools.measures import WINDOW
+from ..tools.measures import FIRES, WINDOW
 from ..tools.rules import Clause, Rule, Text, Tokens
 from ..tools.subject import Subject
 from .language import language
@@ -168,11 +168,27 @@ class AnswerKey:
         if rule is not None:
             text = Text.of(self.subject, [case.ids for case in cases])
             said = rule.predict_flat(text)[text.starts[:-1] + [case.position for case in cases]] > 0
-        right: dict[tuple[bool, str], list[bool]] = {}
-        for case, fires in zip(cases, said.tolist(), strict=True):
-            right.setdefault((case.fires, case.way), []).append(fires == case.fires)
-        sides = [[np.mean(hits) for (fires, _), hits in right.items() if fires == side] for side in (True, False)]
-        return float(np.mean([np.mean(shares) for shares in sides if shares]))
+        return _balanced(cases, said.tolist())
+
+    def obeyed(self, unit: PlantedUnit, seed: int = 0, n: int = 20) -> float:
+        """How well a unit follows its rule, in the same measure: it fires from FIRES × its mean on firing windows on.
+
+        1 where the weights were set by hand; what was trained is as good as it is.
+        """
+        cases = self.fresh(unit, seed, n)
+        read = self.subject.activations([case.ids for case in cases], [unit.id])[..., 0] * unit.id.sign
+        y = [float(row[case.position]) for row, case in zip(read, cases, strict=True)]
+        usual = float(np.mean([one for one, case in zip(y, cases, strict=True) if case.fires]))
+        return _balanced(cases, [one >= FIRES * usual for one in y])
+
+
+def _balanced(cases: Sequence[Case], said: Sequence[bool]) -> float:
+    """Balanced accuracy, each way to fire counting the same, and each way of failing."""
+    right: dict[tuple[bool, str], list[bool]] = {}
+    for case, fires in zip(cases, said, strict=True):
+        right.setdefault((case.fires, case.way), []).append(fires == case.fires)
+    sides = [[np.mean(hits) for (fires, _), hits in right.items() if fires == side] for side in (True, False)]
+    return float(np.mean([np.mean(shares) for shares in sides if shares]))
 
 
 def _lost(clause: Clause) -> float:

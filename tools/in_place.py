@@ -12,7 +12,6 @@ from .collect import position_key
 from .frames import kept_text, read_means
 from .held import Held, effect, hold, otherwise_in_text
 from .measures import FIRES, KILLS
-from .proposers import alike
 from .reader import Reader
 from .subject import Subject
 from .units import UnitId
@@ -106,7 +105,7 @@ def _candidates(subject: Subject, token: int, n: int) -> list[int]:
     ids = tokens_of_text(subject)
     if len(ids) <= n:
         return ids
-    return sorted(ids[i] for i in alike(subject, [token])[ids].topk(n).indices.tolist())
+    return sorted(ids[i] for i in subject.alike([token])[ids].topk(n).indices.tolist())
 
 
 def _over_all_draws(reader: Reader, unit: UnitId, held: Held, tokens: Sequence[int]) -> dict[int, float]:

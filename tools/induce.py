@@ -85,7 +85,7 @@ def induce(
     if documents < MIN_DOCUMENTS:
         reason = f"it fires in {documents} explain documents that are no near copies; a pattern needs {MIN_DOCUMENTS}."
         return Induced(None, None, reason, None, None, None, 0)
-    search = Search(subject.piece, known, Trials(subject, used))
+    search = Search(subject, known, Trials(subject, used))
     rule, pool = search.cover()
     if reads:
         chosen = search.chosen(pool)

@@ -1,14 +1,14 @@
 """Clauses worth a try, from what the firing places share.
 
-First what the token itself is: one of some token ids, a word of a family of the lexicon, a shape that has a name. Then
-what stands before it, added to such a clause one condition at a time: a token or word at an exact distance, a word
-somewhere before, an early or late position, a repeated pair, and what experiments showed to matter. A condition that
-firing places could as well meet by chance is dropped (UNLIKELY).
+First what the token itself is: one of some token ids, a word of a family of the lexicon, a shape that has a name, a
+token near firing ones in the embedding. Then what stands before it, added to such a clause one condition at a time: a
+token or word at an exact distance, a word somewhere before, an early or late position, a repeated pair, and what
+experiments showed to matter. A condition that firing places could as well meet by chance is dropped (UNLIKELY).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from scipy.special import bdtr, bdtrc
@@ -37,8 +37,16 @@ WIDE = 200_000         # matched places × distances beyond which a span is not 
 BANDS = ((1, 1), (1, 2), (1, 3), (1, 5), (1, 8), (1, 16), (4, WINDOW - 1), (8, WINDOW - 1), (32, WINDOW - 1))
 MOST_SHARED, WORTHWHILE = 6, 0.005     # values of a list for several distances, and what each must add to F1
 ALONE = 3              # values of a list that are proposed by themselves
+NEAREST = (4, 8, 16, MAX_IDS)    # tokens of a cluster around one, or around all, that firing places show
 LEAST, EXPECTED = 5, 3.0    # places with a value, and firing documents expected among them, for its absence to count
 UNLIKELY = 1e-3        # a condition counts if firing places meet it this improbably well for their matched neighbours
+
+
+class Embedded(Protocol):
+    """What of a subject is asked: the string of a token, and how near each token is to some in the embedding."""
+
+    def piece(self, token: int) -> str: ...
+    def alike(self, ids: Sequence[int]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,13 @@ class _Pick:
 
 
 class Proposals:
-    """Proposes clauses for what a rule so far leaves. spell: the string of a token."""
+    """Proposes clauses for what a rule so far leaves."""
 
-    def __init__(self, spell: Callable[[int], str], known: Known, trials: Trials) -> None:
-        self.spell, self.known, self.text = spell, known, known.text
+    def __init__(self, subject: Embedded, known: Known, trials: Trials) -> None:
+        self.spell, self.alike, self.known, self.text = subject.piece, subject.alike, known, known.text
         self.lexicon = lexicon(known.text)
         self.tracked = [word for word, _ in trials.tracked.most_common(24)]
-        self.conditions = list(trials.conditions(spell))
+        self.conditions = list(trials.conditions(subject.piece))
         self.distances = trials.distances
         self.spans = list(dict.fromkeys([*SPANS, *trials.distances]))
         self.bands = list(dict.fromkeys([*BANDS, *trials.positions]))
@@ -98,6 +106,35 @@ class Proposals:
             yield self._plain(Clause(matching(names)), called(self.tracked), rest, names)
         for c in self.lists:
             yield self._plain(c.clause, c.words, rest, c.names)
+        yield from self._clusters(rest)
+
+    def _clusters(self, rest: Rest) -> Iterator[Candidate]:
+        """Clauses on the tokens nearest in the input embedding to some that fire, be they in the text or not.
+
+        A centre is one of the ALONE tokens that fire most, or each other token of those that fire. Since tokens are
+        near a centre that is made of them, only the rest are evidence that the kind fires: with k of them in a cluster
+        TP shrinks by (k − 1) / k. The cluster costs as much as a list of all that it has of those that fire.
+        """
+        who = np.flatnonzero(rest.fresh)
+        tokens, which = np.unique(self.text.ids[self.known.at[who]], return_inverse=True)
+        if len(tokens) < 3:
+            return
+        often = tokens[np.argsort(-np.bincount(which, self.known.weight[who]), kind="stable")]
+        for centre in (often[::2], often[1::2], *(often[[k]] for k in range(ALONE))):
+            scores = self.alike(centre.tolist())
+            nearest = scores.topk(min(MAX_IDS, len(scores))).indices.cpu().numpy()
+            for size in NEAREST:
+                shown = tokens[np.isin(tokens, nearest[:size])]
+                others = len(np.setdiff1d(shown, centre))
+                if others > 1:
+                    yield self._cluster(nearest[:size], len(shown), (others - 1) / others, rest)
+
+    def _cluster(self, ids: Ints, shown: int, trust: float, rest: Rest) -> Candidate:
+        at = np.flatnonzero(_among(self.text.ids, ids) & (self.text.position > 0))
+        covered = self.known.matched(at)
+        each = min(self.known.shrink(covered & rest.fresh, len(at)), trust)
+        clause, words = Clause(Matcher(tuple(sorted(ids.tolist()))), "any"), called(spelled(self.spell, ids.tolist()))
+        return Candidate(clause, at, np.where(covered, each, 0.0), shown - 1, words)
 
     def found(self, c: Candidate) -> bool:
         """Whether the candidate's matcher is a list that experiments found."""

@@ -13,10 +13,8 @@ from functools import cache
 from itertools import pairwise, zip_longest
 
 import numpy as np
-import torch
 from nltk import FreqDist
 from nltk.collocations import BigramAssocMeasures, BigramCollocationFinder
-from torch import Tensor
 
 from . import corpus
 from .forms import by_form
@@ -70,7 +68,7 @@ class Proposers:
         return logits[0].topk(min(LOOKED * n, logits.shape[1])).indices.tolist()
 
     def _near(self, tokens: Sequence[int], n: int) -> list[int]:
-        scores = alike(self.subject, tokens)
+        scores = self.subject.alike(tokens)
         return scores.topk(min(LOOKED * n, len(scores))).indices.tolist()
 
     def _random(self, word: str, n: int) -> list[str]:
@@ -92,17 +90,6 @@ def _collocates(spelled: Spelled, word: Word) -> list[str]:
     return [w for pair in zip_longest(*sides) for w in pair if w is not None and same_kind(w, word.text)]
 
 
-def alike(subject: Subject, tokens: Sequence[int]) -> Tensor:
-    """How near each token [V] is to these: the cosine of centred input embeddings with their mean, × its length."""
-    table = subject.model.get_input_embeddings().weight
-    with torch.inference_mode():
-        centre = table.mean(0)
-        wanted = table[list(tokens)].mean(0) - centre
-        length = (table - centre).norm(dim=1)
-        scores: Tensor = (table @ wanted - centre @ wanted) / length.clamp_min(torch.finfo(length.dtype).tiny)
-        return scores
-
-
 @cache
 def common_words() -> Counter[str]:
     """How often each word stands in the built-in corpus's committed text."""
@@ -121,4 +108,4 @@ def collocations() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     return behind, before
 
 
-__all__ = ["NAMES", "Proposers", "alike"]
+__all__ = ["NAMES", "Proposers"]

@@ -6,7 +6,7 @@ experiments that contradict it cost.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from . import stats
 from .estimate import Candidate, Known
 from .measures import MAX_ATOMS, MAX_CLAUSES
-from .propose import Proposals, Rest
+from .propose import Embedded, Proposals, Rest
 from .rules import Clause, Ints, Matcher
 from .trials import Trials
 
@@ -27,11 +27,11 @@ SHORTLIST, SAME = 24, 3    # clauses that a rule is put together from, and of th
 
 
 class Search:
-    """Joins proposed clauses into rules. spell: the string of a token."""
+    """Joins proposed clauses into rules."""
 
-    def __init__(self, spell: Callable[[int], str], known: Known, trials: Trials) -> None:
+    def __init__(self, subject: Embedded, known: Known, trials: Trials) -> None:
         self.known, self.trials = known, trials
-        self.proposals = Proposals(spell, known, trials)
+        self.proposals = Proposals(subject, known, trials)
 
     def worth(self, rule: Sequence[Candidate]) -> float:
         """F1, doubted as far as experiments contradict the rule, less the price of size and of unfound distances.

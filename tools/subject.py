@@ -215,6 +215,17 @@ class Subject:
         """The text of `ids`, special tokens left out."""
         return "".join(self.piece(int(i)) for i in ids if int(i) not in self.special)
 
+    def alike(self, ids: Ids) -> Tensor:
+        """How near each token of the vocabulary [V] is to the mean of these: the cosine of input embeddings, less their
+        mean over the vocabulary, × a factor that is the same for all."""
+        table = self.model.get_input_embeddings().weight
+        with torch.inference_mode():
+            centre = table.mean(0)
+            wanted = table[list(ids)].mean(0) - centre
+            length = (table - centre).norm(dim=1)
+            scores: Tensor = (table @ wanted - centre @ wanted) / length.clamp_min(torch.finfo(length.dtype).tiny)
+            return scores
+
     # Sites
 
     def attach(self, coder: Coder) -> str:

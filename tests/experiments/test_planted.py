@@ -99,6 +99,10 @@ def test_units_fire_exactly_where_their_rules_match(key: AnswerKey) -> None:
             assert owner != unit or (mine[start + case.position] > 0.5 * peak) == case.fires, (unit, case)
 
 
+def test_units_set_by_hand_obey_on_fresh_text_without_a_fault(key: AnswerKey) -> None:
+    assert {key.obeyed(unit, n=4) for unit in key.units if unit.rule is not None} == {1.0}
+
+
 def test_without_the_head_that_looks_one_back_pairs_fall_silent(key: AnswerKey) -> None:
     for family, left in (("pair", 0.0), ("token", 1.0)):
         unit = of(key, family)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,12 +50,20 @@ class Words:
 
     def __init__(self) -> None:
         self.known: dict[str, int] = {"<s>": 0}
+        self.alikes: list[str] = []
 
     def encode(self, text: str) -> list[int]:
         return [self.known.setdefault(p, len(self.known)) for p in re.findall(r" ?[A-Za-z]{1,6}|\d| |\n|[^\w\s]", text)]
 
     def piece(self, token: int) -> str:
         return list(self.known)[token]
+
+    def alike(self, ids: Sequence[int]) -> torch.Tensor:
+        """Cosines of random directions; those of `alikes` lie close to each other."""
+        drawn = torch.randn(max(len(self.known), 1), 64, generator=torch.Generator().manual_seed(0))
+        drawn[[self.known[f" {word}"] for word in self.alikes]] += 3.0
+        table = torch.nn.functional.normalize(drawn)
+        return table @ table[list(ids)].mean(0)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         names = list(self.known)
@@ -469,7 +478,7 @@ def test_words_found_in_two_rounds_are_one_list(world: World) -> None:
 @pytest.fixture(scope="module")
 def search(world: World) -> Search:
     unit = world.plant(2006, word_is("Rome|Prague|house|garden"))
-    return Search(world.subject.piece, Known(world.subject, world, unit), Trials(world.subject, []))  # type: ignore[arg-type]
+    return Search(world.subject, Known(world.subject, world, unit), Trials(world.subject, []))  # type: ignore[arg-type]
 
 
 def listed(search: Search, names: Sequence[int | str], piece: str = "last") -> Candidate:
@@ -620,3 +629,45 @@ def test_evidence_of_another_unit_is_refused(world: World) -> None:
         induce(world.subject, world, unit, [foreign])  # type: ignore[arg-type]
     elsewhere = Evidence(tool="lens", unit="words/0-mlp/999", sign=1, summary="")
     assert induce(world.subject, world, unit, [elsewhere], reads=0) == _made(world, "ordinals", 0)  # type: ignore[arg-type]
+
+
+# Words of one kind, seldom seen
+
+KIND = [
+    "gavel", "orchid", "plume", "thyme", "cobalt", "fjord", "zephyr", "quartz", "nectar", "bishop", "walnut", "jigsaw",
+    "mosaic", "velvet", "ingot", "hyena", "sphinx", "turnip", "lagoon", "abacus", "easel", "yolk", "ruby", "kiosk",
+]  # fmt: skip
+
+
+def _kinds(alike: bool) -> tuple[World, UnitId]:
+    """A unit that fires on 24 words, each of which the explain side shows twice at most, or, the last 6, never."""
+    world = World(Words())
+    world.write(60, np.random.default_rng(3))
+    rows, known = [], iter(KIND[:18] * 2)
+    for d in world.documents:
+        row = world.tokens[d.start : d.start + d.length].tolist()
+        word = next(known, None) if d.side == "explain" else KIND[18 + d.cluster % 6]
+        rows.append(row + world.subject.encode(f" The {word} {d.cluster} was old." if word else " It was old."))
+    for d, row, start in zip(world.documents, rows, np.cumsum([0, *map(len, rows)]), strict=False):
+        world.documents[d.cluster] = Document(d.side, d.cluster, int(start), len(row))
+    world.tokens = np.concatenate([np.array(row) for row in rows])
+    world.owner = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    world.sides = np.array([d.side for d in world.documents])[world.owner]
+    world.subject.alikes = KIND if alike else []
+    return world, world.plant(3000, np.isin(world.tokens, [world.subject.known[f" {w}"] for w in KIND]))
+
+
+def test_words_near_each_other_in_the_embedding_are_one_kind_and_its_unseen_members_count() -> None:
+    world, unit = _kinds(alike=True)
+    made = induce(world.subject, world, unit)  # type: ignore[arg-type]
+    found = {world.subject.piece(i).strip() for c in (made.rule.clauses if made.rule else ()) for i in c.at.ids}
+    assert len(set(KIND[18:]) & found) >= 4 and found <= set(KIND), f"{made.reason} {found}"
+    assert not set(KIND[18:]) & {w for d, _, ids in world.windows("explain") for w in world.subject.pieces(ids)}
+
+
+def test_without_a_likeness_no_unseen_word_is_in_a_rule() -> None:
+    """The control: the same unit, and an embedding that says nothing of it."""
+    world, unit = _kinds(alike=False)
+    made = induce(world.subject, world, unit)  # type: ignore[arg-type]
+    found = {world.subject.piece(i).strip() for c in (made.rule.clauses if made.rule else ()) for i in c.at.ids}
+    assert not set(KIND[18:]) & found
