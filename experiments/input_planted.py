@@ -1,6 +1,6 @@
 """The answer key put to the playbook: are minimal examples as small as can be, and are the planted rules found?
 
-Expected (at full size 210 units of 20 families in 7 models, GPT-2 and Llama in turn, with weights set by hand, and a unit
+Expected (at full size 210 units of 20 families in 7 models, GPT-2 and Llama in turn, with weights set by hand, and one
 in each of 2 Llamas that were trained): minimal sets of the oracle's size in at least 99 % of exemplars of 12 tokens or
 fewer; the rule recovered for at least 95 % of the units. The oracle tries every smaller set. Recovered: balanced
 accuracy of at least .99 on fresh text that breaks one condition at a time.
