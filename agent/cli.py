@@ -5,16 +5,19 @@ Facts go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 refused
 """
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..store.records import Refused
+from . import life, show_life
 from . import show as shown
 from .config import EMBEDDER, Home, load_embedder
 from .progress import progress
@@ -34,6 +37,7 @@ _STOPPED = {
     "sweep": "nothing is kept of a sweep that was not through, and the same command begins it anew.",
     "models": "each part that was fetched whole is kept, and the same command goes on from there.",
     "try": "the reading was not recorded unless it was printed, and the same command makes it anew.",
+    "backup": "nothing is kept of a backup that was not through, and the same command makes it anew.",
     "tool": "the experiment was not recorded unless it was printed, and the same command runs it anew.",
 }
 
@@ -61,6 +65,22 @@ TokensOption = Annotated[int | None, typer.Option("--tokens", min=1, help="Sweep
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
 SecondOption = Annotated[str | None, typer.Option("--second-corpus", help="Score on this text as well.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32 (default), bfloat16, float16, float64.")]
+
+# What a run is asked for, and a plan of one.
+RunSitesOption = Annotated[str, typer.Option("--sites", help="Sites (default: the units' own, or three depths).")]
+UnitsOption = Annotated[str, typer.Option("--units", help="auto:N, units, ranges a..b; comma-separated.")]
+PlannerOption = Annotated[str, typer.Option("--planner", help="auto, llm, or playbook: no language model.")]
+EndpointOption = Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server.")]
+JudgeOption = Annotated[
+    str | None, typer.Option("--judge", help="Who judges sentences: a URL, or planner, the model that plans.")
+]
+MinutesOption = Annotated[float | None, typer.Option("--minutes", min=0, help="Start no work after this.")]
+LLMTokensOption = Annotated[
+    int | None, typer.Option("--llm-tokens", min=0, help="Language-model tokens, in and out, to spend at most.")
+]
+UsdOption = Annotated[float | None, typer.Option("--usd", min=0, help="Dollars to spend at most.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start anew, though the same run is there.")]
+RunArgument = Annotated[str | None, typer.Argument(help="A run's id, or how it begins (default: the newest).")]
 
 
 def main() -> None:
@@ -222,23 +242,16 @@ def sweep(
 @app.command()
 def run(
     model: ModelOption = SUBJECT, corpus: CorpusOption = "builtin",
-    sites: Annotated[str, typer.Option("--sites", help="Sites (default: the units' own, or three depths).")] = "",
-    units: Annotated[str, typer.Option("--units", help="auto:N, units, ranges a..b; comma-separated.")] = "auto:20",
-    planner: Annotated[str, typer.Option("--planner", help="auto, llm, or playbook: no language model.")] = "auto",
-    endpoint: Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server.")] = None,
-    judge: Annotated[
-        str | None, typer.Option("--judge", help="Who judges sentences: a URL, or planner, the model that plans.")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option("--minutes", min=0, help="Start no work after this.")] = None,
-    llm_tokens: Annotated[
-        int | None, typer.Option("--llm-tokens", min=0, help="Language-model tokens, in and out, to spend at most.")
-    ] = None,
-    usd: Annotated[float | None, typer.Option("--usd", min=0, help="Dollars to spend at most.")] = None,
+    sites: RunSitesOption = "",
+    units: UnitsOption = "auto:20", planner: PlannerOption = "auto", endpoint: EndpointOption = None,
+    judge: JudgeOption = None, minutes: MinutesOption = None, llm_tokens: LLMTokensOption = None,
+    usd: UsdOption = None,
     unit_llm_tokens: Annotated[
         int | None, typer.Option("--unit-llm-tokens", min=0, help="The same for each unit, which then concludes.")
     ] = None,
     unit_usd: Annotated[float | None, typer.Option("--unit-usd", min=0, help="Dollars for each unit.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, though the same run is there.")] = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Units investigated at a time.")] = 1,
+    fresh: FreshOption = False,
     second: SecondOption = None,
     tokens: TokensOption = None, device: DeviceOption = None, dtype: DtypeOption = None,
     home: HomeOption = None, as_json: JsonOption = False,
@@ -252,6 +265,7 @@ def run(
         model=model, corpus=corpus, sites=tuple(shown.listed(sites)), units=units, planner=planner, endpoint=endpoint,
         judge=judge, tokens=tokens, second=second, device=device, dtype=dtype, minutes=minutes, llm_tokens=llm_tokens,
         usd=usd, unit_llm_tokens=unit_llm_tokens, unit_usd=unit_usd, fresh=fresh,
+        workers=workers,
     )  # fmt: skip
     try:
         with progress() as live:
@@ -269,15 +283,109 @@ def run(
 
 
 @app.command()
+def plan(
+    model: ModelOption = SUBJECT, corpus: CorpusOption = "builtin", sites: RunSitesOption = "",
+    units: UnitsOption = "auto:20", planner: PlannerOption = "auto", endpoint: EndpointOption = None,
+    judge: JudgeOption = None, minutes: MinutesOption = None, llm_tokens: LLMTokensOption = None,
+    usd: UsdOption = None, fresh: FreshOption = False, second: SecondOption = None, tokens: TokensOption = None,
+    device: DeviceOption = None, dtype: DtypeOption = None, home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Says what `run` with these options would do and cost, by this home's history. Does no work, asks nobody."""
+    os.environ["HF_HUB_OFFLINE"] = "1"      # a model that is not here is not fetched
+    from .night import Request
+    from .plan import plan_facts
+
+    asked = Request(
+        model=model, corpus=corpus, sites=tuple(shown.listed(sites)), units=units, planner=planner, endpoint=endpoint,
+        judge=judge, tokens=tokens, second=second, device=device, dtype=dtype, minutes=minutes, llm_tokens=llm_tokens,
+        usd=usd, fresh=fresh,
+    )  # fmt: skip
+    _emit(plan_facts(Home.resolve(home), asked), as_json, show_life.plan_page)
+
+
+@app.command()
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Shows the runs of this home and how many of their units are done."""
-    _emit(shown.status_facts(Home.resolve(home)), as_json, shown.status_table)
+    """Shows the runs of this home: units by state, who works on them, pace, spend, failures, and what waits."""
+    _emit(life.status_facts(Home.resolve(home)), as_json, show_life.status_table)
+
+
+@app.command()
+def pause(run: RunArgument = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Has a run start nothing more until it is resumed; processes that work on it wait."""
+    _emit(life.pause(Home.resolve(home), run), as_json, show_life.told)
+
+
+@app.command()
+def resume(run: RunArgument = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Lets a paused run go on; where no process works on it, says which command continues it."""
+    _emit(life.resume(Home.resolve(home), run), as_json, show_life.told)
+
+
+@app.command()
+def retry(
+    run: RunArgument = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only units that failed so, as `status` names it.")] = None,
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Queues the units of a run that failed again, and says what runs them."""
+    _emit(life.retry(Home.resolve(home), run, kind), as_json, show_life.told)
+
+
+@app.command()
+def backup(
+    folder: Annotated[Path | None, typer.Argument(help="A new folder (default: backups/TIME in the home).")] = None,
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Copies the queue and the findings, as of one moment, with a manifest; a run may be at work meanwhile."""
+    from .backup import backup as back_up
+
+    _emit(back_up(Home.resolve(home), folder), as_json, show_life.backup_page)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path | None, typer.Argument(help="A backup, or another home (default: the home).")] = None,
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Checks that a home or a backup is whole: files, records, and what the queue says; exit code 1 if it is not."""
+    from .verify import verify as verified
+
+    found = verified(Home.resolve(home).path if folder is None else folder.absolute())
+    _emit(found, as_json, show_life.checks_table)
+    if not found["ok"]:
+        raise typer.Exit(ERROR)
 
 
 @app.command()
 def show(unit: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Shows one unit's explanation, scores and experiments."""
     _emit(shown.unit_facts(Home.resolve(home), unit), as_json, shown.unit_card)
+
+
+@app.command()
+def report(
+    run: Annotated[
+        str | None, typer.Option("--run", help="A run, or the beginning of its id (none: the newest).")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="FILE", help="Where to (none: reports/RUN.html in the home).")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="What it is held against (none: the newest earlier one).")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Markdown in place of HTML.")] = False,
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Writes the morning report of a run: done, failed and why, spend, scores, the best, what waits, what changed."""
+    from .report import report_facts
+
+    place = Home.resolve(home)
+    facts = report_facts(place, run, against)
+    from .report_page import render, target, write
+
+    path, is_markdown = target(out, place.path / "reports" / facts["run"]["id"], markdown)
+    write(render(facts, is_markdown), path)
+    _emit(facts | {"path": str(path)}, as_json, lambda told: print(told["path"]))
 
 
 @app.command("try")

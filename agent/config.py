@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -107,12 +108,14 @@ class Home:
         subject = Subject.load(model, device=device, dtype=dtype)
         subject.find_coder = partial(find_coder, places=(self.saes,))
         held: list[MaskedLM] = []
+        loading = threading.Lock()       # workers may ask at a time
         sweeps: dict[str, Sweep] = {}
 
         def masked() -> "MaskedLM":
-            if not held:
-                held.append(self.masked(subject.digest))
-                self.work.remember(_mode_key(subject.digest), held[0].choose_mode(subject)["mode"])
+            with loading:
+                if not held:
+                    held.append(self.masked(subject.digest))
+                    self.work.remember(_mode_key(subject.digest), held[0].choose_mode(subject)["mode"])
             return held[0]
 
         def sweep(unit: "UnitId") -> "Sweep":

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from ..store.records import Refused
 
 NO_KEY = "none"
+EMBEDDED = "embedded"     # what ledger and errors call the embedded server
 
 ROLES = ("llm", "judge")     # who is asked: the planner's model, and the judge's where it has one of its own
 _SETTINGS = {"url": str, "model": str, "key": str, "usd_per_million_in": float, "usd_per_million_out": float}
@@ -66,7 +67,7 @@ class Endpoint:
     @classmethod
     def embedded(cls, model: str, connect: Callable[[], tuple[str, str]]) -> "Endpoint":
         """The embedded server, on whatever port it is: free, and slow where other work shares the processors."""
-        return cls("http://127.0.0.1", model, price=(0.0, 0.0), label="embedded", connect=connect, patience=5.0)
+        return cls("http://127.0.0.1", model, price=(0.0, 0.0), label=EMBEDDED, connect=connect, patience=5.0)
 
     def address(self) -> tuple[str, str]:
         """(URL, key) to ask now."""

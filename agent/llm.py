@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -171,6 +172,7 @@ class Client:
         self._check, self._seconds_left, self._sleep = check, seconds_left, sleep
         self._refused: set[str] = set()     # fields of _ELSEWISE that this model does not take
         self._connected: tuple[tuple[str, str], OpenAI] | None = None
+        self._connecting = threading.Lock()
 
     @cached_property
     def model(self) -> str:
@@ -333,14 +335,15 @@ class Client:
 
     def _connection(self) -> "OpenAI":
         """The client for the address of this moment. Raises LLMError where there is no server to be had."""
-        try:
-            address = self.endpoint.address()
-        except Refused as refusal:
-            raise LLMError("connection", str(refusal)) from refusal
-        if self._connected is None or self._connected[0] != address:
-            self.close()
-            self._connected = address, _openai(*address)
-        return self._connected[1]
+        with self._connecting:           # a server that starts when it is first needed starts once
+            try:
+                address = self.endpoint.address()
+            except Refused as refusal:
+                raise LLMError("connection", str(refusal)) from refusal
+            if self._connected is None or self._connected[0] != address:
+                self.close()
+                self._connected = address, _openai(*address)
+            return self._connected[1]
 
     def _yields(self, answer: _Answer, request: dict[str, Any]) -> bool:
         """Whether the model refused one of the fields of _ELSEWISE, which is then said to it in another way."""

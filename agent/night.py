@@ -6,6 +6,7 @@ run, and a finished one is shown, not repeated, unless a fresh one is asked for.
 
 import hashlib
 import json
+import logging
 import signal
 import time
 import traceback
@@ -21,14 +22,14 @@ from ..store.findings import drain
 from ..store.records import Failure, Record, Refused, Verdict
 from ..store.work import Busy, Job, RunState, StaleAttempt, worker_id
 from ..tools import measures
-from ..tools.auto import pick_units
+from ..tools.auto import early_sites, pick_units
 from ..tools.corpus import load_corpus
 from ..tools.induce import Induced, induce
 from ..tools.judged import Qualification, Unanswered
 from ..tools.sweep import Sweep, make_sweep
 from ..tools.toolbox import Toolbox
 from ..tools.units import UnitId, parse_spec
-from . import verdict
+from . import life, log, verdict
 from .budget import Budget
 from .config import EMBEDDER, Home, load_embedder
 from .graph import investigate
@@ -38,10 +39,12 @@ from .nodes import Drained, Investigator
 from .planners import ByLLM, Planners, choose, choose_judge
 from .playbook import Induce
 from .qualify import qualify
+from .workers import Workers
 
 # Of a request, what does not make it another run.
-APART = ("endpoint", "minutes", "llm_tokens", "usd", "unit_llm_tokens", "unit_usd", "fresh")
+APART = ("endpoint", "minutes", "llm_tokens", "usd", "unit_llm_tokens", "unit_usd", "fresh", "workers")
 LEASE = 600.0          # seconds a unit is held without a sign of life
+WAIT = 0.5             # seconds between looks at what a run waits for
 _NO_MORE = ("budget", "no time", "timeout")            # kinds of LLMError that a spent budget makes
 
 
@@ -51,7 +54,7 @@ class BudgetSpent(Refused):
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is asked to do. What it may spend, and `fresh`, are not part of its identity.
+    """What a run is asked to do. What it may spend, `fresh` and `workers`, the units at a time, are not its identity.
 
     `endpoint` is no part of it either: `planner` and `judge` are replaced by labels that name model and endpoint.
     """
@@ -73,6 +76,7 @@ class Request:
     unit_llm_tokens: int | None = None
     unit_usd: float | None = None
     fresh: bool = False
+    workers: int = 1
 
     def asked(self) -> dict[str, Any]:
         facts = asdict(self) | {"measures": measures.VERSION}
@@ -165,10 +169,17 @@ class _Night:
         asked_to_stop: Callable[[], bool],
     ) -> None:  # fmt: skip
         self.home, self.request, self.budget, self.planners, self.judge = home, request, budget, planners, judge
-        self.progress, self.asked_to_stop = progress, asked_to_stop
+        self.progress = progress
+        self.workers = Workers(request.workers)
+        self._asked_to_stop = asked_to_stop
+        self.held: dict[str, Job] = {}      # units in hand, by the worker that has each
         self.others: dict[UnitId, Induced] = {}
         self.second: Sweep | None = None
         self.qualified: dict[str, Qualification] = {}
+
+    def asked_to_stop(self) -> bool:
+        """By a signal, or since another worker of this process has ended with an error."""
+        return self._asked_to_stop() or self.workers.halted
 
     def run(self) -> Outcome:
         request, home = self.request, self.home
@@ -182,6 +193,14 @@ class _Night:
         for one in _asked(self.planners, self.judge):
             one.begin(state.id)
         self.budget.spent_on_llm = lambda: home.work.spent(state.id)
+        with log.open_log(home, state.id):
+            log.event("begins", units=len(state.units), open=len(self._open_units(state)), asked=self.request.asked())
+            outcome = self._carried_out(state, toolbox, sweep)
+            log.event("ends", status=outcome.status, left=len(outcome.left), failed=len(outcome.failed))
+        return outcome
+
+    def _carried_out(self, state: RunState, toolbox: Toolbox, sweep: Sweep) -> Outcome:
+        home = self.home
         try:
             self.qualified = self._qualify(state)
             self._each_unit(state, toolbox, sweep)
@@ -189,10 +208,11 @@ class _Night:
             with self._telling_what_waits(state):
                 drain(home.work, home.findings)
                 home.work.post(self._conclude(state))
-        except (Drained, KeyboardInterrupt, Refused, LLMError):
+        except (Drained, KeyboardInterrupt, Refused, LLMError) as error:
+            log.event("stops", why=type(error).__name__, told=str(error))
             self._close(state, "drained")
             raise
-        self._close(state, status)
+        status = self._close(state, status)
         with self._telling_what_waits(state):
             drain(home.work, home.findings)
             embed_missing(home)
@@ -232,11 +252,47 @@ class _Night:
             ) from busy
 
     def _each_unit(self, state: RunState, toolbox: Toolbox, sweep: Sweep) -> None:
-        work, total = self.home.work, len(state.units)
+        total = len(state.units)
         self.progress.begins(total - len(self._open_units(state)), total)
-        while not self.budget.reached and (job := work.claim(state.id, worker_id(), LEASE)):
+
+        def work() -> None:
             try:
-                with suppress(StaleAttempt):   # another worker has the unit by now; this attempt is not recorded
+                self._work(state, toolbox, sweep)
+            finally:
+                self.home.work.close()
+
+        if self.workers.count == 1:
+            self._work(state, toolbox, sweep)
+            return
+        try:
+            self.workers.run(work, self._beat)
+        except KeyboardInterrupt:        # the threads are not waited for, and what they bring will be refused
+            for job in list(self.held.values()):
+                with suppress(StaleAttempt):
+                    self.home.work.release(job)
+            raise
+
+    def _beat(self) -> None:
+        """A sign of life for every unit in hand: beside others, one step may take longer than a lease."""
+        for job in list(self.held.values()):
+            with suppress(StaleAttempt, Busy):
+                self.home.work.heartbeat(job)
+
+    def _work(self, state: RunState, toolbox: Toolbox, sweep: Sweep) -> None:
+        """What one worker does: unit after unit, until none is left or the budget is reached."""
+        work, total, me = self.home.work, len(state.units), worker_id()
+        while not self.budget.reached:
+            self._until(lambda: life.room(self.home), "no room")
+            job = work.claim(state.id, me, LEASE)
+            if job is None and work.paused(state.id):
+                self._until(lambda: self._paused(state), state.id)
+                continue
+            if job is None:
+                return
+            self.held[me] = job
+            try:
+                # StaleAttempt: another worker has the unit by now; this attempt is not recorded.
+                with suppress(StaleAttempt), log.bound(unit=job.unit, attempt=job.attempt, worker=me):
                     self._unit(state, job, toolbox, sweep)
             except Later as later:
                 work.release(job)
@@ -244,8 +300,34 @@ class _Night:
                 if not self._wait(job.unit, later):
                     return
                 continue
+            except BaseException:
+                with suppress(StaleAttempt, Refused):      # whatever ended this worker, others may have the unit
+                    work.release(job)
+                raise
+            finally:
+                self.held.pop(me, None)
             self._deliver()
             self.progress.ended(job.unit, self._status(state, job.unit), total - len(self._open_units(state)), total)
+
+    def _paused(self, state: RunState) -> str | None:
+        """Why nothing is begun now, where somebody has paused the run."""
+        return "paused; `lamplighter resume` lets it go on" if self.home.work.paused(state.id) else None
+
+    def _until(self, keeps: Callable[[], str | None], what: str) -> None:
+        """Waits as long as `keeps` names something that keeps the run from going on, and says so once.
+
+        Raises Drained if the run is asked to stop meanwhile.
+        """
+        said = None
+        while (why := keeps()) is not None:
+            if said is None:
+                said = why
+                log.event("waits", level=logging.WARNING, why=why)
+                self.progress.step(what, why)
+            if self.asked_to_stop():
+                raise Drained
+            time.sleep(WAIT)
+            self._beat()
 
     def _wait(self, unit: str, later: Later) -> bool:
         """Whether the endpoint takes requests again before the run's minutes end, once it has been waited for.
@@ -269,10 +351,12 @@ class _Night:
         with suppress(Busy):
             drain(self.home.work, self.home.findings)
 
-    def _close(self, state: RunState, status: str) -> None:
-        self.home.work.close_run(state.id, status)
-        self.home.work.post([self._run_record(state, status, self.budget.elapsed)])
+    def _close(self, state: RunState, status: str) -> str:
+        """The status that the run has then: not done where units were queued again meanwhile."""
+        stands = self.home.work.close_run(state.id, status)
+        self.home.work.post([self._run_record(state, stands, self.budget.elapsed)])
         self._deliver()
+        return stands
 
     def _named(self, toolbox: Toolbox) -> list[UnitId]:
         """The units that are named one by one, each known to be the model's before anything takes long."""
@@ -296,7 +380,7 @@ class _Night:
     def _sites(self, layers: int, named: Sequence[UnitId]) -> list[str]:
         """The sites asked for and those of the units named; where there are none, MLPs at three early depths."""
         asked = [*self.request.sites, *(unit.site for unit in named)]
-        return asked or [f"{layer}-mlp" for layer in sorted({layers // 12, layers // 6, layers // 4})]
+        return asked or early_sites(layers)
 
     def _open(self, toolbox: Toolbox, sweep: Sweep) -> RunState:
         request, work = self.request, self.home.work
@@ -335,8 +419,10 @@ class _Night:
             nonlocal step
             if self.asked_to_stop():
                 raise Drained
+            self._until(lambda: self._paused(state), job.unit)
             step = what
             self.home.work.heartbeat(job)
+            log.event("step", what=what)
             self.progress.step(job.unit, what)
 
         began, investigation = self.budget.elapsed, records.uuid7()
@@ -349,10 +435,7 @@ class _Night:
                 None if self.judge is None else LLMJudge(self.judge.client, self.judge.can, stamps), self.qualified,
             )  # fmt: skip
             found = investigate(unit, by)
-        except (Drained, KeyboardInterrupt):
-            self.home.work.release(job)
-            raise
-        except (StaleAttempt, Later):
+        except (Drained, StaleAttempt, Later):
             raise
         except Exception as error:  # noqa: BLE001
             failure = Failure(
@@ -361,10 +444,12 @@ class _Night:
                 sign=unit.sign, provenance=sweep.facts["provenance"],
             )  # fmt: skip
             self.home.work.fail(job, failure, retry=False)
+            log.event("unit failed", level=logging.ERROR, kind=failure.kind, told=failure.message, step=step)
             return
         seconds = round(self.budget.elapsed - began, 2)
         timed = [replace(r, seconds=seconds) if isinstance(r, records.Investigation) else r for r in found]
-        self.home.work.finish(job, timed)
+        self.home.work.finish(job, timed, rung=planner.provenance.get("rung"))
+        log.event("unit done", seconds=seconds)
 
     def _induce(self, toolbox: Toolbox, sweep: Sweep) -> Induce:
         return lambda unit, evidence: induce(toolbox.subject, sweep, unit, evidence)

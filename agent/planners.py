@@ -9,7 +9,7 @@ from ..tools import models
 from .budget import Budget
 from .config import EMBEDDED_LLM, Home
 from .embedded import EmbeddedServer, lack
-from .endpoint import Endpoint
+from .endpoint import EMBEDDED, Endpoint
 from .llm import Capabilities, Client, OutOfBudget, Stamps, probe
 from .planner import LLMPlanner
 from .playbook import Induce, Playbook
@@ -43,13 +43,8 @@ def choose(planner: str, endpoint: str | None, home: Home, budget: Budget) -> Pl
     Raises Refused if there is none for `llm`, the embedded one is here but cannot be served, or an endpoint was named
     for nothing: an empty one, or one beside the playbook.
     """
-    if planner not in PLANNERS:
-        raise Refused(f"the planner {planner!r} is unknown; choose one of {', '.join(PLANNERS)}.")
-    if endpoint is not None and not endpoint.strip():
-        raise Refused("--endpoint is empty; give a URL such as http://127.0.0.1:8080/v1, or leave it out.")
+    _check(planner, endpoint)
     if planner == "playbook":
-        if endpoint is not None:
-            raise Refused("the playbook asks no language model; leave --endpoint out, or choose --planner llm.")
         return ByPlaybook()
     chosen = Endpoint.configured(endpoint, home.path)
     if chosen is not None:
@@ -62,10 +57,62 @@ def choose(planner: str, endpoint: str | None, home: Home, budget: Budget) -> Pl
         return ByLLM(Endpoint.embedded(EMBEDDED_LLM, server.connect), home.work, budget, server)
     if planner == "auto":
         return ByPlaybook()
-    raise Refused(
+    raise _none_at_hand()
+
+
+def _check(planner: str, endpoint: str | None) -> None:
+    """Raises Refused for an unknown planner and for an endpoint that is none or that nobody would ask."""
+    if planner not in PLANNERS:
+        raise Refused(f"the planner {planner!r} is unknown; choose one of {', '.join(PLANNERS)}.")
+    if endpoint is not None and not endpoint.strip():
+        raise Refused("--endpoint is empty; give a URL such as http://127.0.0.1:8080/v1, or leave it out.")
+    if planner == "playbook" and endpoint is not None:
+        raise Refused("the playbook asks no language model; leave --endpoint out, or choose --planner llm.")
+
+
+def _none_at_hand() -> Refused:
+    return Refused(
         f"no language model is at hand; name one with --endpoint URL, run `lamplighter models pull {EMBEDDED_LLM}`, "
         "or choose --planner playbook."
     )
+
+
+def foresee(planner: str, endpoint: str | None, home: Home) -> tuple[str, str]:
+    """(model, address) of the planner that `choose` would give, with nobody asked and nothing started.
+
+    The model is "" where only the server knows it; both are "" for the playbook. Raises Refused as `choose` does.
+    """
+    _check(planner, endpoint)
+    chosen = None if planner == "playbook" else Endpoint.configured(endpoint, home.path)
+    if chosen is not None:
+        return chosen.model or "", chosen.label
+    if planner != "playbook" and models.installed(EMBEDDED_LLM):
+        return EMBEDDED_LLM, EMBEDDED
+    if planner == "llm":
+        raise _none_at_hand()
+    return "", ""
+
+
+def foresee_judge(judge: str | None, planner: tuple[str, str], home: Home) -> tuple[str, str]:
+    """The same of the judge that `choose_judge` would give; `planner` as foreseen."""
+    _check_judge(judge, planner != ("", ""))
+    if judge == "planner":
+        return planner
+    chosen = Endpoint.configured(judge, home.path, "judge")
+    return ("", "") if chosen is None else (chosen.model or "", chosen.label)
+
+
+def _check_judge(judge: str | None, model_plans: bool) -> None:
+    """Raises Refused for a judge that is no address, and for the planner's model where no model plans."""
+    if judge is not None and not judge.strip():
+        raise Refused("--judge is empty; give a URL such as http://127.0.0.1:8080/v1, or leave it out.")
+    if judge == "planner" and not model_plans:
+        raise Refused("no language model plans here, so none can judge; name one with --judge URL.")
+
+
+def label_of(model: str, address: str) -> str:
+    """How a run's record names a language model."""
+    return f"llm:{model}@{address}"
 
 
 def choose_judge(judge: str | None, planners: Planners, home: Home, budget: Budget) -> "ByLLM | None":
@@ -73,11 +120,8 @@ def choose_judge(judge: str | None, planners: Planners, home: Home, budget: Budg
 
     Raises Refused for `planner` where no language model plans, and for what is no address.
     """
-    if judge is not None and not judge.strip():
-        raise Refused("--judge is empty; give a URL such as http://127.0.0.1:8080/v1, or leave it out.")
-    if judge == "planner":
-        if not isinstance(planners, ByLLM):
-            raise Refused("no language model plans here, so none can judge; name one with --judge URL.")
+    _check_judge(judge, isinstance(planners, ByLLM))
+    if judge == "planner" and isinstance(planners, ByLLM):
         return planners
     chosen = Endpoint.configured(judge, home.path, "judge")
     return None if chosen is None else ByLLM(chosen, home.work, budget)
@@ -106,7 +150,7 @@ class ByLLM:
         self._work, self._budget, self._server = work, budget, server
         self.client = Client(endpoint, work, self._check, lambda: budget.seconds_left)
         self._can: Capabilities | None = None
-        self.label = f"llm:{self.client.model}@{endpoint.label}"
+        self.label = label_of(self.client.model, endpoint.label)
 
     @property
     def can(self) -> Capabilities:

@@ -176,24 +176,6 @@ def _failure(row: Mapping[str, Any]) -> str:
     return f"at “{clean(row['step'])}”: {clean(row['kind'])}: {clean(row['message'])}"
 
 
-def status_facts(home: Home) -> list[dict[str, Any]]:
-    """Each run of this home with its units counted by status."""
-    if not home.path.exists():     # asking leaves no folder behind
-        return []
-    return [
-        {"run": run.id, "status": run.status, "units": len(run.units), **home.work.counts(run.id)}
-        for run in home.work.runs()
-    ]
-
-
-def status_table(rows: list[dict[str, Any]]) -> None:
-    """Those runs as a table."""
-    if not rows:
-        say("no runs yet; lamplighter run starts one.")
-        return
-    table("", tuple(rows[0]), [tuple(row.values()) for row in rows])
-
-
 # One unit
 
 

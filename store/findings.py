@@ -9,9 +9,10 @@ import json
 import math
 import os
 import re
+import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import date, datetime
@@ -24,7 +25,7 @@ from uuid import uuid4
 import duckdb
 
 from .records import Record, Refused, utc_now
-from .work import Busy, Work, ddl_after, line_of, worker_id
+from .work import LOCK_SECONDS, Busy, Work, ddl_after, line_of, worker_id
 
 VERSION = 6                # of findings.sql; kept in the table schema_version
 STORAGE = "v1.5.0"         # the file format of new files: read by DuckDB 1.5 and 2.x
@@ -123,6 +124,19 @@ class Findings:
         how = [_unpacked if unpack and str(column[1]) == "JSON" else _plain for column in columns]
         return [{name: read(value) for name, read, value in zip(names, how, row, strict=True)} for row in rows]
 
+    def copy_to(self, folder: Path) -> list[Path]:
+        """Copies the file, and the journal that a killed writer left beside it, into `folder`; returns the copies.
+
+        Readers go on meanwhile; writers of other processes wait, as long as the file is held open here.
+        """
+        with self._open(write=False):
+            journal = self.path.with_name(f"{self.path.name}.wal")
+            try:
+                return [_copied(path, folder) for path in (journal, self.path) if path.exists()]
+            except OSError as error:
+                why = error.strerror or error
+                raise Refused(f"{self.path} cannot be copied to {folder} ({why}); make room there.") from error
+
     # The file
 
     def _make(self) -> None:
@@ -217,6 +231,34 @@ class Findings:
         return None
 
 
+@contextmanager
+def undrained(work: Work) -> Iterator[Callable[[], None]]:
+    """Keeps results where they are, outbox or findings, so that both files can be read as of one moment.
+
+    Yields what holds them for LOCK_SECONDS more; it raises Busy where these had run out before, so that somebody may
+    have moved results. Raises Busy also if others move them for as long.
+    """
+    holder = worker_id()
+    deadline = time.monotonic() + LOCK_SECONDS
+    moving = "another process moves results into the findings just now; try again in a minute."
+    while not work.lock("drain", holder):
+        if time.monotonic() > deadline:
+            raise Busy(moving)
+        time.sleep(RETRY_SECONDS)
+    held = time.monotonic()
+
+    def hold() -> None:
+        nonlocal held
+        if time.monotonic() - held > LOCK_SECONDS or not work.lock("drain", holder):
+            raise Busy(moving)
+        held = time.monotonic()
+
+    try:
+        yield hold
+    finally:
+        work.unlock("drain", holder)
+
+
 def drain(work: Work, findings: Findings, limit: int = 500) -> int:
     """Moves everything in the outbox into the findings, `limit` records a transaction; returns how many.
 
@@ -241,6 +283,16 @@ def drain(work: Work, findings: Findings, limit: int = 500) -> int:
         return moved
     finally:
         work.unlock("drain", holder)
+
+
+def _copied(path: Path, folder: Path) -> Path:
+    """Copies a file into a folder, down to the disk. Closing it ends this process's locks on it (POSIX), so: once."""
+    made = folder / path.name
+    with open(path, "rb") as read, open(made, "xb") as write:
+        shutil.copyfileobj(read, write, 2**22)
+        write.flush()
+        os.fsync(write.fileno())
+    return made
 
 
 def _create(path: Path) -> None:

@@ -19,17 +19,20 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import blake2s
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from .records import TABLES, Failure, LLMCall, Record, Refused, utc_now, uuid7
 
-VERSION = 3            # of work.sql; kept in the file as SQLite's user_version
+VERSION = 4            # of work.sql; kept in the file as SQLite's user_version
 MAX_ATTEMPTS = 3
 BUSY_SECONDS = 5.0     # how long a use waits for another process's transaction
 LOCK_SECONDS = 30.0    # lease of a named lock
+SILENT_SECONDS = 600.0   # a process of another machine that has asked for nothing so long is taken for ended
 JOB_STATUSES = ("queued", "running", "done", "failed")
 RUN_ENDS = ("done", "budget", "drained")
+
+R = TypeVar("R", bound=Record)
 
 _DDL = Path(__file__).with_name("work.sql")
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -57,13 +60,17 @@ class StaleAttempt(RuntimeError):
 
 @dataclass(frozen=True)
 class RunState:
-    """A run as the queue knows it; `status` is `running`, `done`, `budget` or `drained`."""
+    """A run as the queue knows it; `status` is `running`, `done`, `budget` or `drained`.
+
+    Of a `paused` one no unit can be claimed.
+    """
 
     id: str
     key: str
     status: str
     asked: dict[str, Any]
     units: list[str]
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,10 @@ class Job:
 
 @dataclass(frozen=True)
 class JobState:
-    """One unit of a run: where it stands, and who holds it until when (seconds since 1970)."""
+    """One unit of a run: where it stands, and who holds it until when (seconds since 1970).
+
+    rung: how far up the ladder it came, once it is done; digest: of what its result depends on. Both may be unknown.
+    """
 
     unit: str
     status: str
@@ -86,6 +96,21 @@ class JobState:
     priority: float
     worker: str | None
     expires: float | None
+    rung: str | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A living process that works on a run, as `place/pid/start`, and the units that it holds."""
+
+    process: str
+    units: list[str]
+
+    @property
+    def pid(self) -> str:
+        """Its number on the machine where it is."""
+        return self.process.split("/")[1] if "/" in self.process else "?"
 
 
 @dataclass(frozen=True)
@@ -130,6 +155,11 @@ def worker_id(name: str = "") -> str:
     """`place/pid/start/name`: names one worker of this process so that its death can be seen by `is_gone`."""
     pid = os.getpid()
     return "/".join((_place(), str(pid), _process(pid)[1], name or uuid4().hex[:8]))
+
+
+def process_of(worker: str) -> str:
+    """The part of a worker id that names its process: `place/pid/start`."""
+    return "/".join(worker.split("/")[:3])
 
 
 def is_gone(worker: str) -> bool:
@@ -209,9 +239,10 @@ class Work:
             if found:
                 con.execute("UPDATE runs SET status = 'running' WHERE id = ?", (found["id"],))
                 return _run_state({**found, "status": "running"})
-            new = {"id": uuid7(), "key": key, "status": "running"}
+            new = {"id": uuid7(), "key": key, "status": "running", "paused": 0}
             new |= {"asked": json.dumps(asked), "units": json.dumps(list(units))}
-            con.execute("INSERT INTO runs VALUES (:id, :key, :status, :asked, :units)", new)
+            sql = "INSERT INTO runs (id, key, status, asked, units) VALUES (:id, :key, :status, :asked, :units)"
+            con.execute(sql, new)
             return _run_state(new)
 
     def find_run(self, key: str) -> RunState | None:
@@ -225,38 +256,119 @@ class Work:
         with self._use() as con:
             return [_run_state(row) for row in con.execute("SELECT * FROM runs ORDER BY rowid")]
 
-    def close_run(self, run: str, status: str) -> None:
-        """Marks a run `done`, `budget` or `drained`; only `done` ends it for good."""
+    def close_run(self, run: str, status: str) -> str:
+        """Marks a run `done`, `budget` or `drained`, and returns which; only `done` ends it for good.
+
+        `done` while units of it are open (as where some were queued again just now) is `drained`. This process is
+        then no worker of the run any more.
+        """
         if status not in RUN_ENDS:
             raise ValueError(f"a run ends as one of {RUN_ENDS}, not {status!r}")
+        sql = """UPDATE runs SET status = CASE WHEN :status = 'done' AND EXISTS (
+                     SELECT 1 FROM jobs WHERE run = :run AND status IN ('queued', 'running')
+                 ) THEN 'drained' ELSE :status END WHERE id = :run RETURNING status"""
         with self._change() as con:
-            if con.execute("UPDATE runs SET status = ? WHERE id = ?", (status, run)).rowcount != 1:
-                raise Refused(f"There is no run {run!r} in {self.path}.")
+            rows = con.execute(sql, {"run": run, "status": status}).fetchall()
+            if not rows:
+                raise self._no_run(run)
+            con.execute("DELETE FROM workers WHERE run = ? AND worker = ?", (run, process_of(worker_id())))
+            return str(rows[0]["status"])
+
+    def pause(self, run: str) -> None:
+        """From now on no unit of the run can be claimed, by any process."""
+        self._set_paused(run, 1)
+
+    def resume(self, run: str) -> None:
+        """Units of the run can be claimed again."""
+        self._set_paused(run, 0)
+
+    def _set_paused(self, run: str, paused: int) -> None:
+        with self._change() as con:
+            if con.execute("UPDATE runs SET paused = ? WHERE id = ?", (paused, run)).rowcount != 1:
+                raise self._no_run(run)
+
+    def paused(self, run: str) -> bool:
+        """Whether the run is paused; raises Refused if there is no such run."""
+        with self._use() as con:
+            row = con.execute("SELECT paused FROM runs WHERE id = ?", (run,)).fetchone()
+        if row is None:
+            raise self._no_run(run)
+        return bool(row["paused"])
+
+    def workers(self, run: str) -> list[Worker]:
+        """The living processes that have asked for units of a run since they began, with the units that they hold."""
+        here, now = _place(), self._clock()
+        with self._use() as con:
+            held = con.execute(
+                f"SELECT worker, unit FROM jobs WHERE run = :run AND status = 'running' AND NOT ({_LOST})",
+                {"run": run, "now": now},
+            ).fetchall()
+            known = con.execute("SELECT worker, seen FROM workers WHERE run = ? ORDER BY rowid", (run,)).fetchall()
+        living: dict[str, list[str]] = {
+            worker: [] for worker, seen in known
+            if not is_gone(worker) and (worker.startswith(f"{here}/") or seen > now - SILENT_SECONDS)
+        }  # fmt: skip
+        for worker, unit in held:
+            living.setdefault(process_of(worker), []).append(unit)
+        return [Worker(process, units) for process, units in living.items()]
+
+    def _no_run(self, run: str) -> Refused:
+        return Refused(f"There is no run {run!r} in {self.path}; `lamplighter status` lists those that there are.")
 
     # Jobs
 
-    def enqueue(self, run: str, units: Sequence[str], priorities: Sequence[float] | None = None) -> int:
+    def enqueue(
+        self,
+        run: str,
+        units: Sequence[str],
+        priorities: Sequence[float] | None = None,
+        digests: Sequence[str | None] | None = None,
+    ) -> int:
         """Queues units, highest priority first (by default as listed); returns how many are new to the run.
 
-        Those already known to the run stay as they are.
+        digests: of what each unit's result depends on. Units already known to the run stay as they are.
         """
         ranks = [0.0] * len(units) if priorities is None else priorities
-        sql = """INSERT INTO jobs (run, unit, position, priority) VALUES (?, ?, ?, ?)
+        marks = [None] * len(units) if digests is None else digests
+        sql = """INSERT INTO jobs (run, unit, position, priority, digest) VALUES (?, ?, ?, ?, ?)
                  ON CONFLICT (run, unit) DO NOTHING"""
         with self._change() as con:
             first = con.execute("SELECT count(*) FROM jobs WHERE run = ?", (run,)).fetchone()[0]
-            ranked = enumerate(zip(units, ranks, strict=True), start=first)
-            return con.executemany(sql, [(run, unit, i, rank) for i, (unit, rank) in ranked]).rowcount
+            rows = enumerate(zip(units, ranks, marks, strict=True), start=first)
+            return con.executemany(sql, [(run, unit, i, rank, mark) for i, (unit, rank, mark) in rows]).rowcount
+
+    def requeue(self, run: str, units: Sequence[str] | None = None) -> list[str]:
+        """Queues failed units of a run again (of `units`, by default all), as if untried; returns which, in order.
+
+        Units that have not failed stay as they are. A run that was done is then `drained`: what began it goes on.
+        """
+        sql = """UPDATE jobs SET status = 'queued', attempt = 0
+                 WHERE run = ? AND status = 'failed' AND (? IS NULL OR unit IN (SELECT value FROM json_each(?)))
+                 RETURNING unit, position"""
+        chosen = None if units is None else json.dumps(list(units))
+        with self._change() as con:
+            if con.execute("SELECT 1 FROM runs WHERE id = ?", (run,)).fetchone() is None:
+                raise self._no_run(run)
+            rows = con.execute(sql, (run, chosen, chosen)).fetchall()
+            if rows:
+                con.execute("UPDATE runs SET status = 'drained' WHERE id = ? AND status = 'done'", (run,))
+        return [unit for unit, _ in sorted(rows, key=lambda row: row["position"])]
 
     def claim(self, run: str, worker: str, lease: float = 60.0) -> Job | None:
         """Takes one unit for `lease` seconds, or None if none can be had now.
 
         Can be had: what is queued, what outlived its lease, and what a process of this machine held that has
         ended. Fewer tries go first, so a unit that takes its worker down cannot keep the others from their
-        turn; one that has lost MAX_ATTEMPTS workers is failed, with a record of it.
+        turn; one that has lost MAX_ATTEMPTS workers is failed, with a record of it. Of a paused run none can be had.
         """
         with self._change() as con:
             now = self._clock()
+            found = con.execute("SELECT paused FROM runs WHERE id = ?", (run,)).fetchone()
+            if found is None:
+                return None
+            self._note(con, run, worker, now)
+            if found["paused"]:
+                return None
             self._bury(con, run, now)
             rows = con.execute(
                 f"""UPDATE jobs SET status = 'running', attempt = attempt + 1, token = token + 1,
@@ -268,6 +380,13 @@ class Work:
                 {"run": run, "worker": worker, "lease": lease, "now": now},
             ).fetchall()
             return Job(**rows[0]) if rows else None
+
+    def _note(self, con: sqlite3.Connection, run: str, worker: str, now: float) -> None:
+        """Writes down that the worker's process is at work on the run, and forgets those that have ended."""
+        con.execute("DELETE FROM workers WHERE run = ? AND is_gone(worker)", (run,))
+        sql = """INSERT INTO workers VALUES (?, ?, ?)
+                 ON CONFLICT (run, worker) DO UPDATE SET seen = max(seen, excluded.seen)"""
+        con.execute(sql, (run, process_of(worker), now))
 
     def _bury(self, con: sqlite3.Connection, run: str, now: float) -> None:
         """Fails the units that have lost MAX_ATTEMPTS workers."""
@@ -283,14 +402,14 @@ class Work:
         with self._change() as con:
             self._fenced(con, job, "expires = ? + lease", self._clock())
 
-    def finish(self, job: Job, records: Iterable[Record]) -> None:
-        """Records what was found and ends the unit, both or neither.
+    def finish(self, job: Job, records: Iterable[Record], rung: str | None = None) -> None:
+        """Records what was found and ends the unit, both or neither. rung: how far up the ladder it came.
 
         Raises StaleAttempt, with nothing recorded, if the unit was taken over or has ended.
         """
         lines = list(records)
         with self._change() as con:
-            self._fenced(con, job, _END, "done")
+            self._fenced(con, job, f"{_END}, rung = ?", "done", rung)
             self._post(con, lines)
 
     def fail(self, job: Job, failure: Failure, retry: bool) -> bool:
@@ -309,9 +428,9 @@ class Work:
         with self._change() as con:
             self._fenced(con, job, f"attempt = attempt - 1, {_END}", "queued")
 
-    def _fenced(self, con: sqlite3.Connection, job: Job, change: str, value: Any) -> None:
+    def _fenced(self, con: sqlite3.Connection, job: Job, change: str, *values: Any) -> None:
         sql = f"UPDATE jobs SET {change} WHERE run = ? AND unit = ? AND token = ? AND status = 'running'"
-        if con.execute(sql, (value, job.run, job.unit, job.token)).rowcount != 1:
+        if con.execute(sql, (*values, job.run, job.unit, job.token)).rowcount != 1:
             raise StaleAttempt(f"attempt {job.attempt} at {job.unit} was taken over or is over; not recorded")
 
     def counts(self, run: str) -> dict[str, int]:
@@ -323,9 +442,10 @@ class Work:
 
     def jobs(self, run: str) -> list[JobState]:
         """Every unit of a run, in the order it was queued."""
-        sql = "SELECT unit, status, attempt, priority, worker, expires FROM jobs WHERE run = ? ORDER BY rowid"
+        fields = "unit, status, attempt, priority, worker, expires, rung, digest"
         with self._use() as con:
-            return [JobState(*row) for row in con.execute(sql, (run,))]
+            rows = con.execute(f"SELECT {fields} FROM jobs WHERE run = ? ORDER BY rowid", (run,))
+            return [JobState(*row) for row in rows]
 
     # Outbox
 
@@ -355,6 +475,18 @@ class Work:
         """Records that wait in the outbox."""
         with self._use() as con:
             return int(con.execute("SELECT count(*) FROM outbox").fetchone()[0])
+
+    def waiting(self) -> dict[str | None, int]:
+        """Records that wait in the outbox, by the run that they are of."""
+        sql = "SELECT json_extract(body, '$.run') AS run, count(*) FROM outbox GROUP BY 1"
+        with self._use() as con:
+            return dict(con.execute(sql).fetchall())
+
+    def waiting_of(self, kind: type[R], run: str) -> list[R]:
+        """The records of one kind and run that wait in the outbox, oldest first."""
+        sql = "SELECT body FROM outbox WHERE kind = ? AND json_extract(body, '$.run') = ? ORDER BY seq"
+        with self._use() as con:
+            return [kind.from_json(body) for (body,) in con.execute(sql, (kind.TABLE, run))]
 
     # Ledger
 
@@ -416,6 +548,16 @@ class Work:
             con.execute("DELETE FROM locks WHERE name = ? AND holder = ?", (name, holder))
 
     # The file
+
+    def copy_to(self, path: Path) -> None:
+        """Writes the file as it stands now, whole and without a journal, to `path`, which must not be there yet.
+
+        Others may read and write meanwhile: the copy is of one moment. Raises Refused where it cannot be written.
+        """
+        with self._use() as con:
+            con.execute("VACUUM INTO ?", (str(path),))
+        with open(path, "rb") as made:
+            os.fsync(made.fileno())
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
@@ -512,7 +654,8 @@ class Work:
 
 
 def _run_state(row: Any) -> RunState:
-    return RunState(row["id"], row["key"], row["status"], json.loads(row["asked"]), json.loads(row["units"]))
+    asked, units = json.loads(row["asked"]), json.loads(row["units"])
+    return RunState(row["id"], row["key"], row["status"], asked, units, bool(row["paused"]))
 
 
 def _lost(run: str, unit: str, attempt: int) -> Failure:

@@ -76,3 +76,17 @@ CREATE INDEX llm_calls_by_run ON llm_calls (run);
 -- What a request can have cost at most; NULL in rows from before, and usd_most for a model without a price.
 ALTER TABLE llm_calls ADD COLUMN tokens_most INTEGER;
 ALTER TABLE llm_calls ADD COLUMN usd_most REAL;
+
+-- version 4
+
+ALTER TABLE runs ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;   -- 1: no unit of it can be claimed
+ALTER TABLE jobs ADD COLUMN rung TEXT;        -- how far up the ladder the unit came: induced, label or loop
+ALTER TABLE jobs ADD COLUMN digest TEXT;      -- sha256 of what the unit's result depends on
+
+-- Processes that have asked for units of a run: while it is paused, or between two units, they hold none.
+CREATE TABLE workers (
+    run    TEXT NOT NULL REFERENCES runs (id),
+    worker TEXT NOT NULL,            -- place/pid/start, without the name of one of its threads
+    seen   REAL NOT NULL,
+    PRIMARY KEY (run, worker)
+);

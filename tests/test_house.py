@@ -28,7 +28,7 @@ ARROWS = {
     "prompts": ("prompts",),
 }
 LEAVES = ("tools.measures", "tools.stats")   # anyone may import these; they import only each other
-HEAVY = ("langgraph", "sentence_transformers", "torch", "transformers")
+HEAVY = ("jinja2", "langgraph", "sentence_transformers", "torch", "transformers")
 
 
 def dotted(path: Path) -> str:
@@ -204,6 +204,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("show --help", 0),
         ("sql 'select status from runs'", 0),
         ("status", 0),
+        ("plan --help", 0),
+        ("verify", 0),
+        ("pause", 1),
+        ("resume", 1),
+        ("retry", 1),
+        ("backup", 0),
         ("show smollm2-135m/5-mlp/511", 1),
         ("models list", 0),
     ],

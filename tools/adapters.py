@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..store.records import Refused
-from .tries import Trie
+from .tries import Joint, Trie
 
 
 @dataclass(frozen=True)
@@ -275,24 +275,31 @@ def _resume_gap(adapter: Adapter, ids: Tensor, stream: Tensor, logits: Tensor) -
 
 
 def _share_gap(adapter: Adapter, ids: Tensor, neurons: Tensor) -> float:
-    """Error of the deepest neurons [B, T, m] read through a trie: first of rows that part from `ids` half-way.
+    """Error of the deepest neurons [B, T, m] read through two tries, whose nodes share passes.
 
+    One has first rows that part from `ids` half-way, and then `ids`; the other has its last row, a piece at a time.
     MISS where the model takes no such mask or cache.
     """
     model, half = adapter.model, ids.shape[1] // 2
-    trie = Trie(4 * ids.numel())
-    found: list[Tensor] = []
+    tries = Trie(4 * ids.numel()), Trie(ids.shape[1])
+    found: list[tuple[Tensor, Joint]] = []
+    joint: Joint
     module = adapter.module(len(adapter.blocks) - 1, "neurons")
-    handle = module.register_forward_hook(lambda _, inputs, __: found.append(inputs[0][0]))
+    handle = module.register_forward_hook(lambda _, inputs, __: found.append((inputs[0], joint)))
+    ends, last = [0], 0
     try:
-        for rows in (torch.cat([ids[:, :half], ids[:, half:].flip(0)], dim=1), ids):
-            ends = [trie.add(row) for row in rows.tolist()]
-            model.base_model(**trie.inputs(ids.device, next(model.parameters()).dtype))  # type: ignore[operator]
+        for rows, end in ((torch.cat([ids[:, :half], ids[:, half:].flip(0)], dim=1), 2), (ids, ids.shape[1])):
+            ends = [tries[0].add(row) for row in rows.tolist()]
+            last = tries[1].add(ids[-1, :end].tolist())
+            joint = Joint([trie.portion() for trie in tries], ids.device, next(model.parameters()).dtype)
+            model.base_model(**joint.inputs)  # type: ignore[operator]
+            joint.keep()
     except (TypeError, ValueError, RuntimeError):
         return MISS
     finally:
         handle.remove()
-    return gap(torch.cat(found)[ends], neurons[:, -1])
+    each = [torch.cat([values[0, joint.spans[b]] for values, joint in found]) for b in range(2)]
+    return max(gap(each[0][ends], neurons[:, -1]), gap(each[1][[last]], neurons[-1:, -1]))
 
 
 def _group_errors(adapter: Adapter, ids: Tensor, z: Tensor) -> float | None:

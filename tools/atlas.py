@@ -97,8 +97,8 @@ def _beside_one_sink(subject: Subject, ids: Sequence[int], sites: Sequence[str])
     trie, parts = Trie(len(ids) + 1), []
     nodes = [trie.add([subject.sink, token]) for token in ids]
     while trie.passed < len(trie.ids):
-        parts.append(subject.run_nodes(trie.inputs(subject.device, subject.dtype), sites))
-    subject.forward_rows += len(ids)
+        parts.append(subject.pass_nodes(trie, sites))
+    subject.meter.rows += len(ids)
     return {site: torch.cat([part[site] for part in parts])[nodes] for site in sites}
 
 

@@ -26,6 +26,11 @@ class Pick:
     why: str
 
 
+def early_sites(layers: int) -> list[str]:
+    """The MLPs at three early depths, where a run looks that names neither sites nor units."""
+    return [f"{layer}-mlp" for layer in sorted({layers // 12, layers // 6, layers // 4})]
+
+
 def pick_units(sweep: Sweep, n: int) -> list[Pick]:
     """The n strongest sparse units, taken from the swept MLP sites in turn (fewer if fewer qualify).
 

@@ -37,7 +37,7 @@ class Reader:
             self.subject.check_readable(one)
         if not self._fits(rows):
             return self._apart(rows, units)
-        self.subject.forward_rows += len(rows)
+        self.subject.meter.rows += len(rows)
         return self._shared(rows, units)
 
     def _shared(self, rows: Sequence[Ids], units: Sequence[UnitId]) -> Tensor:
@@ -56,7 +56,7 @@ class Reader:
         """sign × activation at every token of one row."""
         self.subject.check_readable(unit)
         if self._fits([row]):
-            self.subject.forward_rows += 1
+            self.subject.meter.rows += 1
             values = self._shared([row[: end + 1] for end in range(len(row))], [unit] * len(row))
         else:
             values = unit.sign * self.subject.activations(row, [unit])[0, :, 0]
@@ -75,8 +75,9 @@ class Reader:
     def _fill(self, result: Tensor, nodes: dict[int, int], units: Sequence[UnitId]) -> None:
         """Passes the nodes that are new, and writes what is asked for at `nodes` (row: node) into the result."""
         while self._trie.passed < len(self._trie.ids):
-            inputs = self._trie.inputs(self.subject.device, self.subject.dtype)
-            for site, values in self.subject.run_nodes(inputs, self.sites).items():
+            found = self.subject.pass_nodes(self._trie, self.sites)
+            for site in self.sites:
+                values = found[site]
                 self._known[site] = torch.cat([self._known[site], values]) if site in self._known else values
         for site in self.sites:
             mine = [i for i in nodes if units[i].site == site]

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,8 @@ from . import models
 from .adapters import PLACES, find_adapter, gap, unembed
 from .features import Coder, Point, find_coder
 from .pins import Entry
+from .pool import Pool
+from .tries import Joint, Portion, Trie
 from .units import Site, UnitId, parse_site
 
 BATCH_TOKENS = 2048
@@ -88,6 +91,13 @@ class _Deepest(Exception):  # noqa: N818 — it is control flow: the pass has go
     pass
 
 
+class _Meter(threading.local):
+    """Rows and padded tokens that went through the model for this thread."""
+
+    rows = 0
+    tokens = 0
+
+
 class Subject:
     """A causal language model that can be read and edited at its sites. Make one with `load` or `wrap`."""
 
@@ -100,7 +110,9 @@ class Subject:
         self.context = int(self.config.max_position_embeddings)
         self.vocabulary = int(model.get_input_embeddings().num_embeddings)
         self.special = frozenset({self.sink, *tokenizer.all_special_ids})
-        self.forward_rows = self.forward_tokens = 0
+        self.meter = _Meter()
+        self.turn = threading.RLock()    # one pass at a time: hooks sit on the modules that every thread shares
+        self._pool = Pool(self)
         self.coders: dict[str, Coder] = {}
         self.find_coder: Callable[[str], Coder] = find_coder    # asked for one that is named and not attached
         self._pieces: dict[int, str] = {}
@@ -401,7 +413,8 @@ class Subject:
         positions = torch.arange(ids.shape[1], device=self.device).expand_as(ids)
         inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask.long() if ragged else None,
                   "use_cache": False}  # fmt: skip
-        self.forward_rows += ids.shape[0]
+        self.meter.rows += ids.shape[0]
+        self.meter.tokens += mask.numel()
         return self._forward(inputs, mask, read, edits, logits, normed, take, start or {})
 
     def before(self, sites: Iterable[str | Point]) -> list[Point]:
@@ -417,6 +430,13 @@ class Subject:
         self, inputs: dict[str, Any], mask: Tensor, read: Sequence[str | Point], edits: Sequence[Edit], logits: bool,
         normed: bool, take: Take | None, start: Mapping[Any, Tensor],
     ) -> Pass:  # fmt: skip
+        with self.turn:
+            return self._pass(inputs, mask, read, edits, logits, normed, take, start)
+
+    def _pass(
+        self, inputs: dict[str, Any], mask: Tensor, read: Sequence[str | Point], edits: Sequence[Edit], logits: bool,
+        normed: bool, take: Take | None, start: Mapping[Any, Tensor],
+    ) -> Pass:  # fmt: skip
         readings: dict[Any, Tensor] = {}
         sums: dict[Any, Tensor] = {}
         fired = [0] * len(edits)
@@ -424,7 +444,6 @@ class Subject:
         points = dict.fromkeys([*wanted, *(self._reads_at(edit.site) for edit in edits)])
         points |= dict.fromkeys(self.writes_at(edit.site) for edit in edits)
         deepest = None if logits or normed or not read else max(wanted, key=_depth)
-        self.forward_tokens += mask.numel()
         shifts: dict[Point, list[Tensor]] = {point: [] for point in points}
         with torch.inference_mode(), ExitStack() as stack:
             for point in self.before(edit.site for edit in edits):
@@ -615,11 +634,18 @@ class Subject:
             result[batch] = done.readings[unit.site][line, last, unit.index].to(result.dtype).cpu()
         return unit.sign * result
 
-    def run_nodes(self, inputs: dict[str, Any], read: Sequence[str]) -> dict[str, Tensor]:
-        """Readings [N, width] of sites at the next nodes of a trie, whose `inputs` these are."""
-        real = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
-        done = self._forward(inputs, real, read, edits=(), logits=False, normed=False, take=None, start={})
-        return {site: values[0] for site, values in done.readings.items()}
+    def pass_nodes(self, trie: Trie, read: Sequence[str]) -> dict[str, Tensor]:
+        """Readings [n, width] of sites at the next nodes of a trie; what other threads ask for may share the pass."""
+        return self._pool.read(trie, read)
+
+    def run_nodes(self, portions: Sequence[Portion], read: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Readings [n, width] of sites at the new nodes of each of several tries, in one pass."""
+        with self.turn:
+            joint = Joint(portions, self.device, self.dtype)
+            real = torch.ones_like(joint.inputs["input_ids"], dtype=torch.bool)
+            done = self._forward(joint.inputs, real, read, edits=(), logits=False, normed=False, take=None, start={})
+            joint.keep()
+        return [{site: values[0, here] for site, values in done.readings.items()} for here in joint.spans]
 
     @cached_property
     def sees(self) -> int:
@@ -634,12 +660,12 @@ class Subject:
 
     @contextmanager
     def metered(self) -> Iterator[dict[str, float]]:
-        """Fills the yielded dict at the end with the rows, padded tokens and seconds spent inside."""
+        """Fills the yielded dict at the end with the rows, padded tokens and seconds that this thread spent inside."""
         cost: dict[str, float] = {}
-        rows, tokens, start = self.forward_rows, self.forward_tokens, time.perf_counter()
+        rows, tokens, start = self.meter.rows, self.meter.tokens, time.perf_counter()
         yield cost
-        cost["forward_rows"] = self.forward_rows - rows
-        cost["forward_tokens"] = self.forward_tokens - tokens
+        cost["forward_rows"] = self.meter.rows - rows
+        cost["forward_tokens"] = self.meter.tokens - tokens
         cost["backward"] = 0
         cost["seconds"] = round(time.perf_counter() - start, 3)
 

@@ -331,11 +331,10 @@ def make_sweep(
     Raises Refused for unknown sites, a corpus with an empty side, or a full disk.
     """
     sites = sorted(set(sites), key=parse_site)
-    _check(subject, sites)
+    known = made_before(subject, corpus, sites, home, tokens)
+    if known is not None:
+        return known
     digest, basis = (sweep_digest(subject, corpus, some, tokens) for some in (sites, ()))
-    for known, facts in _finished(home):
-        if facts["basis"] == basis and all(_site_digest(facts, s) == subject.site_digest(s) for s in sites):
-            return Sweep(known, sites)
     folder = home / "sweeps" / digest
     with _writing(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -354,6 +353,18 @@ def make_sweep(
             shutil.rmtree(folder, ignore_errors=True)               # what is left of one that was damaged
             os.replace(partial, folder)
     return Sweep(folder)
+
+
+def made_before(
+    subject: Subject, corpus: Corpus, sites: Sequence[str], home: Path, tokens: int | None = None
+) -> Sweep | None:
+    """The finished sweep that `make_sweep` would return without sweeping, or None. Raises Refused for unknown sites."""
+    _check(subject, sites)
+    basis = sweep_digest(subject, corpus, (), tokens)
+    for folder, facts in _finished(home):
+        if facts["basis"] == basis and all(_site_digest(facts, s) == subject.site_digest(s) for s in sites):
+            return Sweep(folder, sorted(set(sites), key=parse_site))
+    return None
 
 
 def _check(subject: Subject, sites: Sequence[str]) -> None:
@@ -574,5 +585,6 @@ def _store(
 
 
 __all__ = [
-    "Exemplar", "KEPT", "Place", "Statistics", "Sweep", "SweptDocument", "find_sweep", "make_sweep", "swept_before",
+    "Exemplar", "KEPT", "Place", "Statistics", "Sweep", "SweptDocument", "find_sweep", "made_before", "make_sweep",
+    "swept_before",
 ]  # fmt: skip

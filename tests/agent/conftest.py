@@ -183,5 +183,15 @@ def copied(finished: Finished, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
+def swept(finished: Finished, tmp_path: Path) -> Any:
+    """A home with the finished run's sweep and nothing else."""
+    from lamplighter.agent.config import Home
+
+    home = Home(tmp_path / "swept")
+    shutil.copytree(finished.home.path / "sweeps", home.path / "sweeps")
+    return home
+
+
+@pytest.fixture
 def told() -> Told:
     return Told()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -370,12 +371,66 @@ def test_the_home_is_the_option_else_the_variable_else_here(
 
 
 def test_status(cli: Cli, finished: Any, tmp_path: Path) -> None:
-    said = cli("status", "--json", "--home", finished.home.path)
-    assert said.json == [
-        {"run": finished.outcome.run, "status": "done", "units": 5, "queued": 0, "running": 0, "done": 5, "failed": 0}
-    ]
-    assert finished.outcome.run in cli("status", "--home", finished.home.path).out
+    (row,) = cli("status", "--json", "--home", finished.home.path).json
+    counted = {"units": 5, "queued": 0, "running": 0, "done": 5, "failed": 0, "failures": {}, "workers": []}
+    assert row["run"] == finished.outcome.run and row["status"] == "done" and not row["paused"]
+    assert counted.items() <= row.items() and row["units_an_hour"] > 0 and row["free_bytes"] > 0
+    assert row["llm"] == {"calls": 0, "tokens": 0, "usd": 0.0, "unpriced": 0} and row["waiting"] == 0
+    said = cli("status", "--home", finished.home.path).out
+    assert finished.outcome.run in said and "free on the disk" in said
     assert "no runs yet" in cli("status", "--home", tmp_path / "new").out
+
+
+def test_a_run_is_planned_failed_retried_paused_and_resumed(
+    cli: Cli, project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way of a run whose units fail at first, each command said to the next by the one before."""
+    home = ["--home", tmp_path / "home"]
+    asked = [*project.arguments[1:-1], "0-mlp/3,0-mlp/4", *home]
+    planned = cli("plan", *asked, "--minutes", "5")
+    assert planned.code == 0 and "2 units, planned by playbook" in planned.out and "undefined" in planned.out
+    assert not (tmp_path / "home").exists()
+
+    def broken(unit: Any, by: Any) -> Any:
+        raise OSError("the cable is out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(night, "investigate", broken)
+        assert cli("run", *asked).code == commands.FAILED
+    said = cli("status", *home).out
+    assert "failed as 2 OSError" in said and "lamplighter retry" in said
+    refused(cli("retry", "--kind", "LLMError", *home), "as 'LLMError'", "2 OSError")
+    told = cli("retry", "--kind", "OSError", "--json", *home).json
+    assert [one["kind"] for one in told["queued"]] == ["OSError"] * 2
+    refused(cli("retry", *home), "no unit has failed")
+    assert "2 to do" in cli("plan", *asked).out
+    paused = cli("pause", *home)
+    assert paused.code == 0 and "is paused" in paused.out
+    assert "drained, paused" in cli("status", *home).out
+    resumed = cli("resume", "--json", *home).json
+    assert resumed["command"] == told["command"]
+    again = cli(*shlex.split(told["command"])[1:])
+    assert again.code == 0 and "2 units" in again.out
+    (row,) = cli("status", "--json", *home).json
+    assert (row["status"], row["done"], row["failed"], row["failures"]) == ("done", 2, 0, {})
+    assert "0 to do" in cli("plan", *asked).out
+    assert cli("verify", *home).code == 0
+
+
+def test_a_home_is_backed_up_and_verified(cli: Cli, copied: Any, tmp_path: Path) -> None:
+    home = ["--home", copied.path]
+    assert "all is as it should be" in cli("verify", *home).out
+    made = cli("backup", tmp_path / "kept", *home)
+    assert made.code == 0 and "left out: sweeps" in made.out and f"lamplighter verify {tmp_path / 'kept'}" in made.out
+    assert cli("verify", tmp_path / "kept").code == 0
+    refused(cli("backup", tmp_path / "kept", *home), "is there already")
+    (tmp_path / "kept" / "work.sqlite").write_bytes(b"")
+    said = cli("verify", tmp_path / "kept", "--json")
+    assert said.code == 1 and not said.json["ok"]
+    assert "checks fail" in cli("verify", tmp_path / "kept").out
+    refused(cli("verify", tmp_path / "nowhere"), "neither a home nor a backup")
+    shown = cli("status", "--json", "--home", tmp_path / "nowhere").json
+    assert shown == [] and not (tmp_path / "nowhere").exists()
 
 
 def test_models_list_and_doctor(cli: Cli, tmp_path: Path, empty_cache: Path) -> None:

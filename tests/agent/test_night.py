@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -31,14 +30,6 @@ from lamplighter.tools.toolbox import REGISTRY
 
 QUICK = "0-mlp/3,0-mlp/4"     # abstained on within a second
 PATIENCE = 120                # seconds that a child process is given
-
-
-@pytest.fixture
-def swept(finished: Any, tmp_path: Path) -> Home:
-    """A home with the finished run's sweep and nothing else."""
-    home = Home(tmp_path / "swept")
-    shutil.copytree(finished.home.path / "sweeps", home.path / "sweeps")
-    return home
 
 
 def names(units: list[str]) -> list[str]:

@@ -12,10 +12,23 @@ from dataclasses import replace
 from hashlib import sha256
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lamplighter.store import work as module
 from lamplighter.store.records import Evidence, Failure, LLMCall, Refused
-from lamplighter.store.work import Busy, Spent, StaleAttempt, Work, ddl_after, is_gone, worker_id
+from lamplighter.store.work import (
+    MAX_ATTEMPTS,
+    Busy,
+    Spent,
+    StaleAttempt,
+    Work,
+    Worker,
+    ddl_after,
+    is_gone,
+    process_of,
+    worker_id,
+)
 
 
 class Clock:
@@ -228,6 +241,194 @@ def test_the_negative_side_is_recorded_with_its_sign(work, clock):
         clock.now += 2
     ((_, lost),) = work.outbox(9)
     assert (lost.unit, lost.sign) == ("m/5-mlp/7", -1)
+
+
+def test_a_unit_keeps_its_rung_and_the_digest_of_its_input(work):
+    run = work.open_run("key", {}, ["a", "b"]).id
+    work.enqueue(run, ["a", "b"], digests=["d1", None])
+    assert work.enqueue(run, ["a"], digests=["another"]) == 0
+    work.finish(work.claim(run, worker_id()), [], rung="label")
+    work.finish(work.claim(run, worker_id()), [])
+    assert [(job.unit, job.rung, job.digest) for job in work.jobs(run)] == [("a", "label", "d1"), ("b", None, None)]
+    with pytest.raises(ValueError):
+        work.enqueue(run, ["c", "d"], digests=["one"])
+
+
+# Held back, and once more
+
+
+def test_of_a_paused_run_no_unit_can_be_had_and_what_is_held_may_be_finished(work):
+    run, other = queued(work, 2), work.open_run("other", {}, ["x"]).id
+    work.enqueue(other, ["x"])
+    job = work.claim(run, worker_id())
+    assert not work.paused(run)
+    work.pause(run)
+    work.pause(run)
+    assert work.paused(run) and not work.paused(other)
+    assert [state.paused for state in work.runs()] == [True, False]
+    assert work.claim(run, worker_id()) is None and Work(work.path).claim(run, worker_id()) is None
+    assert work.claim(other, worker_id()).unit == "x"
+    work.heartbeat(job)
+    work.finish(job, [found(job.unit)])
+    work.resume(run)
+    assert not work.paused(run) and work.claim(run, worker_id()) is not None
+
+
+def test_a_paused_run_buries_no_unit(work, clock):
+    run = queued(work, 1)
+    for _ in range(MAX_ATTEMPTS):
+        work.claim(run, worker_id(), lease=1)
+        clock.now += 2
+    work.pause(run)
+    assert work.claim(run, worker_id()) is None and work.counts(run)["failed"] == 0
+    work.resume(run)
+    assert work.claim(run, worker_id()) is None and work.counts(run)["failed"] == 1
+
+
+@pytest.mark.parametrize("act", [Work.pause, Work.resume, Work.paused, Work.requeue])
+def test_a_run_that_is_not_there_is_refused(work, act):
+    with pytest.raises(Refused, match="no run 'nope'.*lamplighter status"):
+        act(work, "nope")
+
+
+def test_failed_units_are_queued_again_as_if_untried_and_a_done_run_is_open_again(work):
+    run = queued(work, 4)
+    work.finish(work.claim(run, worker_id()), [])
+    for _ in range(2):
+        work.fail(work.claim(run, worker_id()), failed("u"), retry=False)
+    still = work.claim(run, worker_id())
+    work.finish(still, [])
+    assert work.close_run(run, "done") == "done"
+    bad = [job.unit for job in work.jobs(run) if job.status == "failed"]
+    assert work.requeue(run, []) == [] and work.find_run("key").status == "done"
+    assert work.requeue(run, [still.unit, "m/5-mlp/77"]) == [], "only what failed"
+    assert work.requeue(run, [bad[1]]) == [bad[1]]
+    assert work.find_run("key").status == "drained"
+    assert work.requeue(run) == [bad[0]] and work.requeue(run) == []
+    attempts = []
+    while job := work.claim(run, worker_id()):
+        attempts.append(job.attempt)
+        work.fail(job, failed(job.unit), retry=True)
+    assert sorted(attempts) == sorted([*range(1, MAX_ATTEMPTS + 1)] * 2)
+    assert work.open_run("key", {}, []).id == run
+
+
+def test_a_stale_attempt_cannot_finish_a_unit_that_was_queued_again(work):
+    run = queued(work, 1)
+    job = work.claim(run, worker_id())
+    work.fail(job, failed(job.unit), retry=False)
+    work.requeue(run)
+    with pytest.raises(StaleAttempt):
+        work.finish(job, [found(job.unit)])
+    again = work.claim(run, worker_id())
+    assert (again.attempt, again.token > job.token) == (1, True)
+    with pytest.raises(StaleAttempt):
+        work.finish(job, [found(job.unit)])
+    work.finish(again, [])
+
+
+def test_a_run_is_not_done_while_units_are_open(work):
+    run = queued(work, 2)
+    for _ in range(2):
+        work.fail(work.claim(run, worker_id()), failed("u"), retry=False)
+    work.requeue(run)                       # while the process that failed them was about to close the run
+    assert work.close_run(run, "done") == "drained" and work.find_run("key").status == "drained"
+    assert work.close_run(run, "budget") == "budget"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=30), st.sets(st.integers(0, 5)))
+def test_requeue_touches_the_failed_units_that_are_named_and_no_other(tmp_path_factory, acts, named):
+    work = Work(tmp_path_factory.mktemp("q") / "work.sqlite", Clock())
+    run = queued(work, 6)
+    for _, good in acts[:6]:
+        job = work.claim(run, worker_id())
+        work.finish(job, []) if good else work.fail(job, failed(job.unit), retry=False)
+    before = {job.unit: job for job in work.jobs(run)}
+    asked = {f"m/5-mlp/{i}" for i in named}
+    queued_again = work.requeue(run, sorted(asked))
+    assert queued_again == [u for u, job in before.items() if job.status == "failed" and u in asked]
+    for job in work.jobs(run):
+        was = before[job.unit]
+        assert job == (replace(was, status="queued", attempt=0) if job.unit in queued_again else was)
+    work.close()
+
+
+REQUEUE = """
+import sys
+from pathlib import Path
+from lamplighter.store.work import Work
+work = Work(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+print(*work.requeue(sys.argv[2]))
+"""
+
+
+def test_of_two_processes_that_queue_a_unit_again_one_does(tmp_path):
+    work = Work(tmp_path / "work.sqlite")
+    run = queued(work, 20)
+    for round_ in range(3):
+        while job := work.claim(run, worker_id()):
+            work.fail(job, failed(job.unit), retry=False)
+        work.close_run(run, "done")
+        racers = [
+            subprocess.Popen([sys.executable, "-c", REQUEUE, work.path, run], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True) for _ in range(2)
+        ]  # fmt: skip
+        for racer in racers:
+            assert racer.stdout.readline() == "ready\n"
+        for racer in racers:
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        told = [racer.communicate(timeout=60)[0].split() for racer in racers]
+        assert sorted(told[0] + told[1]) == sorted(f"m/5-mlp/{i}" for i in range(20)), round_
+        assert work.find_run("key").status == "drained"
+
+
+# Who works on a run
+
+
+def test_processes_that_ask_for_units_are_known_also_between_two_units(work):
+    run, mine = queued(work, 1), process_of(worker_id())
+    assert work.workers(run) == []
+    job = work.claim(run, worker_id("a"))
+    assert work.workers(run) == [Worker(mine, [job.unit])] and work.workers(run)[0].pid == str(os.getpid())
+    work.finish(job, [])
+    assert work.workers(run) == [Worker(mine, [])]
+    work.pause(run)
+    work.claim(run, worker_id("b"))
+    assert work.workers(run) == [Worker(mine, [])], "one process, whatever its threads are called"
+    work.close_run(run, "drained")
+    assert work.workers(run) == []
+
+
+def test_an_ended_process_is_no_worker_whatever_its_lease(tmp_path):
+    work = Work(tmp_path / "work.sqlite")
+    run = queued(work, 2)
+    ask = (
+        "import sys, os; from pathlib import Path; from lamplighter.store.work import Work, worker_id;"
+        "print(Work(Path(sys.argv[1])).claim(sys.argv[2], worker_id(), lease=3600).unit, flush=True);"
+        "sys.stdin.read(); os._exit(9)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", ask, work.path, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    unit = process.stdout.readline().strip()
+    assert [(worker.pid, worker.units) for worker in work.workers(run)] == [(str(process.pid), [unit])]
+    process.communicate("", timeout=30)
+    assert work.workers(run) == []
+
+
+def test_a_process_of_another_machine_is_known_by_what_it_asked_lately(work, clock):
+    run = queued(work, 1)
+    job = work.claim(run, "elsewhere/1/2/x", lease=60)
+    clock.now += module.SILENT_SECONDS - 1
+    assert work.workers(run) == [Worker("elsewhere/1/2", [])], "its lease is over"
+    clock.now += 2
+    assert work.workers(run) == []
+    work.heartbeat(job)
+    assert work.workers(run) == [Worker("elsewhere/1/2", [job.unit])]
 
 
 def test_random_histories_finish_every_unit_exactly_once(tmp_path):
@@ -494,6 +695,28 @@ def test_killed_while_it_charges_a_call_is_in_both_places_or_in_neither(tmp_path
     assert work.spent("r").calls == work.pending() == 1
 
 
+# What waits, and copies
+
+
+def test_what_waits_is_counted_and_read_by_run(work):
+    mine, other = replace(failed("a"), run="r"), replace(failed("b"), run="s")
+    work.post([mine, other, replace(found("a"), run="r"), found("c")])
+    assert work.waiting() == {"r": 2, "s": 1, None: 1}
+    assert work.waiting_of(Failure, "r") == [mine] and work.waiting_of(Failure, "x") == []
+
+
+def test_a_copy_is_whole_and_of_one_moment(work, tmp_path):
+    run = queued(work, 3)
+    work.post([found("u")])
+    work.copy_to(tmp_path / "copy.sqlite")
+    work.finish(work.claim(run, worker_id()), [found("later")])
+    copy = Work(tmp_path / "copy.sqlite")
+    assert (copy.counts(run)["queued"], copy.pending(), schema(copy.path)[0]) == (3, 1, module.VERSION)
+    assert work.counts(run)["done"] == 1
+    with pytest.raises(sqlite3.OperationalError, match="already exists"):
+        work.copy_to(tmp_path / "copy.sqlite")
+
+
 # Caches and locks
 
 
@@ -580,7 +803,34 @@ def test_a_file_of_version_1_is_brought_up_to_date_and_keeps_what_is_in_it(tmp_p
     assert [record for _, record in work.outbox(1)] == [A_FAILURE]
     assert work.claim("r", worker_id()).unit == "u"
     Work(tmp_path / "new.sqlite")
-    assert schema(path) == schema(tmp_path / "new.sqlite") == (module.VERSION, tables | {"llm_calls"})
+    assert schema(path) == schema(tmp_path / "new.sqlite") == (module.VERSION, tables | {"llm_calls", "workers"})
+
+
+def test_a_file_of_version_3_is_brought_up_to_date_and_keeps_everything(tmp_path):
+    path = tmp_path / "work.sqlite"
+    both, later = ddl_after(module._DDL, 0), ddl_after(module._DDL, 3)
+    con = sqlite3.connect(path)
+    con.execute("PRAGMA journal_mode = WAL")
+    con.executescript(f"{both.removesuffix(later)} PRAGMA user_version = 3;")
+    con.execute("INSERT INTO runs VALUES ('r', 'key', 'done', '{\"model\": \"m\"}', '[\"u\", \"v\"]')")
+    for row in (("r", "u", 0, 1.5, "done", 2, 7), ("r", "v", 1, 0, "failed", 3, 3)):
+        sql = "INSERT INTO jobs (run, unit, position, priority, status, attempt, token) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        con.execute(sql, row)
+    con.execute("INSERT INTO cache VALUES ('k', 'text')")
+    con.execute("INSERT INTO outbox (id, kind, body) VALUES (?, ?, ?)", (A_FAILURE.id, "failures", A_FAILURE.to_json()))
+    con.commit()
+    tables = [name for (name,) in con.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    before = {table: con.execute(f"SELECT * FROM {table}").fetchall() for table in tables}
+    con.close()
+    work = Work(path)
+    with sqlite3.connect(path) as con:
+        after = {table: con.execute(f"SELECT * FROM {table}").fetchall() for table in tables}
+    con.close()
+    assert {t: [row[: len(before[t][0])] for row in rows] for t, rows in after.items() if rows} == {
+        t: rows for t, rows in before.items() if rows
+    }
+    assert not work.paused("r") and [(j.rung, j.digest) for j in work.jobs("r")] == [(None, None)] * 2
+    assert work.requeue("r") == ["v"] and work.claim("r", worker_id()).attempt == 1
 
 
 def test_many_processes_may_bring_a_file_up_to_date_at_once(tmp_path):

@@ -272,11 +272,11 @@ def test_tokens_that_read_the_same_go_by_id(llama: Any) -> None:
 def test_the_size_of_a_batch_changes_nothing(case: Case, batch: int) -> None:
     subject = case.subject
     frozen = {site: case.sweep.site(site)["peak"] for site in SITES}
-    rows, cells = subject.forward_rows, subject.forward_tokens
+    rows, cells = subject.meter.rows, subject.meter.tokens
     made = make_atlas(subject, frozen, batch=batch)
     passes = -(-319 // min(batch, PASS))
-    assert subject.forward_rows - rows == 319
-    assert subject.forward_tokens - cells <= 319 + passes    # the sink once a pass
+    assert subject.meter.rows - rows == 319
+    assert subject.meter.tokens - cells <= 319 + passes    # the sink once a pass
     same_as_stored(case, made)
 
 
@@ -294,18 +294,18 @@ def same_as_stored(case: Case, made: dict[str, dict[str, torch.Tensor]]) -> None
 
 def test_a_batch_that_takes_several_passes_is_one_batch(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamplighter.tools.tries.PASS", 100)
-    cells = case.subject.forward_tokens
+    cells = case.subject.meter.tokens
     same_as_stored(case, make_atlas(case.subject, {site: case.sweep.site(site)["peak"] for site in SITES}))
-    assert case.subject.forward_tokens - cells == 320      # the sink once, though there were four passes
+    assert case.subject.meter.tokens - cells == 320      # the sink once, though there were four passes
 
 
 @pytest.mark.parametrize("error", [None, 1.0])
 def test_where_rows_cannot_share_a_sink_each_has_its_own(case: Case, error: float | None) -> None:
     subject = Subject.wrap(case.subject.model, case.subject.tokenizer, case.subject.name)
     subject.checks["share"] = error
-    rows, cells = subject.forward_rows, subject.forward_tokens
+    rows, cells = subject.meter.rows, subject.meter.tokens
     made = make_atlas(subject, {site: case.sweep.site(site)["peak"] for site in SITES}, batch=100)
-    assert (subject.forward_rows - rows, subject.forward_tokens - cells) == (319, 2 * 319)
+    assert (subject.meter.rows - rows, subject.meter.tokens - cells) == (319, 2 * 319)
     same_as_stored(case, made)
 
 
@@ -555,9 +555,9 @@ def test_the_score_side_is_never_told_of(swept: Case, best: Callable[..., float]
 
 
 def test_the_record_comes_back_and_costs_no_pass(swept: Case) -> None:
-    before = swept.subject.forward_rows
+    before = swept.subject.meter.rows
     evidence = token_atlas(swept.subject, swept.sweep, UNIT, n=3)
-    assert swept.subject.forward_rows == before
+    assert swept.subject.meter.rows == before
     assert evidence.cost["forward_rows"] == evidence.cost["forward_tokens"] == 0
     assert Evidence.from_json(evidence.to_json()) == evidence
     assert (evidence.tool, evidence.unit, evidence.sign) == ("token_atlas", UNIT.bare, 1)

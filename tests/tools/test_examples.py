@@ -87,9 +87,9 @@ def test_no_rows_are_no_question(llama: Any, sweep: Sweep, n: int) -> None:
 
 
 def test_the_record_comes_back_and_costs_no_pass(llama: Any, sweep: Sweep) -> None:
-    before = llama.forward_rows
+    before = llama.meter.rows
     evidence = top_examples(llama, sweep, UNIT, band="mid", side="tune", n=3)
-    assert llama.forward_rows == before
+    assert llama.meter.rows == before
     assert evidence.cost["forward_rows"] == evidence.cost["forward_tokens"] == 0
     assert Evidence.from_json(evidence.to_json()) == evidence
     assert evidence.arguments == {"band": "mid", "side": "tune", "n": 3}

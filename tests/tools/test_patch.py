@@ -134,9 +134,9 @@ def one_reader(llama: Any) -> tuple[Subject, list[int], list[int]]:
 
 
 def test_one_pass_for_all_controls_equals_one_pass_each(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = tiny.forward_rows
+    calls = tiny.meter.rows
     rows, checks = scored(tiny, UnitId("t", "0-mlp", 6), monkeypatch, pairs=3)
-    assert tiny.forward_rows - calls == 2 * 4 + 2 * 4 + 20
+    assert tiny.meter.rows - calls == 2 * 4 + 2 * 4 + 20
     where = torch.zeros(1, 6, dtype=torch.bool)
     where[0, 5] = True
     values = tiny.run([CLEAN], read=["0-mlp"]).readings["0-mlp"][0, 5]

@@ -88,14 +88,16 @@ def test_a_prefix_is_not_changed_by_what_came_before(tiny: Any) -> None:
 
 @pytest.mark.parametrize(("room", "size"), [(20, 1024), (40, 3), (2048, 5)])
 def test_little_room_and_small_passes_change_nothing(
-    llama: Any, room: int, size: int, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, room: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """LayerNorm computes in float64 here, and there nothing is left of a difference."""
+    close = 1e-12 if tiny.config.model_type == "gpt2" else 10 * CLOSE
     monkeypatch.setattr(module, "ROOM", room)
     monkeypatch.setattr("lamplighter.tools.tries.PASS", size)
-    rows, unit = rows_of(llama), UnitId("t", "1-mlp", 3, -1)
-    reader = Reader(llama, ["1-mlp"])
+    rows, unit = rows_of(tiny), UnitId("t", "1-mlp", 3, -1)
+    reader = Reader(tiny, ["1-mlp"])
     for some in (rows, rows[::-1], rows[2:5]):
-        assert gap(reader(some, unit), torch.cat([llama.readings([row], unit) for row in some])) < CLOSE
+        assert gap(reader(some, unit), torch.cat([tiny.readings([row], unit) for row in some])) < close
 
 
 def test_a_row_is_read_along_at_every_token(tiny: Any) -> None:

@@ -453,9 +453,9 @@ def test_the_mode_is_the_one_whose_proposals_the_subject_finds_likelier(llama: A
                 total.append(sum(logs[k - 1, ids[0, k]].item() for k in range(start, ids.shape[1])))
         assert chosen[mode] == pytest.approx(np.mean(total))
     assert chosen["mode"] == max(("masked", "unmasked"), key=lambda mode: float(chosen[mode]))
-    rows = llama.forward_rows
+    rows = llama.meter.rows
     assert masked.choose_mode(llama) == chosen
-    assert llama.forward_rows == rows
+    assert llama.meter.rows == rows
     assert MaskedLM(model, base.tokenizer, "two", mode="masked").choose_mode(llama)["mode"] == "masked"
 
 

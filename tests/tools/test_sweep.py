@@ -396,11 +396,11 @@ def test_all_bands_at_once_are_each_band(case: Case) -> None:
 def test_reading_again_gives_what_was_kept(case: Case) -> None:
     for unit in case.units[::25]:
         kept = [e for side in measures.SIDES for e in case.sweep.exemplars(unit, side)] + case.sweep.firings(unit)
-        rows = case.subject.forward_rows
+        rows = case.subject.meter.rows
         values = case.sweep.read(case.subject, unit, [e.place for e in kept])
         assert values == pytest.approx([e.activation for e in kept], rel=1e-5, abs=1e-6)
         windows = {(e.document, e.offset // STEP) for e in kept}
-        assert case.subject.forward_rows - rows == len(windows) < len(kept)
+        assert case.subject.meter.rows - rows == len(windows) < len(kept)
     assert len(case.sweep.read(case.subject, case.units[0], [])) == 0
 
 
@@ -527,10 +527,10 @@ def held(home: Path) -> list[str]:
 
 def test_a_finished_sweep_is_not_made_again(llama: Any, tmp_path: Path) -> None:
     first = make_sweep(llama, small(), SITES, tmp_path)
-    rows = llama.forward_rows
+    rows = llama.meter.rows
     again = make_sweep(llama, small(), [*reversed(SITES), SITES[0]], tmp_path)
     assert again.folder == first.folder
-    assert llama.forward_rows == rows
+    assert llama.meter.rows == rows
     assert held(tmp_path) == [first.digest]
 
 
@@ -670,9 +670,9 @@ def test_the_largest_sweep_that_has_the_site_is_found_and_of_equals_the_newest(l
 
 def test_a_sweep_with_more_sites_stands_for_one_with_fewer(llama: Any, tmp_path: Path) -> None:
     whole = make_sweep(llama, small(), SITES, tmp_path)
-    rows = llama.forward_rows
+    rows = llama.meter.rows
     part = make_sweep(llama, small(), ["0-mlp"], tmp_path)
-    assert llama.forward_rows == rows and part.digest == whole.digest and part.sites == ["0-mlp"]
+    assert llama.meter.rows == rows and part.digest == whole.digest and part.sites == ["0-mlp"]
     with pytest.raises(Refused, match="was not swept"):
         part.site("1-mlp")
     assert make_sweep(llama, small("other", 1), ["0-mlp"], tmp_path).digest != whole.digest
@@ -750,10 +750,10 @@ def test_a_sample_too_small_to_have_every_side_is_refused(llama: Any, tmp_path: 
 def test_sites_that_cannot_be_swept_are_refused_before_any_pass(
     llama: Any, tmp_path: Path, sites: list[str], words: str
 ) -> None:
-    rows = llama.forward_rows
+    rows = llama.meter.rows
     with pytest.raises(Refused, match=words):
         make_sweep(llama, small(), sites, tmp_path)
-    assert llama.forward_rows == rows
+    assert llama.meter.rows == rows
     assert held(tmp_path) == []
 
 

@@ -164,13 +164,13 @@ def refused(evidence: Evidence, words: str) -> None:
 def test_what_is_refused_is_evidence_of_it(
     llama: Any, box: Toolbox, name: str, arguments: Mapping[str, Any], words: str
 ) -> None:
-    rows = llama.forward_rows
+    rows = llama.meter.rows
     evidence = box.call(name, UNIT, arguments, run="r1", investigation="i1")
     refused(evidence, words)
     assert (evidence.tool, evidence.unit, evidence.sign) == (name, UNIT.bare, 1)
     assert (evidence.run, evidence.investigation) == ("r1", "i1")
     assert evidence.arguments == arguments
-    assert llama.forward_rows == rows
+    assert llama.meter.rows == rows
 
 
 @pytest.mark.parametrize(
@@ -181,9 +181,9 @@ def test_what_is_refused_is_evidence_of_it(
     ],
 )  # fmt: skip
 def test_units_that_are_not_the_models_are_refused(llama: Any, box: Toolbox, unit: str, words: str) -> None:
-    rows = llama.forward_rows
+    rows = llama.meter.rows
     refused(box.call("activate", UnitId.parse(unit), {"text": TEXT}), words)
-    assert llama.forward_rows == rows
+    assert llama.meter.rows == rows
 
 
 def test_a_refusal_is_not_remembered(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +244,10 @@ def test_a_sweep_is_asked_for_only_by_tools_that_read_it(llama: Any, tmp_path: P
 def test_finished_evidence_comes_back_as_a_row_of_its_own(llama: Any) -> None:
     memory = Memory()
     first = memory.box(llama).call("activate", UNIT, {"text": TEXT}, run="r1", investigation="i1")
-    rows = llama.forward_rows
+    rows = llama.meter.rows
     again = memory.box(llama).call("activate", UNIT, {"text": TEXT}, run="r2", investigation="i2")
     third = memory.box(llama).call("activate", UNIT, {"text": TEXT})
-    assert llama.forward_rows == rows
+    assert llama.meter.rows == rows
     assert len({first.id, again.id, third.id}) == 3
     assert first.created_at < again.created_at
     assert again.provenance == first.provenance | {"recalled": first.id}
