@@ -73,7 +73,7 @@ def positions(low: int, high: int) -> str:
         return "at the first token of a text" if low == 1 else f"at position {low} of a text"
     if low == 1:
         return f"among the first {high} tokens of a text"
-    return f"from the {low}th token of a text on" if high == WINDOW - 1 else f"at positions {low} to {high} of a text"
+    return f"from position {low} of a text on" if high == WINDOW - 1 else f"at positions {low} to {high} of a text"
 
 
 def _placed(what: str, span: tuple[int, int]) -> str:

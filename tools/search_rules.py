@@ -36,12 +36,12 @@ class Search:
     def worth(self, rule: Sequence[Candidate]) -> float:
         """F1, doubted as far as experiments contradict the rule, less the price of size and of unfound distances.
 
-        −1 if the rule is too large.
+        −1 if the rule is too large, or says a clause twice.
         """
         if not rule:
             return 0.0
         atoms = sum(c.clause.atoms for c in rule)
-        if atoms > MAX_ATOMS or len(rule) > MAX_CLAUSES:
+        if atoms > MAX_ATOMS or len(rule) > MAX_CLAUSES or len({c.clause for c in rule}) < len(rule):
             return -1.0
         price = PRICE * (atoms - self._shown(rule)) + ALTERNATIVE * sum(c.listed for c in rule)
         price += GUESS * self.trials.guessed(rule)
@@ -50,9 +50,12 @@ class Search:
 
     def _shown(self, rule: Sequence[Candidate]) -> int:
         """Atoms that experiments stand behind: conditions, and clauses that only go on with a list too long for one."""
-        rests = [rest for c in rule if (rest := self._around(c)) is not None]
-        continued = sum(rest.atoms for k, rest in enumerate(rests) if rest in rests[:k])
-        return continued + sum(condition.tested for c in rule for condition in c.conditions)
+        rests = [self._around(c) for c in rule]
+        goes_on = [rest is not None and rest in rests[:k] for k, rest in enumerate(rests)]
+        return sum(
+            c.clause.atoms if known else sum(condition.tested for condition in c.conditions)
+            for c, known in zip(rule, goes_on, strict=True)
+        )
 
     def _around(self, c: Candidate) -> Clause | None:
         """What stands around a list that experiments found, the same for all its parts; None for other clauses."""

@@ -3,18 +3,19 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lamplighter.store.records import Evidence, Refused
 from lamplighter.tools.collect import position_key
+from lamplighter.tools.conditions import Condition
 from lamplighter.tools.estimate import Candidate, Known
 from lamplighter.tools.induce import COMMON, MIN_F1, Induced, induce
 from lamplighter.tools.lexicon import FOLD, KNOWN, called, fitting, matching, merged, spelled
@@ -493,6 +494,7 @@ SOME_TOKENS = st.lists(st.integers(1, 40), min_size=1, max_size=16)
 @given(st.tuples(SOME_WORDS, SOME_WORDS) | st.tuples(SOME_TOKENS, SOME_TOKENS))
 def test_a_union_matches_what_both_lists_do_and_never_lowers_worth(search: Search, two: Any) -> None:
     a, b = (listed(search, list(dict.fromkeys(names)), "any") for names in two)
+    assume(a.clause != b.clause)
     both = search.proposals.union(a, b)
     assert both is not None and both.clause.atoms == a.clause.atoms
     if len(fitting([n for n in merged(*two) if isinstance(n, str)])) in (0, len(merged(*two))):
@@ -500,6 +502,22 @@ def test_a_union_matches_what_both_lists_do_and_never_lowers_worth(search: Searc
         saved = PRICE * a.clause.atoms + ALTERNATIVE * (a.listed + b.listed - both.listed)
         assert search.worth([both]) == pytest.approx(search.worth([a, b]) + saved)
         assert saved > 0 and both.listed == len(both.names) - 1 == len(set(both.names)) - 1
+
+
+def test_a_clause_that_is_said_twice_is_worth_nothing(search: Search) -> None:
+    c = listed(search, ["Rome", "Prague"])
+    assert search.worth([c]) > 0 and search.worth([c, c]) == search.worth([c, replace(c, words="other")]) == -1
+
+
+def test_what_experiments_stand_behind_is_free_once(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted for the clause that a list goes on in as well, each repetition of a rule would make it cheaper."""
+    behind = Condition.of(("garden",), (1, 1), "words", True, search.proposals.spell)
+    tested = replace(behind, tested=True)
+    bare = [listed(search, [name]) for name in ("Rome", "Prague")]
+    one, other = (replace(c, clause=tested.added(c.clause), conditions=(tested,)) for c in bare)
+    monkeypatch.setattr(search.proposals, "found", lambda c: True)
+    assert search._shown([one]) == 1
+    assert search._shown([one, other]) == 1 + other.clause.atoms
 
 
 def test_lists_that_one_matcher_cannot_hold_have_no_union(search: Search) -> None:
