@@ -189,7 +189,7 @@ def _to_sweep(home: Home, subject: "Subject", text: "Corpus", request: "Request"
     if tokens is None or not paces:
         return _unknown() | {"tokens": tokens, "n": len(paces)}
     seconds = {"seconds": tokens / float(np.mean(paces)), "low": tokens / max(paces), "high": tokens / min(paces)}
-    return {"needed": True, "tokens": tokens, **{k: round(v, 1) for k, v in seconds.items()}, "n": len(paces)}
+    return {"needed": True, "tokens": tokens, **{k: round(v, 3) for k, v in seconds.items()}, "n": len(paces)}
 
 
 # Costs
