@@ -187,7 +187,8 @@ def test_ratios_are_read_in_the_frame_of_the_minimal_example(tiny: Any) -> None:
         assert row["activation"] == pytest.approx(tiny.readings(rows, unit).mean().item())
         assert row["ratio"] == pytest.approx(row["activation"] / whole)
         assert row["effect"] == effect(row["ratio"])
-        assert row["in_text"] == pytest.approx(tiny.readings([row["ids"]], unit).item() / minimal["peak"])
+        # Norms that compute in float32 leave 1e-7 of the peak, which is much of a reading near 0.
+        assert row["in_text"] == pytest.approx(tiny.readings([row["ids"]], unit).item() / minimal["peak"], abs=1e-6)
 
 
 def test_the_text_is_pruned_by_one_search(tiny: Any) -> None:
