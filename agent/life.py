@@ -17,6 +17,7 @@ from ..store.records import Failure, Refused
 from ..store.work import Busy, JobState, RunState, Worker
 from ..tools import measures
 from .config import Home
+from .show import signed
 
 ROOM = 2**30           # bytes that must be free on the home's file system for work to go on
 UNKNOWN = "unknown"    # kind of a failure of which no record is left
@@ -227,11 +228,6 @@ def last_failures(home: Home) -> dict[str, dict[str, str]]:
     for row in sorted((*rows, *waiting), key=lambda row: (str(row["created_at"]), str(row["id"]))):
         found[row["run"]][signed(row)] = row["kind"]
     return found
-
-
-def signed(row: Mapping[str, Any]) -> str:
-    """A record's unit as the queue names it."""
-    return f"{row['unit']}{'-' if row['sign'] == -1 else ''}"
 
 
 # Where they stand

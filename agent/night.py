@@ -338,12 +338,9 @@ class _Night:
         if left is not None and left <= later.seconds:
             self.progress.step(unit, f"left for another time: {later}")
             return False
-        self.progress.step(unit, f"waiting {later.seconds:,.0f} seconds: {later}")
         end = self.budget.elapsed + later.seconds
-        while (rest := end - self.budget.elapsed) > 0:
-            if self.asked_to_stop():
-                raise Drained
-            time.sleep(min(rest, 1.0))
+        why = f"waiting {later.seconds:,.0f} seconds: {later}"
+        self._until(lambda: why if self.budget.elapsed < end else None, unit)
         return True
 
     def _deliver(self) -> None:

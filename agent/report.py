@@ -14,7 +14,7 @@ from .. import __version__
 from ..store.records import VERDICTS, Refused, utc_now
 from ..tools import measures
 from .config import Home
-from .show import name
+from .show import signed
 from .verdict import NO_RULE
 
 BEST = 10               # explanations shown at most
@@ -177,9 +177,9 @@ class _Told:
         self.state = next((state for state in home.work.runs() if state.id == self.run), None)
         self.jobs = {job.unit: job.status for job in home.work.jobs(self.run)}
         ended = self._ask("SELECT DISTINCT unit, sign FROM verdicts WHERE run = $run")
-        self.ended = {name(row) for row in ended}
+        self.ended = {signed(row) for row in ended}
         self.wrong = self._ask(_FAILURES)
-        self.failed = [row for row in self.wrong if self._is_failed(name(row))]
+        self.failed = [row for row in self.wrong if self._is_failed(signed(row))]
 
     def _is_failed(self, unit: str) -> bool:
         """Whether a unit with a failure has come to nothing: it was not explained, and is not queued again."""
@@ -208,7 +208,7 @@ class _Told:
 
     def progress(self) -> dict[str, Any]:
         """Every unit of the run in one of four places: explained or given up, failed, left, or on its way here."""
-        failed = {name(row) for row in self.failed}
+        failed = {signed(row) for row in self.failed}
         rest = [unit for unit in self.units if unit not in self.ended and unit not in failed]
         on_its_way = [unit for unit in rest if self.jobs.get(unit) in ("done", "failed")]
         left = [unit for unit in rest if self.jobs.get(unit) not in ("done", "failed")]
@@ -238,8 +238,8 @@ class _Told:
         kinds = Counter((row["kind"], row["step"]) for row in self.failed)
         return {
             "kinds": [{"kind": kind, "step": step, "units": n} for (kind, step), n in kinds.most_common(LISTED)],
-            "units": [{"name": name(row), **row} for row in self.failed[:LISTED]], "total": len(self.failed),
-            "came_through": sum(name(row) in self.ended for row in self.wrong),
+            "units": [{"name": signed(row), **row} for row in self.failed[:LISTED]], "total": len(self.failed),
+            "came_through": sum(signed(row) in self.ended for row in self.wrong),
         }  # fmt: skip
 
     def spend(self) -> dict[str, Any]:
@@ -327,7 +327,7 @@ class _Told:
         return {
             "total": sum(row["units"] for row in by_why),
             "reasons": [{"why": _WAITS[row["why"]][1], "units": row["units"]} for row in by_why],
-            "units": [{"name": name(row), **row, "why": _WAITS[row["why"]][1]} for row in rows],
+            "units": [{"name": signed(row), **row, "why": _WAITS[row["why"]][1]} for row in rows],
         }
 
     def against(self, other: str | None) -> dict[str, Any] | None:
@@ -364,7 +364,7 @@ class _Told:
             "run": before, "started": row["started"], **counts, "only_now": sizes["now"] - counts["shared"],
             "only_before": sizes["before"] - counts["shared"], "turned": turned,
             "asked": _differences(_asked(row), _asked(self.row)),
-            "changes": [{"name": name(one), **one} for one in changes],
+            "changes": [{"name": signed(one), **one} for one in changes],
             "changes_total": changes[0]["total"] if changes else 0,
         }  # fmt: skip
 
@@ -401,7 +401,7 @@ class _Told:
         texts: dict[str, list[dict[str, Any]]] = {}
         for one in found:
             texts.setdefault(one["investigation"], []).append(_example(one))
-        return [{"name": name(row), **row, "examples": texts.get(row["investigation"], [])} for row in rows]
+        return [{"name": signed(row), **row, "examples": texts.get(row["investigation"], [])} for row in rows]
 
 
 def _chosen(runs: Sequence[dict[str, Any]], wanted: str | None, option: str) -> dict[str, Any]:
@@ -430,7 +430,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict
 
 
 def _point(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": name(row), **{key: row[key] for key in ("verdict", "value", "floor")}}
+    return {"name": signed(row), **{key: row[key] for key in ("verdict", "value", "floor")}}
 
 
 def _example(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def run_facts(home: Home, outcome: "Outcome") -> dict[str, Any]:
     """A run's rows from the findings, with what failed and what was left out."""
     rows = home.findings.sql(_OF_RUN, {"run": outcome.run})
     order = {unit: place for place, unit in enumerate(outcome.units)}
-    rows.sort(key=lambda row: order.get(name(row), len(order)))
+    rows.sort(key=lambda row: order.get(signed(row), len(order)))
     failures = home.findings.sql("SELECT unit, sign, kind, message, step FROM failures WHERE run = ?", [outcome.run])
     return {
         "run": outcome.run, "status": outcome.status, "repeated": outcome.repeated, "explanations": rows,
@@ -133,8 +133,8 @@ def run_facts(home: Home, outcome: "Outcome") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def name(row: Mapping[str, Any]) -> str:
-    """A row's unit with its sign."""
+def signed(row: Mapping[str, Any]) -> str:
+    """A row's unit with its sign, as the queue names it."""
     return str(row["unit"]) + ("-" if row["sign"] == -1 else "")
 
 
@@ -143,12 +143,12 @@ def run_table(facts: dict[str, Any]) -> None:
     rows = facts["explanations"]
     heads = ("unit", "explanation", "rule", "F1 [95 %]", "floor", "verdict", "planner", "s")
     table("", heads, [
-        (name(r), r["explanation"] or "—", r["rule"] or "—", interval(r), number(r["floor_f1"]), r["verdict"],
+        (signed(r), r["explanation"] or "—", r["rule"] or "—", interval(r), number(r["floor_f1"]), r["verdict"],
          r["planner"], f"{r['seconds']:.0f}")
         for r in rows
     ])  # fmt: skip
     for failure in facts["failures"]:
-        say(f"failed: {name(failure)} {_failure(failure)}")
+        say(f"failed: {signed(failure)} {_failure(failure)}")
     if facts["left"]:
         say(f"left out, the budget was reached: {', '.join(facts['left'])}")
     say(_total(facts))
@@ -158,7 +158,7 @@ def run_table(facts: dict[str, Any]) -> None:
         found = next((clean(r["explanation"]) for r in rows if r["explanation"]), "numbers")
         like = shlex.quote(found.removeprefix("fires on ")[:60])     # for the shell: a model may have written it
         for line in NEXT:
-            say(line.format(unit=name(rows[0]), like=like))
+            say(line.format(unit=signed(rows[0]), like=like))
 
 
 def _total(facts: Mapping[str, Any]) -> str:
@@ -213,7 +213,7 @@ def unit_card(facts: dict[str, Any]) -> None:
     if card is not None:
         _explained(facts)
     elif not newer:
-        say(f"{name(by_hand[0])} was not investigated; {_would_be(name(by_hand[0]))}")
+        say(f"{signed(by_hand[0])} was not investigated; {_would_be(signed(by_hand[0]))}")
     if by_hand:
         _experiments("experiments by hand, with tool or try", by_hand)
     for failure in older:
@@ -244,7 +244,7 @@ def _when(row: Mapping[str, Any]) -> str:
 def _explained(facts: Mapping[str, Any]) -> None:
     card = facts["card"]
     peak = "" if card["peak"] is None else f"   P {card['peak']:.3g}, τ {card['threshold']:.3g}"
-    say(f"{name(card)}{peak}")
+    say(f"{signed(card)}{peak}")
     say(f"explanation: {clean(card['explanation'] or 'none')}")
     say(f"rule:        {clean(card['rule'] or 'none')}")
     if card["output_explanation"] is not None:
@@ -418,7 +418,7 @@ def query_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     table("", ("unit", "explanation", "F1 [95 %]", "verdict", "similarity"), [
-        (name(r), r["explanation"], interval(r), r["verdict"], number(r["similarity"])) for r in rows
+        (signed(r), r["explanation"], interval(r), r["verdict"], number(r["similarity"])) for r in rows
     ])  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from ..store import work as work_module
 from ..store.findings import Findings
 from ..store.records import TABLES, Refused
 from .backup import FINDINGS, MANIFEST, WORK, findings_rows, findings_version, read_only, sha256, work_rows
-from .life import signed
+from .show import signed
 
 NAMED = 3            # of what is wrong, so many are named
 _PARTS = ("units", "exemplars", "evidence", "turns", "hypotheses", "scores", "verdicts")

@@ -2,6 +2,9 @@
 
 import copy
 import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,6 +69,22 @@ def tiny_subject(shape: str, dtype: torch.dtype = torch.float64, seed: int = 0) 
     from lamplighter.tools.subject import Subject
 
     return Subject.wrap(tiny_model(shape, dtype, seed=seed), tiny_tokenizer(), f"tiny-{shape}")
+
+
+@pytest.fixture
+def room_for() -> Callable[[int], AbstractContextManager[None]]:
+    """No file of this process may grow beyond so many bytes, as on a full disk: writing then fails in mid-line."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture(params=SHAPES, scope="session")

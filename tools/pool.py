@@ -47,7 +47,7 @@ class Pool:
         self._guard = threading.Condition()
         self._passing = False             # a thread passes; who comes now waits, and may find its own done
         self._waiting: list[_Asked] = []
-        self.passes = self.parts = 0      # passes made, and requests that they answered
+        self.passes = 0                   # made so far
 
     def read(self, trie: Trie, sites: Sequence[str]) -> dict[str, Tensor]:
         """Passes the next nodes of a trie, alone or beside others', and gives their readings [n, width] at the sites.
@@ -95,7 +95,7 @@ class Pool:
                 for one in group:
                     self._pass([one])
             return
-        self.passes, self.parts = self.passes + 1, self.parts + len(group)
+        self.passes += 1
         for one, readings in zip(group, found, strict=True):
             one.found = readings
 

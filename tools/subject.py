@@ -230,13 +230,20 @@ class Subject:
     def alike(self, ids: Ids) -> Tensor:
         """How near each token of the vocabulary [V] is to the mean of these: the cosine of input embeddings, less their
         mean over the vocabulary, × a factor that is the same for all."""
+        table, (centre, length) = self.model.get_input_embeddings().weight, self._embedded
+        with torch.inference_mode():
+            wanted = table[list(ids)].mean(0) - centre
+            scores: Tensor = (table @ wanted - centre @ wanted) / length
+            return scores
+
+    @cached_property
+    def _embedded(self) -> tuple[Tensor, Tensor]:
+        """The mean of the input embeddings [d], and how far from it each token's is [V]."""
         table = self.model.get_input_embeddings().weight
         with torch.inference_mode():
             centre = table.mean(0)
-            wanted = table[list(ids)].mean(0) - centre
             length = (table - centre).norm(dim=1)
-            scores: Tensor = (table @ wanted - centre @ wanted) / length.clamp_min(torch.finfo(length.dtype).tiny)
-            return scores
+            return centre, length.clamp_min(torch.finfo(length.dtype).tiny)
 
     # Sites
 
@@ -430,13 +437,6 @@ class Subject:
         self, inputs: dict[str, Any], mask: Tensor, read: Sequence[str | Point], edits: Sequence[Edit], logits: bool,
         normed: bool, take: Take | None, start: Mapping[Any, Tensor],
     ) -> Pass:  # fmt: skip
-        with self.turn:
-            return self._pass(inputs, mask, read, edits, logits, normed, take, start)
-
-    def _pass(
-        self, inputs: dict[str, Any], mask: Tensor, read: Sequence[str | Point], edits: Sequence[Edit], logits: bool,
-        normed: bool, take: Take | None, start: Mapping[Any, Tensor],
-    ) -> Pass:  # fmt: skip
         readings: dict[Any, Tensor] = {}
         sums: dict[Any, Tensor] = {}
         fired = [0] * len(edits)
@@ -445,7 +445,7 @@ class Subject:
         points |= dict.fromkeys(self.writes_at(edit.site) for edit in edits)
         deepest = None if logits or normed or not read else max(wanted, key=_depth)
         shifts: dict[Point, list[Tensor]] = {point: [] for point in points}
-        with torch.inference_mode(), ExitStack() as stack:
+        with self.turn, torch.inference_mode(), ExitStack() as stack:
             for point in self.before(edit.site for edit in edits):
                 if point in start and all(_depth(point) <= _depth(other) for other in wanted):
                     stack.enter_context(self.adapter.begin(point.layer, start[point]))
@@ -640,11 +640,10 @@ class Subject:
 
     def run_nodes(self, portions: Sequence[Portion], read: Sequence[str]) -> list[dict[str, Tensor]]:
         """Readings [n, width] of sites at the new nodes of each of several tries, in one pass."""
-        with self.turn:
-            joint = Joint(portions, self.device, self.dtype)
-            real = torch.ones_like(joint.inputs["input_ids"], dtype=torch.bool)
-            done = self._forward(joint.inputs, real, read, edits=(), logits=False, normed=False, take=None, start={})
-            joint.keep()
+        joint = Joint(portions, self.device, self.dtype)
+        real = torch.ones_like(joint.inputs["input_ids"], dtype=torch.bool)
+        done = self._forward(joint.inputs, real, read, edits=(), logits=False, normed=False, take=None, start={})
+        joint.keep()
         return [{site: values[0, here] for site, values in done.readings.items()} for here in joint.spans]
 
     @cached_property

@@ -85,10 +85,10 @@ class Joint:
 
     def __init__(self, portions: Sequence[Portion], device: torch.device, dtype: torch.dtype) -> None:
         self.portions = list(portions)
-        self.spans, self.earlier = _spans([p.size for p in portions]), _spans([len(p.seen) for p in portions])
-        new, old = self.spans[-1].stop, self.earlier[-1].stop
+        self.spans, earlier = _spans([p.size for p in portions]), _spans([len(p.seen) for p in portions])
+        new, old = self.spans[-1].stop, earlier[-1].stop
         unseen = np.ones((new, old + new), dtype=np.bool_)
-        for p, here, before in zip(portions, self.spans, self.earlier, strict=True):
+        for p, here, before in zip(portions, self.spans, earlier, strict=True):
             sees = p.trie.sees[p.start : p.end]
             unseen[here, before] = ~sees[:, p.seen]
             unseen[here, old + here.start : old + here.stop] = ~sees[:, p.start : p.end]

@@ -2,12 +2,10 @@
 
 import json
 import logging
-import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -196,22 +194,13 @@ def test_two_processes_write_one_log_and_lose_nothing(home: Home) -> None:
 # Disks
 
 
-@contextmanager
-def no_file_longer_than(size: int) -> Iterator[None]:
-    """As on a full disk, writing fails, in the middle of a line where it must."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_is_told_once_and_ends_nothing(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_told_once_and_ends_nothing(
+    home: Home, room_for: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     with open_log(home, "r") as opened:
         event("before")
         size = (home.path / "logs" / "r.jsonl").stat().st_size
-        with no_file_longer_than(size + 30):
+        with room_for(size + 30):
             for number in range(5):
                 event("lost", number=number)
         event("after", number=9)

@@ -5,10 +5,8 @@ import errno
 import hashlib
 import json
 import os
-import resource
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -592,19 +590,10 @@ def test_what_a_killed_process_leaves_is_never_found(llama: Any, tmp_path: Path)
     assert found.folder == again.folder
 
 
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size` bytes, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("full_at", ["documents.parquet", "0-mlp.safetensors"])
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(llama: Any, tmp_path: Path, full_at: str) -> None:
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    llama: Any, room_for: Any, tmp_path: Path, full_at: str
+) -> None:
     needed = (make_sweep(llama, small(), SITES, tmp_path / "roomy").folder / full_at).stat().st_size
     home = tmp_path / "full"
     with room_for(needed - 1), pytest.raises(Refused, match=r"^the sweep could not be written .*[a-z]\); free space"):
