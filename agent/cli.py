@@ -325,10 +325,12 @@ def resume(run: RunArgument = None, home: HomeOption = None, as_json: JsonOption
 def retry(
     run: RunArgument = None,
     kind: Annotated[str | None, typer.Option("--kind", help="Only units that failed so, as `status` names it.")] = None,
+    alike: Annotated[bool, typer.Option("--alike", help="Also those that keep failing in the same way.")] = False,
     home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Queues the units of a run that failed again, and says what runs them."""
-    _emit(life.retry(Home.resolve(home), run, kind), as_json, show_life.told)
+    """Queues the units of a run that failed again, but for those that failed three times alike, and says what runs
+    them."""
+    _emit(life.retry(Home.resolve(home), run, kind, alike), as_json, show_life.told)
 
 
 @app.command()

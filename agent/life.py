@@ -14,13 +14,14 @@ from typing import Any
 
 from ..store.findings import drain
 from ..store.records import Failure, Refused
-from ..store.work import Busy, JobState, RunState, Worker
+from ..store.work import Busy, RunState, Worker
 from ..tools import measures
 from .config import Home
 from .show import signed
 
 ROOM = 2**30           # bytes that must be free on the home's file system for work to go on
 UNKNOWN = "unknown"    # kind of a failure of which no record is left
+ALIKE = 3              # failures of a unit in a row, all alike, after which it is set apart
 
 # Starts of processes and ends of units, in order: the time between is what a unit took.
 _EVENTS = """
@@ -33,6 +34,11 @@ _EVENTS = """
             SELECT 1 FROM investigations i WHERE coalesce(i.investigation, i.id) = f.investigation)
     )
     SELECT * FROM events WHERE run IS NOT NULL ORDER BY run, created_at
+"""
+
+_FAILURES = """
+    SELECT id, created_at, run, investigation, unit, sign, kind, message, step, attempt FROM failures
+    WHERE run IS NOT NULL
 """
 
 
@@ -136,7 +142,7 @@ def pause(home: Home, run: str | None = None) -> dict[str, Any]:
         raise Refused(f"run {state.id} is done, so there is nothing to pause; `lamplighter status` lists the others.")
     home.work.pause(state.id)
     at_work = home.work.workers(state.id)
-    waits = f"{_processes(at_work)} will wait at the next step" if at_work else "no process works on it just now"
+    waits = f"{processes(at_work)} will wait at the next step" if at_work else "no process works on it just now"
     was = "was paused before" if state.paused else "is paused"
     told = f"run {state.id} {was}: {waits}. `lamplighter resume` lets it go on."
     return {"run": state.id, "paused": True, "workers": _pids(at_work), "told": told}
@@ -154,13 +160,14 @@ def resume(home: Home, run: str | None = None) -> dict[str, Any]:
     home.work.resume(state.id)
     at_work = home.work.workers(state.id)
     goes = "is paused no more" if state.paused else "was not paused"
-    how = f"{_processes(at_work)} will go on." if at_work else f"no process works on it. {_then(home, state)}"
+    how = f"{processes(at_work)} will go on." if at_work else f"no process works on it. {_then(home, state)}"
     told = f"run {state.id} {goes}: {how}"
     line = None if at_work else command(home, state)
     return {"run": state.id, "paused": False, "workers": _pids(at_work), "command": line, "told": told}
 
 
-def _processes(at_work: Sequence[Worker]) -> str:
+def processes(at_work: Sequence[Worker]) -> str:
+    """`process 12`, or `processes 12, 13`."""
     pids = ", ".join(worker.pid for worker in at_work)
     return f"process{'' if len(at_work) == 1 else 'es'} {pids}"
 
@@ -172,10 +179,11 @@ def _pids(at_work: Sequence[Worker]) -> list[dict[str, Any]]:
 # Once more
 
 
-def retry(home: Home, run: str | None = None, kind: str | None = None) -> dict[str, Any]:
+def retry(home: Home, run: str | None = None, kind: str | None = None, alike: bool = False) -> dict[str, Any]:
     """Queues a run's failed units again, with `kind` only those whose last failure was of it.
 
-    By default of the newest run that has any. Raises Refused where there are none, or none of that kind.
+    Those that are set apart, since they failed ALIKE times in a row in the same way, stay so unless `alike`. By default
+    of the newest run that has failed units. Raises Refused where there are none, or none of that kind.
     """
     with_failed = (one for one in runs(home) if home.work.counts(one.id)["failed"])
     state = chosen(home, run, with_failed, "no unit has failed")
@@ -184,20 +192,29 @@ def retry(home: Home, run: str | None = None, kind: str | None = None) -> dict[s
     failed = [job.unit for job in home.work.jobs(state.id) if job.status == "failed"]
     if not failed:
         raise Refused(f"no unit of run {state.id} has failed; `lamplighter status` says where its units stand.")
-    kinds = failure_kinds(home, state.id, failed)
+    past = failures(home).get(state.id, {})
+    kinds = {unit: past[unit][-1].kind if unit in past else UNKNOWN for unit in failed}
     there = Counter(kinds.values())
     if kind is not None and kind not in there:
         raise Refused(f"no unit of run {state.id} failed as {kind!r}; the kinds there are: {_counted(there)}.")
     wanted = [unit for unit in failed if kind in (None, kinds[unit])]
-    queued = home.work.requeue(state.id, wanted)
+    apart = [unit for unit in wanted if not alike and set_apart(past.get(unit, ()))]
+    if apart and len(apart) == len(wanted):
+        raise Refused(
+            f"{_units(len(apart))} of run {state.id} failed {ALIKE} times in a row in the same way (first {apart[0]}), "
+            "so no more is tried; --alike queues them all the same."
+        )
+    queued = home.work.requeue(state.id, [unit for unit in wanted if unit not in apart])
     at_work = home.work.workers(state.id)
     told = f"{_units(len(queued))} of run {state.id} queued again: {_counted(Counter(kinds[u] for u in queued))}. "
+    if apart:
+        told += f"{_units(len(apart))} that failed {ALIKE} times in the same way left out; --alike takes them too. "
     told += f"{_taken_up(at_work)}" if at_work else _then(home, state)
     if state.paused:
         told += " The run is paused; `lamplighter resume` lets it go on."
     return {
         "run": state.id, "queued": [{"unit": unit, "kind": kinds[unit]} for unit in queued],
-        "left": len(failed) - len(queued), "workers": _pids(at_work),
+        "left": len(failed) - len(queued), "apart": apart, "workers": _pids(at_work),
         "command": None if at_work else command(home, state), "told": told,
     }  # fmt: skip
 
@@ -214,20 +231,24 @@ def _counted(kinds: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
 
 
-def failure_kinds(home: Home, run: str, units: Iterable[str]) -> dict[str, str]:
-    """The kind of each unit's last failure in a run, recorded or on its way; `unknown` where there is no record."""
-    kinds = last_failures(home).get(run, {})
-    return {unit: kinds.get(unit, UNKNOWN) for unit in units}
+def failures(home: Home) -> dict[str, dict[str, list[Failure]]]:
+    """Every failure, recorded or on its way, oldest first, by run and unit; what was asked is left out.
 
-
-def last_failures(home: Home) -> dict[str, dict[str, str]]:
-    """The kind of the last failure of each unit, by run and unit. Raises Refused where findings cannot be read."""
-    rows = home.findings.sql("SELECT * FROM failures WHERE run IS NOT NULL") if home.findings.path.exists() else []
-    waiting = [asdict(one) for run in home.work.waiting() if run for one in home.work.waiting_of(Failure, run)]
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    for row in sorted((*rows, *waiting), key=lambda row: (str(row["created_at"]), str(row["id"]))):
-        found[row["run"]][signed(row)] = row["kind"]
+    Raises Refused where findings cannot be read.
+    """
+    kept = [Failure(**row) for row in home.findings.sql(_FAILURES)] if home.findings.path.exists() else []
+    waiting = [one for run in home.work.waiting() if run for one in home.work.waiting_of(Failure, run)]
+    every = {one.id: one for one in (*kept, *waiting) if one.run is not None}
+    found: dict[str, dict[str, list[Failure]]] = defaultdict(lambda: defaultdict(list))
+    for one in sorted(every.values(), key=lambda one: (one.created_at, one.id)):
+        found[str(one.run)][signed(asdict(one))].append(one)
     return found
+
+
+def set_apart(past: Sequence[Failure]) -> bool:
+    """Whether a unit's last ALIKE failures were the same, so that it is tried no more."""
+    last = [(one.kind, one.message, one.step) for one in past[-ALIKE:]]
+    return len(last) == ALIKE and len(set(last)) == 1
 
 
 # Where they stand
@@ -242,34 +263,37 @@ def status_facts(home: Home) -> list[dict[str, Any]]:
     if not every:
         return []
     try:
-        kinds: dict[str, dict[str, str]] | None = last_failures(home)
+        past: dict[str, dict[str, list[Failure]]] | None = failures(home)
         took: dict[str, list[Taken]] | None = taken(home)
     except Refused as refusal:
-        kinds, took, note = None, None, str(refusal)
+        past, took, note = None, None, str(refusal)
     waiting, left = home.work.waiting(), free(home)
     return [
-        _run_facts(home, run, kinds, took) | {"waiting": waiting.get(run.id, 0), "free_bytes": left, "note": note}
+        _run_facts(home, run, past, took) | {"waiting": waiting.get(run.id, 0), "free_bytes": left, "note": note}
         for run in every
     ]
 
 
 def _run_facts(
-    home: Home, run: RunState, kinds: dict[str, dict[str, str]] | None, took: dict[str, list[Taken]] | None
+    home: Home, run: RunState, past: dict[str, dict[str, list[Failure]]] | None, took: dict[str, list[Taken]] | None
 ) -> dict[str, Any]:
-    jobs = home.work.jobs(run.id)
-    spent = home.work.spent(run.id)
+    failed = [job.unit for job in home.work.jobs(run.id) if job.status == "failed"]
+    spent, counts = home.work.spent(run.id), home.work.counts(run.id)
+    pace = None if took is None else units_an_hour(took.get(run.id, ()))
+    before = None if past is None else past.get(run.id, {})
     return {
-        "run": run.id, "status": run.status, "paused": run.paused, "units": len(run.units), **home.work.counts(run.id),
+        "run": run.id, "status": run.status, "paused": run.paused, "units": len(run.units), **counts,
         "workers": _pids(home.work.workers(run.id)) if run.status != "done" else [],
-        "units_an_hour": None if took is None else units_an_hour(took.get(run.id, ())),
+        "units_an_hour": pace, "hours_left": round((counts["queued"] + counts["running"]) / pace, 2) if pace else None,
         "llm": {"calls": spent.calls, "tokens": spent.tokens, "usd": spent.usd, "unpriced": spent.unpriced},
-        "failures": None if kinds is None else _kinds_of(jobs, kinds.get(run.id, {})),
+        "failures": None if before is None else _kinds_of(failed, before),
+        "apart": None if before is None else sum(set_apart(before.get(unit, ())) for unit in failed),
     }  # fmt: skip
 
 
-def _kinds_of(jobs: Iterable[JobState], kinds: Mapping[str, str]) -> dict[str, int]:
+def _kinds_of(failed: Iterable[str], past: Mapping[str, Sequence[Failure]]) -> dict[str, int]:
     """How many units stand as failed, by the kind of their last failure."""
-    return dict(sorted(Counter(kinds.get(job.unit, UNKNOWN) for job in jobs if job.status == "failed").items()))
+    return dict(sorted(Counter(past[unit][-1].kind if unit in past else UNKNOWN for unit in failed).items()))
 
 
 def taken(home: Home) -> dict[str, list[Taken]]:
@@ -295,6 +319,7 @@ def units_an_hour(took: Sequence[Taken]) -> float | None:
 
 
 __all__ = [
-    "Taken", "chosen", "command", "failure_kinds", "free", "open_runs", "pause", "resume", "retry", "room", "runs",
+    "Taken", "chosen", "command", "failures", "free", "open_runs", "pause", "processes", "resume", "retry", "room",
+    "runs", "set_apart",
     "status_facts", "taken", "units_an_hour",
 ]  # fmt: skip

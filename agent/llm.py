@@ -29,6 +29,7 @@ TRIES = 3               # requests for one question, the first included
 TIMEOUT = 120.0         # seconds of silence after which a request is given up
 BACKOFF = 0.5           # seconds before the second try; twice that before the third
 LONGEST_WAIT = 60.0     # seconds; where a server asks for more, the caller is told so
+DOWN_WAIT = 30.0        # seconds until a server that answers nothing at all is asked again
 BYTES_A_TOKEN = 4       # of UTF-8, where the server does not count
 PROBE = "This is a test of the connection."     # begins every question of `probe`
 WORD = "lamplighter"
@@ -43,15 +44,20 @@ Message = dict[str, Any]
 
 
 class LLMError(RuntimeError):
-    """No usable reply was had. `kind` is the outcome in the ledger; the sentence says what to do."""
+    """No usable reply was had. `kind` is the outcome in the ledger; the sentence says what to do.
 
-    def __init__(self, kind: str, sentence: str) -> None:
+    request: what was asked, where that is known. passing: another time the same request may be answered.
+    """
+
+    def __init__(
+        self, kind: str, sentence: str, request: dict[str, Any] | None = None, passing: bool = False
+    ) -> None:
         super().__init__(sentence)
-        self.kind = kind
+        self.kind, self.request, self.passing = kind, request, passing
 
 
 class Later(LLMError):
-    """The server takes no request for so many `seconds`, longer than one question is worth waiting for."""
+    """The server takes no request for so many `seconds`: it asks for that, or answers nothing at all just now."""
 
     def __init__(self, kind: str, sentence: str, seconds: float) -> None:
         super().__init__(kind, sentence)
@@ -274,7 +280,8 @@ class Client:
         """What the endpoint says to a request (None: asks which models there are), past the cache.
 
         Tries again what may pass. The OpenAI client could do that by itself, but then the ledger would not see each
-        try. A reply that was cut off or empty would come the same again, at temperature 0. Raises LLMError.
+        try. A reply that was cut off or empty would come the same again, at temperature 0. Raises LLMError: Later where
+        a plain question is not answered either, so that it is not this request that the server cannot answer.
         """
         tries = 1
         while True:
@@ -287,9 +294,16 @@ class Client:
             if answer.passing and answer.wait is not None and self._longest_wait() < wait < math.inf:
                 raise Later(answer.outcome, self._sentence(answer, tries), wait)
             if not answer.passing or tries == TRIES or wait > self._longest_wait():
-                raise LLMError(answer.outcome, self._sentence(answer, tries))
+                sentence = self._sentence(answer, tries)
+                if tries == TRIES and request is not None and self._is_down(stamps):
+                    raise Later(answer.outcome, sentence, DOWN_WAIT)
+                raise LLMError(answer.outcome, sentence, request, answer.passing)
             self._sleep(wait)
             tries += 1
+
+    def _is_down(self, stamps: Stamps) -> bool:
+        """Whether a short question gets no answer either, not even one that is refused, cut off or empty."""
+        return self._send("probe", _question(self, f"Say {WORD}."), stamps).passing
 
     def _send(self, purpose: str, request: dict[str, Any] | None, stamps: Stamps) -> _Answer:
         """One HTTP request and its row in the ledger."""

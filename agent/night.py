@@ -20,7 +20,7 @@ from .. import __version__
 from ..store import records
 from ..store.findings import drain
 from ..store.records import Failure, Record, Refused, Verdict
-from ..store.work import Busy, Job, RunState, StaleAttempt, worker_id
+from ..store.work import Busy, Job, RunState, StaleAttempt, Worker, process_of, worker_id
 from ..tools import measures
 from ..tools.auto import early_sites, pick_units
 from ..tools.corpus import load_corpus
@@ -36,6 +36,7 @@ from .graph import investigate
 from .judge import LLMJudge
 from .llm import Later, LLMError, Stamps
 from .nodes import Drained, Investigator
+from .pace import Pace
 from .planners import ByLLM, Planners, choose, choose_judge
 from .playbook import Induce
 from .qualify import qualify
@@ -45,6 +46,7 @@ from .workers import Workers
 APART = ("endpoint", "minutes", "llm_tokens", "usd", "unit_llm_tokens", "unit_usd", "fresh", "workers")
 LEASE = 600.0          # seconds a unit is held without a sign of life
 WAIT = 0.5             # seconds between looks at what a run waits for
+PACE = 2.0             # seconds between two lines of its pace
 _NO_MORE = ("budget", "no time", "timeout")            # kinds of LLMError that a spent budget makes
 
 
@@ -94,6 +96,7 @@ class Progress(Protocol):
     def picked(self, unit: str, why: str) -> None: ...
     def begins(self, done: int, total: int) -> None: ...
     def step(self, unit: str, what: str) -> None: ...
+    def pace(self, line: str) -> None: ...
     def ended(self, unit: str, how: str, done: int, total: int) -> None: ...
 
 
@@ -173,6 +176,9 @@ class _Night:
         self.workers = Workers(request.workers)
         self._asked_to_stop = asked_to_stop
         self.held: dict[str, Job] = {}      # units in hand, by the worker that has each
+        self.waits: list[str] = []          # what workers wait for just now, which is said once
+        self.pace: Pace | None = None
+        self.told_pace = -PACE
         self.others: dict[UnitId, Induced] = {}
         self.second: Sweep | None = None
         self.qualified: dict[str, Qualification] = {}
@@ -205,9 +211,10 @@ class _Night:
             self.qualified = self._qualify(state)
             self._each_unit(state, toolbox, sweep)
             status = "budget" if self._open_units(state) else "done"
-            with self._telling_what_waits(state):
+            with self._telling_what_waits(state), self._alone(f"conclude:{state.id}", state.id):
                 drain(home.work, home.findings)
-                home.work.post(self._conclude(state))
+                if self._stands(state) != "done":        # else another process that worked on it has concluded it
+                    home.work.post(self._conclude(state))
         except (Drained, KeyboardInterrupt, Refused, LLMError) as error:
             log.event("stops", why=type(error).__name__, told=str(error))
             self._close(state, "drained")
@@ -232,6 +239,10 @@ class _Night:
         judge = LLMJudge(self.judge.client, self.judge.can, {"run": state.id})
         try:
             return qualify(judge, load_corpus(self.request.corpus), self.home.work, tell=tell)
+        except Later as later:
+            if not self._wait("the judge", later):
+                raise
+            return self._qualify(state)
         except Unanswered as error:
             raise LLMError("judge", f"the judge cannot be tried: {error}") from error
         except Refused as refusal:
@@ -251,9 +262,25 @@ class _Night:
                 f"outbox, because {held}; run the same command again when it is free, which delivers them."
             ) from busy
 
+    @contextmanager
+    def _alone(self, name: str, what: str) -> Iterator[str]:
+        """What no two processes do at a time. Gives the holder, who keeps the lock where it takes long."""
+        work, me = self.home.work, worker_id()
+        self._until(lambda: None if work.lock(name, me) else "another process does this just now; waiting for it", what)
+        try:
+            yield me
+        finally:
+            work.unlock(name, me)
+
+    def _stands(self, state: RunState) -> str:
+        return next(run.status for run in self.home.work.runs() if run.id == state.id)
+
     def _each_unit(self, state: RunState, toolbox: Toolbox, sweep: Sweep) -> None:
-        total = len(state.units)
-        self.progress.begins(total - len(self._open_units(state)), total)
+        total, done = len(state.units), self._ended(state)
+        self.pace = Pace(self.budget, self.home.work, state.id, lambda: toolbox.subject.passed, done)
+        self.progress.begins(done, total)
+        if beside := self._others(state):
+            self.progress.step(state.id, f"joined, beside {life.processes(beside)}")
 
         def work() -> None:
             try:
@@ -287,6 +314,9 @@ class _Night:
             if job is None and work.paused(state.id):
                 self._until(lambda: self._paused(state), state.id)
                 continue
+            if job is None and self._in_other_hands(state):
+                self._until(lambda: self._in_other_hands(state), state.id)
+                continue
             if job is None:
                 return
             self.held[me] = job
@@ -307,7 +337,31 @@ class _Night:
             finally:
                 self.held.pop(me, None)
             self._deliver()
-            self.progress.ended(job.unit, self._status(state, job.unit), total - len(self._open_units(state)), total)
+            self.progress.ended(job.unit, work.status(state.id, job.unit), self._ended(state), total)
+            self._tell_pace(state)
+
+    def _ended(self, state: RunState) -> int:
+        counts = self.home.work.counts(state.id)
+        return counts["done"] + counts["failed"]
+
+    def _tell_pace(self, state: RunState) -> None:
+        """Now and then: counting units costs something."""
+        assert self.pace is not None
+        if self.budget.elapsed - self.told_pace >= PACE:
+            self.told_pace = self.budget.elapsed
+            self.progress.pace(self.pace.line(self._ended(state), len(state.units)))
+
+    def _others(self, state: RunState) -> list[Worker]:
+        """Other processes that work on this run."""
+        mine = process_of(worker_id())
+        return [one for one in self.home.work.workers(state.id) if one.process != mine]
+
+    def _in_other_hands(self, state: RunState) -> str | None:
+        """Where no unit is left to begin but others have some in hand: who. What they give back is taken up here."""
+        holding = [one for one in self._others(state) if one.units]
+        if not holding or self.home.work.counts(state.id)["queued"]:
+            return None
+        return f"the last units are in the hands of {life.processes(holding)}; waiting for them to end"
 
     def _paused(self, state: RunState) -> str | None:
         """Why nothing is begun now, where somebody has paused the run."""
@@ -319,15 +373,25 @@ class _Night:
         Raises Drained if the run is asked to stop meanwhile.
         """
         said = None
-        while (why := keeps()) is not None:
-            if said is None:
-                said = why
-                log.event("waits", level=logging.WARNING, why=why)
-                self.progress.step(what, why)
-            if self.asked_to_stop():
-                raise Drained
-            time.sleep(WAIT)
-            self._beat()
+        try:
+            while (why := keeps()) is not None:
+                if said is None:
+                    said = why
+                    self._say_waits(what, why)
+                if self.asked_to_stop():
+                    raise Drained
+                time.sleep(WAIT)
+                self._beat()
+        finally:
+            if said is not None:
+                self.waits.remove(said)
+
+    def _say_waits(self, what: str, why: str) -> None:
+        """Says why work stands still; not again for each worker that waits for the same."""
+        if why not in self.waits:
+            log.event("waits", level=logging.WARNING, why=why)
+            self.progress.step(what, why)
+        self.waits.append(why)
 
     def _wait(self, unit: str, later: Later) -> bool:
         """Whether the endpoint takes requests again before the run's minutes end, once it has been waited for.
@@ -350,6 +414,8 @@ class _Night:
 
     def _close(self, state: RunState, status: str) -> str:
         """The status that the run has then: not done where units were queued again meanwhile."""
+        if self._stands(state) == "done":        # by another process, just now
+            status = "done"
         stands = self.home.work.close_run(state.id, status)
         self.home.work.post([self._run_record(state, stands, self.budget.elapsed)])
         self._deliver()
@@ -365,14 +431,19 @@ class _Night:
         return named
 
     def _sweep(self, toolbox: Toolbox, named: Sequence[UnitId], text: str) -> Sweep:
+        """The sweep of a text, made now where it is not there; a second process waits for the one that makes it."""
+        corpus = load_corpus(text)
+        sites = self._sites(toolbox.subject.n_layers, named)
+        lock = f"sweep:{self.request.model}:{corpus.digest}:{','.join(sites)}:{self.request.tokens}"
+
         def told(what: str, done: int, total: int) -> None:
             if self.asked_to_stop():
                 raise Drained
+            self.home.work.lock(lock, me)
             self.progress.sweeping(what, done, total)
 
-        corpus = load_corpus(text)
-        sites = self._sites(toolbox.subject.n_layers, named)
-        return make_sweep(toolbox.subject, corpus, sites, self.home.path, self.request.tokens, told)
+        with self._alone(lock, "sweep") as me:
+            return make_sweep(toolbox.subject, corpus, sites, self.home.path, self.request.tokens, told)
 
     def _sites(self, layers: int, named: Sequence[UnitId]) -> list[str]:
         """The sites asked for and those of the units named; where there are none, MLPs at three early depths."""
@@ -419,6 +490,7 @@ class _Night:
             self._until(lambda: self._paused(state), job.unit)
             step = what
             self.home.work.heartbeat(job)
+            self._tell_pace(state)
             log.event("step", what=what)
             self.progress.step(job.unit, what)
 
@@ -435,13 +507,15 @@ class _Night:
         except (Drained, StaleAttempt, Later):
             raise
         except Exception as error:  # noqa: BLE001
+            passing = isinstance(error, LLMError) and error.passing
             failure = Failure(
-                kind=type(error).__name__, message=_told(error),
+                kind=type(error).__name__, message=_told(error), request=_asked_for(error),
                 step=step, attempt=job.attempt, run=state.id, investigation=investigation, unit=unit.bare,
                 sign=unit.sign, provenance=sweep.facts["provenance"],
             )  # fmt: skip
-            self.home.work.fail(job, failure, retry=False)
-            log.event("unit failed", level=logging.ERROR, kind=failure.kind, told=failure.message, step=step)
+            again = self.home.work.fail(job, failure, retry=passing)
+            told = {"kind": failure.kind, "told": failure.message, "step": step, "again": again}
+            log.event("unit failed", level=logging.ERROR, **told)
             return
         seconds = round(self.budget.elapsed - began, 2)
         timed = [replace(r, seconds=seconds) if isinstance(r, records.Investigation) else r for r in found]
@@ -486,14 +560,17 @@ class _Night:
     def _open_units(self, state: RunState) -> list[str]:
         return [job.unit for job in self.home.work.jobs(state.id) if job.status not in ("done", "failed")]
 
-    def _status(self, state: RunState, unit: str) -> str:
-        return next(job.status for job in self.home.work.jobs(state.id) if job.unit == unit)
-
     def _run_record(self, state: RunState, status: str, seconds: float) -> records.Run:
         return records.Run(
             run=state.id, key=state.key, asked=self.request.asked(), status=status, units=state.units,
             seconds=round(seconds, 2), provenance={"code": __version__, "measures": measures.VERSION},
         )  # fmt: skip
+
+
+def _asked_for(error: Exception) -> str | None:
+    """The request that a language model gave no usable answer to, if the failure is one."""
+    request = error.request if isinstance(error, LLMError) else None
+    return None if request is None else json.dumps(request, ensure_ascii=False)
 
 
 def _told(error: Exception) -> str:

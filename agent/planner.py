@@ -191,7 +191,8 @@ class LLMPlanner:
             except Refused as refusal:
                 names = list(ENDS) if slips == SLIPS - 1 else names
                 self._dialogue.tell(prompts.render("invalid", reason=str(refusal), names=", ".join(names)))
-        raise LLMError("no action", f"{self._client.model} gave no usable action {SLIPS} times; choose a larger model.")
+        sentence = f"{self._client.model} gave no usable action {SLIPS} times; choose a larger model."
+        raise LLMError("no action", sentence, {"messages": self._dialogue.messages})
 
     def _meant(self, act: Act, state: State) -> Action:
         """The action as the graph knows it. Raises Refused for an unknown candidate and a repeated call."""

@@ -5,31 +5,35 @@ import time
 from contextlib import AbstractContextManager
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live as Screen
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 PLANNING = "planning"  # the step that chooses the next experiment
 LINE_EVERY = 10.0      # seconds between plain lines of the sweep
+PACE_EVERY = 60.0      # … of a run's pace
 ATLAS = "atlas"        # the part of a sweep that reads the vocabulary, after the text
 
 
 class Live(AbstractContextManager["Live"]):
-    """Bars for the sweep (tokens a second) and the units (what the current one is doing)."""
+    """Bars for the sweep (tokens a second) and the units (what the current one is doing), and a line for the pace."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
         self._bars = Progress(*columns, TimeElapsedColumn(), console=console)
+        self._pace = Text()
+        self._live = Screen(Group(self._bars, self._pace), console=console)
         self._tasks: dict[str, TaskID] = {}
         self._began = 0.0
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        self._live.stop()
 
     def pulling(self, name: str, done: int, total: int, what: str) -> None:
         note = f"{what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
@@ -56,7 +60,13 @@ class Live(AbstractContextManager["Live"]):
         self._show("units", "units", done, total, f"{done} of {total} done")
 
     def step(self, unit: str, what: str) -> None:
+        if "units" not in self._tasks:      # something is waited for before the first unit
+            self._bars.console.print(Text(f"{unit}: {what}"))
+            return
         self._bars.update(self._tasks["units"], note=_plain(f"{unit}  {what}"))
+
+    def pace(self, line: str) -> None:
+        self._pace.plain = line
 
     def ended(self, unit: str, how: str, done: int, total: int) -> None:
         self._bars.console.print(Text(f"{unit}: {how} ({done} of {total})"))
@@ -101,11 +111,14 @@ class Lines(AbstractContextManager["Lines"]):
         if what != PLANNING:      # the experiment that follows it says more
             self._say(f"{unit}: {what}")
 
+    def pace(self, line: str) -> None:
+        self._now_and_then("pace", line, every=PACE_EVERY)
+
     def ended(self, unit: str, how: str, done: int, total: int) -> None:
         self._say(f"{unit}: {how} ({done} of {total})")
 
-    def _now_and_then(self, key: str, line: str, now: bool = False) -> None:
-        if now or time.monotonic() - self._told.get(key, -LINE_EVERY) >= LINE_EVERY:
+    def _now_and_then(self, key: str, line: str, now: bool = False, every: float = LINE_EVERY) -> None:
+        if now or time.monotonic() - self._told.get(key, -every) >= every:
             self._told[key] = time.monotonic()
             self._say(line)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .life import ALIKE
 from .show import clean, say, table
 
 LISTED = 20      # units of a plan that are named
@@ -43,10 +44,11 @@ def status_table(rows: list[dict[str, Any]]) -> None:
         say("no runs yet; lamplighter run starts one.")
         return
     states = ("queued", "running", "done", "failed")
-    heads = ("run", "status", "units", *states, "units an hour", "requests", "tokens", "dollars", "waiting")
+    heads = ("run", "status", "units", *states, "units an hour", "hours left")
+    heads += ("requests", "tokens", "dollars", "waiting")
     table("", heads, [
         (r["run"], f"{r['status']}{', paused' * r['paused']}", r["units"], *(r[state] for state in states),
-         "undefined" if r["units_an_hour"] is None else f"{r['units_an_hour']:,.1f}",
+         *("undefined" if r[what] is None else f"{r[what]:,.1f}" for what in ("units_an_hour", "hours_left")),
          f"{r['llm']['calls']:,}", f"{r['llm']['tokens']:,}", _dollars(r["llm"]), r["waiting"])
         for r in rows
     ])  # fmt: skip
@@ -69,7 +71,8 @@ def _beside(row: Mapping[str, Any]) -> None:
         say(f"run {row['run']}: process {worker['pid']} {clean(holds)}")
     if row["failures"]:
         kinds = ", ".join(f"{n} {clean(kind)}" for kind, n in row["failures"].items())
-        say(f"run {row['run']}: failed as {kinds}; `lamplighter retry {row['run']}` queues them again.")
+        apart = f"; {row['apart']} failed so {ALIKE} times in a row and are left out of it" if row["apart"] else ""
+        say(f"run {row['run']}: failed as {kinds}; `lamplighter retry {row['run']}` queues them again{apart}.")
     if row["waiting"]:
         say(f"run {row['run']}: {row['waiting']} records wait in the outbox; the next run, try or retry delivers them.")
 

@@ -65,7 +65,10 @@ def _questions(count: int, seed: int, progress: Progress) -> tuple[list[dict[str
     usable: dict[int, str] = {}
 
     def answer(body: dict[str, Any]) -> Step:
-        number = int(body["messages"][-1]["content"])
+        if not (asked := body["messages"][-1]["content"]).isdecimal():
+            script.said["a plain question, whether it is down"] += 1
+            return Say("yes")
+        number = int(asked)
         if script.rng.random() < WELL:
             usable[number] = json.dumps({"answer": script.rng.random()})
             counts = script.rng.random() < 0.9
@@ -152,6 +155,9 @@ class _Told:
 
     def step(self, unit: str, what: str) -> None:
         """The steps of a unit are not counted."""
+
+    def pace(self, line: str) -> None:
+        """The bench has a bar of its own."""
 
 
 def _acts(body: dict[str, Any], rng: random.Random) -> Step:

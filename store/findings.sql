@@ -257,3 +257,8 @@ CREATE TABLE turns (
     question VARCHAR, "by" VARCHAR, tool VARCHAR, evidence VARCHAR, ok BOOLEAN, predictions JSON, outcome JSON,
     killed JSON
 );
+
+-- version 7
+
+-- What the language model was asked when it gave no usable answer; null where a failure was another.
+ALTER TABLE failures ADD COLUMN request VARCHAR;

@@ -284,13 +284,17 @@ class Embedding(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure(Record):
-    """An attempt that ended in an error: nothing was scored from it."""
+    """An attempt that ended in an error: nothing was scored from it.
+
+    request: what the language model was asked when it gave no usable answer, as JSON; null where it was not that.
+    """
 
     TABLE = "failures"
     kind: str
     message: str
     step: str
     attempt: int
+    request: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -219,6 +219,8 @@ class Work:
         self.path = Path(path).absolute()
         self._clock = clock
         self._mine = threading.local()
+        self._counting = threading.Lock()
+        self.recalls = (0, 0)    # of so many keys asked for (second), so many were remembered (first)
         self.pending()           # a file that cannot be used is told at once
 
     # Runs
@@ -440,6 +442,12 @@ class Work:
             rows = con.execute(sql, (run,)).fetchall()
         return dict.fromkeys(JOB_STATUSES, 0) | {status: n for status, n in rows}
 
+    def status(self, run: str, unit: str) -> str:
+        """Where one unit of a run stands."""
+        with self._use() as con:
+            row = con.execute("SELECT status FROM jobs WHERE run = ? AND unit = ?", (run, unit)).fetchone()
+        return str(row["status"])
+
     def jobs(self, run: str) -> list[JobState]:
         """Every unit of a run, in the order it was queued."""
         fields = "unit, status, attempt, priority, worker, expires, rung, digest"
@@ -514,6 +522,8 @@ class Work:
         """The text remembered under `key`, or None."""
         with self._use() as con:
             row = con.execute("SELECT text FROM cache WHERE key = ?", (key,)).fetchone()
+        with self._counting:
+            self.recalls = self.recalls[0] + (row is not None), self.recalls[1] + 1
         return None if row is None else str(row[0])
 
     def claim_once(self, key: str) -> bool:

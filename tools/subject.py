@@ -111,6 +111,7 @@ class Subject:
         self.vocabulary = int(model.get_input_embeddings().num_embeddings)
         self.special = frozenset({self.sink, *tokenizer.all_special_ids})
         self.meter = _Meter()
+        self.passed = 0                  # tokens that went through the model, for all threads
         self.turn = threading.RLock()    # one pass at a time: hooks sit on the modules that every thread shares
         self._pool = Pool(self)
         self.coders: dict[str, Coder] = {}
@@ -446,6 +447,7 @@ class Subject:
         deepest = None if logits or normed or not read else max(wanted, key=_depth)
         shifts: dict[Point, list[Tensor]] = {point: [] for point in points}
         with self.turn, torch.inference_mode(), ExitStack() as stack:
+            self.passed += mask.numel()
             for point in self.before(edit.site for edit in edits):
                 if point in start and all(_depth(point) <= _depth(other) for other in wanted):
                     stack.enter_context(self.adapter.begin(point.layer, start[point]))

@@ -83,6 +83,7 @@ class Told:
     picks: list[tuple[str, str]] = field(default_factory=list)
     begun: list[tuple[int, int]] = field(default_factory=list)
     ends: list[tuple[str, str, int, int]] = field(default_factory=list)
+    paces: list[str] = field(default_factory=list)
     at_step: Any = None
 
     def sweeping(self, what: str, done: int, total: int) -> None:
@@ -98,6 +99,9 @@ class Told:
         self.steps.append((unit, what))
         if self.at_step is not None:
             self.at_step(unit, what)
+
+    def pace(self, line: str) -> None:
+        self.paces.append(line)
 
     def ended(self, unit: str, how: str, done: int, total: int) -> None:
         self.ends.append((unit, how, done, total))

@@ -197,6 +197,24 @@ def test_a_failure_of_which_no_record_is_left_is_unknown(home: Home) -> None:
     assert len(life.retry(home, kind="unknown")["queued"]) == 3
 
 
+def test_a_unit_that_fails_in_the_same_way_again_and_again_is_set_apart(home: Home) -> None:
+    """Three times alike: it is left out, but for --alike. Another kind in between, and it counts anew."""
+    run = begun(home)
+    for kinds in (("A", "A", "A"), ("A", "B", "A"), ("A", "A", "A")):
+        fail_all(home, run, *kinds)
+        (row,) = life.status_facts(home)
+        if kinds[1] != "B" and row["apart"]:
+            break
+        life.retry(home)
+    assert (row["apart"], row["failures"]) == (2, {"A": 3})
+    told = life.retry(home)
+    assert [one["unit"] for one in told["queued"]] == ["m/5-mlp/2-"] and told["apart"] == [UNITS[0], UNITS[2]]
+    assert "2 units that failed 3 times in the same way left out; --alike takes them too" in told["told"]
+    with pytest.raises(Refused, match=r"2 units of run .* failed 3 times in a row in the same way .*; --alike queues"):
+        life.retry(home, run)
+    assert len(life.retry(home, run, alike=True)["queued"]) == 2 and statuses(home, run) == ["queued"] * 3
+
+
 def test_retry_says_who_takes_the_units_up_and_that_a_run_is_paused(home: Home) -> None:
     run = begun(home)
     fail_all(home, run, "A", "A", "A")
@@ -233,7 +251,7 @@ def test_status_of_a_run(home: Home) -> None:
     assert [(one["pid"], one["units"]) for one in row.pop("workers")] == [(str(os.getpid()), ["m/5-mlp/2-"])]
     assert row == {
         "run": run, "status": "running", "paused": True, "units": 3, "queued": 1, "running": 1, "done": 0, "failed": 1,
-        "units_an_hour": 4.0, "failures": {"A": 1}, "waiting": 1, "note": None,
+        "units_an_hour": 4.0, "hours_left": 0.5, "failures": {"A": 1}, "apart": 0, "waiting": 1, "note": None,
         "llm": {"calls": 2, "tokens": 100, "usd": 0.5, "unpriced": 1},
     }  # fmt: skip
 

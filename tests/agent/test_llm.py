@@ -15,7 +15,7 @@ import pytest
 
 from lamplighter.agent import llm as module
 from lamplighter.agent.endpoint import Endpoint
-from lamplighter.agent.llm import Call, Capabilities, Client, LLMError, Reply, probe
+from lamplighter.agent.llm import TRIES, Call, Capabilities, Client, Later, LLMError, Reply, probe
 from lamplighter.store.records import LLMCall, Refused
 from lamplighter.store.work import Spent, Work
 from lamplighter.testing import (
@@ -279,11 +279,15 @@ def test_a_fault_ends_in_one_clear_way_and_leaves_a_row_a_request(name, client, 
             ask(client(server), run="r", **how)
         assert error.value.kind == kind
         assert re.match(rf"the endpoint {server.url}/v1 .+ \(.+\); .+[.?]$", str(error.value))
-        assert [call.outcome for call in ledger(work)] == [kind] * requests
-        assert len(server.requests) == work.spent("r").calls == requests
+        again = ["ok"] if requests == TRIES else []          # a plain question, whether the server is down
+        assert [call.outcome for call in ledger(work)] == [kind] * requests + again
+        assert [call.purpose for call in ledger(work)] == ["plan"] * requests + ["probe"] * len(again)
+        assert len(server.requests) == work.spent("r").calls == requests + len(again)
         assert len(slept) == requests - 1
+        assert error.value.passing == bool(again) and not isinstance(error.value, Later)
+        assert error.value.request["messages"] == ASKED
         if kind.startswith("http") or kind in ("timeout", "connection"):
-            assert {(call.tokens_in, call.tokens_out) for call in ledger(work)} == {(None, None)}
+            assert {(call.tokens_in, call.tokens_out) for call in ledger(work)[:requests]} == {(None, None)}
         assert ask(client(server), **how).text == "an answer", "a fault is not remembered"
 
 
@@ -313,11 +317,22 @@ def test_a_server_that_dies_on_the_way_is_named_and_its_replies_are_still_known(
         one = client(server)
         assert ask(one, run="r").text == "one"
         server.stop()
-        with pytest.raises(LLMError, match=r"cannot be reached \(connection, 3 times\); is the server running\?"):
+        with pytest.raises(Later, match=r"cannot be reached \(connection, 3 times\); is the server running\?") as down:
             ask(one, run="r", max_tokens=7)
+        assert down.value.seconds == module.DOWN_WAIT
         assert ask(one, run="r") == Reply("one", [], "stop", recalled=True, tokens=server.counted)
-    assert [call.outcome for call in ledger(work)] == ["ok", "connection", "connection", "connection"]
-    assert len(server.requests) == 1, "the three that nobody received are requests all the same"
+    assert [call.outcome for call in ledger(work)] == ["ok", *["connection"] * 4]
+    assert len(server.requests) == 1, "the four that nobody received are requests all the same"
+
+
+@pytest.mark.parametrize(("answer", "down"), [(Status(503), True), (Drop(), True), (Status(400), False),
+                                              (CutJson(""), False), (EmptyChoices(), False), (Say("yes"), False)])
+def test_a_server_is_down_where_a_plain_question_is_not_answered_either(answer, down, client, work):
+    """What it refuses or cuts off is an answer: then it is the first request that it cannot answer."""
+    with ScriptedEndpoint([*[Status(500)] * 3, answer], probes=False) as server, pytest.raises(LLMError) as error:
+        ask(client(server))
+    assert isinstance(error.value, Later) == down and error.value.kind == "http 500"
+    assert [call.purpose for call in ledger(work)] == ["plan"] * 3 + ["probe"]
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -741,6 +756,6 @@ def test_the_embedded_server_is_waited_for_longer_than_others(client, work, monk
         for place in (Endpoint(server.url, "m"), Endpoint.embedded("m", lambda: (server.url, "none"))):
             with pytest.raises(LLMError):
                 ask(client(None, place))
-    assert {(row.endpoint, row.outcome) for row in ledger(work)} == {
+    assert {(row.endpoint, row.outcome) for row in ledger(work) if row.purpose == "plan"} == {
         (f"{server.url}/v1", "timeout"), ("embedded", "connection")
     }  # fmt: skip
