@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .. import __version__
+from .. import __version__, prompts
 from ..store import records
 from ..store.findings import drain
 from ..store.records import Failure, Record, Refused, Verdict
@@ -27,7 +27,7 @@ from ..tools.corpus import load_corpus
 from ..tools.induce import Induced, induce
 from ..tools.judged import Qualification, Unanswered
 from ..tools.sweep import Sweep, make_sweep
-from ..tools.toolbox import Toolbox
+from ..tools.toolbox import Toolbox, code_digest
 from ..tools.units import UnitId, parse_spec
 from . import life, log, verdict
 from .budget import Budget
@@ -178,6 +178,7 @@ class _Night:
         self.held: dict[str, Job] = {}      # units in hand, by the worker that has each
         self.waits: list[str] = []          # what workers wait for just now, which is said once
         self.pace: Pace | None = None
+        self.otherwise = 0                  # units that ended on other inputs than those of now
         self.told_pace = -PACE
         self.others: dict[UnitId, Induced] = {}
         self.second: Sweep | None = None
@@ -279,6 +280,9 @@ class _Night:
         total, done = len(state.units), self._ended(state)
         self.pace = Pace(self.budget, self.home.work, state.id, lambda: toolbox.subject.passed, done)
         self.progress.begins(done, total)
+        if self.otherwise:
+            rest = "ended on other inputs (code, model or text have changed since) and stay as they are"
+            self.progress.step(state.id, f"{self.otherwise} of its units {rest}; --fresh does all of them anew")
         if beside := self._others(state):
             self.progress.step(state.id, f"joined, beside {life.processes(beside)}")
 
@@ -459,12 +463,22 @@ class _Night:
                 "documents; name units with --units, other --sites, or give more text."
             )
         state = work.open_run(request.key, request.asked(), units, request.fresh)
-        work.enqueue(state.id, state.units)
+        digests = {unit: self._input_digest(unit, toolbox, sweep) for unit in state.units}
+        work.enqueue(state.id, state.units, digests=list(digests.values()))
+        self.otherwise = sum(job.digest not in (None, digests[job.unit]) for job in work.jobs(state.id))
         begun = self._run_record(state, "running", 0.0)
         swept = [sweep_record(one, state.id) for one in (sweep, self.second) if one is not None]
         work.post([begun, *swept, model_record(toolbox, state.id)])
         self._deliver()
         return state
+
+    def _input_digest(self, unit: str, toolbox: Toolbox, sweep: Sweep) -> str:
+        """sha256 of what the unit's result rests on: model, sweeps, who plans and judges, code and constants."""
+        swept = [one.digest for one in (sweep, self.second) if one is not None]
+        who = [self.request.planner, self.request.judge]
+        code = [__version__, code_digest("agent", "tools"), prompts.digest()]
+        rests = [unit, toolbox.subject.digest, str(toolbox.subject.dtype), swept, who, code, measures.VERSION]
+        return hashlib.sha256(json.dumps(rests).encode()).hexdigest()
 
     def _units(self, sweep: Sweep) -> list[UnitId]:
         def pick(n: int) -> list[UnitId]:

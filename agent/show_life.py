@@ -44,7 +44,7 @@ def status_table(rows: list[dict[str, Any]]) -> None:
         say("no runs yet; lamplighter run starts one.")
         return
     states = ("queued", "running", "done", "failed")
-    heads = ("run", "status", "units", *states, "units an hour", "hours left")
+    heads: tuple[str, ...] = ("run", "status", "units", *states, "units an hour", "hours left")
     heads += ("requests", "tokens", "dollars", "waiting")
     table("", heads, [
         (r["run"], f"{r['status']}{', paused' * r['paused']}", r["units"], *(r[state] for state in states),

@@ -328,13 +328,18 @@ class Work:
     ) -> int:
         """Queues units, highest priority first (by default as listed); returns how many are new to the run.
 
-        digests: of what each unit's result depends on. Units already known to the run stay as they are.
+        digests: of what each unit's result depends on. Units already known to the run stay as they are, but that one
+        which could be claimed now takes the digest of now.
         """
         ranks = [0.0] * len(units) if priorities is None else priorities
         marks = [None] * len(units) if digests is None else digests
         sql = """INSERT INTO jobs (run, unit, position, priority, digest) VALUES (?, ?, ?, ?, ?)
                  ON CONFLICT (run, unit) DO NOTHING"""
+        again = f"UPDATE jobs SET digest = :mark WHERE run = :run AND unit = :unit AND (status = 'queued' OR {_LOST})"
+        now = self._clock()
+        both = [{"mark": mark, "run": run, "unit": unit, "now": now} for unit, mark in zip(units, marks, strict=True)]
         with self._change() as con:
+            con.executemany(again, both)
             first = con.execute("SELECT count(*) FROM jobs WHERE run = ?", (run,)).fetchone()[0]
             rows = enumerate(zip(units, ranks, marks, strict=True), start=first)
             return con.executemany(sql, [(run, unit, i, rank, mark) for i, (unit, rank, mark) in rows]).rowcount

@@ -428,6 +428,28 @@ def test_auto_picks_the_planted_units_and_says_why(swept: Home, project: Any, to
     assert all("of tune tokens in" in why and " sd; " in why for _, why in told.picks)
 
 
+def test_units_that_ended_on_other_inputs_are_told_and_stay(
+    swept: Home, project: Any, monkeypatch: pytest.MonkeyPatch, told: Any
+) -> None:
+    """A digest stands beside each unit in the queue; code that has changed makes another."""
+    first = told.__class__()
+    state = project.run(swept, first, units=QUICK)
+    digests = [job.digest for job in swept.work.jobs(state.run)]
+    assert len(set(digests)) == 2 and all(len(one or "") == 64 for one in digests)
+    with sqlite3.connect(swept.work.path) as con:       # as a run stopped before its second unit
+        con.execute("UPDATE jobs SET status = 'queued' WHERE unit LIKE '%/4'")
+        con.execute("UPDATE runs SET status = 'drained'")
+    monkeypatch.setattr(night, "code_digest", lambda *folders: "other code")
+    project.run(swept, told, units=QUICK)
+    assert [what for _, what in told.steps if "other inputs" in what] == [
+        "1 of its units ended on other inputs (code, model or text have changed since) and stay as they are; "
+        "--fresh does all of them anew"
+    ]  # fmt: skip
+    assert not [what for _, what in first.steps if "other inputs" in what]
+    now = [job.digest for job in swept.work.jobs(state.run)]
+    assert now[0] == digests[0] and now[1] != digests[1]
+
+
 # Killed
 
 

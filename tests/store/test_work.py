@@ -246,10 +246,12 @@ def test_the_negative_side_is_recorded_with_its_sign(work, clock):
 def test_a_unit_keeps_its_rung_and_the_digest_of_its_input(work):
     run = work.open_run("key", {}, ["a", "b"]).id
     work.enqueue(run, ["a", "b"], digests=["d1", None])
-    assert work.enqueue(run, ["a"], digests=["another"]) == 0
-    work.finish(work.claim(run, worker_id()), [], rung="label")
+    job = work.claim(run, worker_id())
+    assert work.enqueue(run, ["a", "b"], digests=["another", "d2"]) == 0, "in hand it keeps the first, queued not"
+    work.finish(job, [], rung="label")
+    assert work.enqueue(run, ["a", "b"], digests=["another", "d3"]) == 0
     work.finish(work.claim(run, worker_id()), [])
-    assert [(job.unit, job.rung, job.digest) for job in work.jobs(run)] == [("a", "label", "d1"), ("b", None, None)]
+    assert [(job.unit, job.rung, job.digest) for job in work.jobs(run)] == [("a", "label", "d1"), ("b", None, "d3")]
     with pytest.raises(ValueError):
         work.enqueue(run, ["c", "d"], digests=["one"])
 
