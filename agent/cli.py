@@ -224,7 +224,7 @@ def sweep(
     """Reads a corpus once and keeps peaks, exemplars and statistics of every unit of the sites."""
     from ..tools.corpus import load_corpus
     from ..tools.sweep import make_sweep
-    from .night import model_record, sweep_record
+    from .recorded import model_record, sweep_record
 
     place = Home.resolve(home)
     text = load_corpus(corpus)
@@ -257,8 +257,9 @@ def run(
     home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Explains units by experiment and records everything; the same command continues a run that was stopped."""
-    from .night import BudgetSpent, Request, run_night
+    from .night import BudgetSpent, run_night
     from .nodes import Drained
+    from .request import Request
 
     place = Home.resolve(home)
     asked = Request(
@@ -292,8 +293,8 @@ def plan(
 ) -> None:  # fmt: skip
     """Says what `run` with these options would do and cost, by this home's history. Does no work, asks nobody."""
     os.environ["HF_HUB_OFFLINE"] = "1"      # a model that is not here is not fetched
-    from .night import Request
     from .plan import plan_facts
+    from .request import Request
 
     asked = Request(
         model=model, corpus=corpus, sites=tuple(shown.listed(sites)), units=units, planner=planner, endpoint=endpoint,
@@ -495,7 +496,7 @@ def query(
 ) -> None:  # fmt: skip
     """Finds explanations by meaning. Prints a JSON array with --json or into a pipe."""
     from ..store.search import search, why_none
-    from .night import embed_missing
+    from .recorded import embed_missing
 
     place = Home.resolve(home)
     if not text.strip():

@@ -12,9 +12,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from .. import __version__, prompts
 from ..store import records
@@ -31,7 +31,7 @@ from ..tools.toolbox import Toolbox, code_digest
 from ..tools.units import UnitId, parse_spec
 from . import life, log, verdict
 from .budget import Budget
-from .config import EMBEDDER, Home, load_embedder
+from .config import Home
 from .graph import investigate
 from .judge import LLMJudge
 from .llm import Later, LLMError, Stamps
@@ -40,10 +40,10 @@ from .pace import Pace
 from .planners import ByLLM, Planners, choose, choose_judge
 from .playbook import Induce
 from .qualify import qualify
+from .recorded import embed_missing, model_record, sweep_record
+from .request import Outcome, Progress, Request
 from .workers import Workers
 
-# Of a request, what does not make it another run.
-APART = ("endpoint", "minutes", "llm_tokens", "usd", "unit_llm_tokens", "unit_usd", "fresh", "workers")
 LEASE = 600.0          # seconds a unit is held without a sign of life
 WAIT = 0.5             # seconds between looks at what a run waits for
 PACE = 2.0             # seconds between two lines of its pace
@@ -52,65 +52,6 @@ _NO_MORE = ("budget", "no time", "timeout")            # kinds of LLMError that 
 
 class BudgetSpent(Refused):
     """The budget did not reach to the first unit, so no run was opened."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a run is asked to do. What it may spend, `fresh` and `workers`, the units at a time, are not its identity.
-
-    `endpoint` is no part of it either: `planner` and `judge` are replaced by labels that name model and endpoint.
-    """
-
-    model: str
-    corpus: str
-    sites: tuple[str, ...]
-    units: str
-    planner: str = "playbook"
-    endpoint: str | None = None
-    judge: str | None = None
-    tokens: int | None = None
-    second: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    minutes: float | None = None
-    llm_tokens: int | None = None
-    usd: float | None = None
-    unit_llm_tokens: int | None = None
-    unit_usd: float | None = None
-    fresh: bool = False
-    workers: int = 1
-
-    def asked(self) -> dict[str, Any]:
-        facts = asdict(self) | {"measures": measures.VERSION}
-        return {name: facts[name] for name in facts if name not in APART}
-
-    @property
-    def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.asked(), sort_keys=True).encode()).hexdigest()
-
-
-class Progress(Protocol):
-    """Who is told how a run goes."""
-
-    def sweeping(self, what: str, done: int, total: int) -> None: ...
-    def picked(self, unit: str, why: str) -> None: ...
-    def begins(self, done: int, total: int) -> None: ...
-    def step(self, unit: str, what: str) -> None: ...
-    def pace(self, line: str) -> None: ...
-    def ended(self, unit: str, how: str, done: int, total: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: `status` done, budget or drained; `left` are the units not reached; `repeated` if it was
-    finished before and nothing was done now."""
-
-    run: str
-    status: str
-    units: list[str]
-    left: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    repeated: bool = False
 
 
 def run_night(home: Home, request: Request, progress: Progress) -> Outcome:
@@ -600,51 +541,6 @@ def _outcome(home: Home, state: RunState, status: str, repeated: bool = False) -
     left = [job.unit for job in jobs if job.status not in ("done", "failed")]
     failed = [job.unit for job in jobs if job.status == "failed"]
     return Outcome(state.id, status, state.units, left, failed, repeated)
-
-
-def sweep_record(sweep: Sweep, run: str | None = None) -> records.Sweep:
-    """A finished sweep as the findings remember it."""
-    facts = sweep.facts
-    return records.Sweep(
-        digest=sweep.digest, model=sweep.model, corpus=sweep.corpus, sites=sweep.sites, tokens=facts["tokens"],
-        documents=facts["documents"], overlap=facts["overlap"], seconds=facts["seconds"], run=run,
-        provenance=facts["provenance"],
-    )  # fmt: skip
-
-
-def model_record(toolbox: Toolbox, run: str | None = None) -> records.Model:
-    """The loaded subject, its identities' errors and the tools it is offered."""
-    subject = toolbox.subject
-    return records.Model(
-        name=subject.name, architecture=str(subject.config.model_type), layers=subject.n_layers,
-        vocabulary=subject.vocabulary, checks=dict(subject.checks), tools=toolbox.offered(), run=run,
-        provenance={"model": subject.digest, "tokenizer": subject.tokenizer_digest},
-    )  # fmt: skip
-
-
-def embed_missing(home: Home) -> int:
-    """Embeds current explanations that have no embedding yet; 0, with nothing done, where MiniLM is not pulled."""
-    from ..tools.models import installed
-
-    if not installed(EMBEDDER):
-        return 0
-    rows = home.findings.sql(
-        "SELECT o.hypothesis, o.sentence, o.run, o.investigation, o.unit, o.sign FROM current_outcomes o "
-        "WHERE o.sentence IS NOT NULL AND NOT EXISTS "
-        "(SELECT 1 FROM embeddings e WHERE e.hypothesis = o.hypothesis AND e.model = ?)",
-        [EMBEDDER],
-    )
-    if not rows:
-        return 0
-    vectors = load_embedder()([row["sentence"] for row in rows])
-    home.work.post(_embedding(row, vector) for row, vector in zip(rows, vectors, strict=True))
-    drain(home.work, home.findings)
-    return len(rows)
-
-
-def _embedding(row: dict[str, Any], vector: Sequence[float]) -> records.Embedding:
-    kept = {name: row[name] for name in ("hypothesis", "run", "investigation", "unit", "sign")}
-    return records.Embedding(model=EMBEDDER, vector=list(vector), **kept)
 
 
 @contextmanager

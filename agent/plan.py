@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..tools.corpus import Corpus
     from ..tools.subject import Subject
     from ..tools.units import UnitId
-    from .night import Request
+    from .request import Request
 
 FEW = 5              # units of history below which no interval is given
 _SEED = 0

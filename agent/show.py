@@ -17,7 +17,7 @@ from ..tools.units import UnitId
 from .config import Home
 
 if TYPE_CHECKING:
-    from .night import Outcome
+    from .request import Outcome
 
 WIDTH = 160      # columns of a table where the output is no terminal
 

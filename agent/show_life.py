@@ -44,11 +44,10 @@ def status_table(rows: list[dict[str, Any]]) -> None:
         say("no runs yet; lamplighter run starts one.")
         return
     states = ("queued", "running", "done", "failed")
-    heads: tuple[str, ...] = ("run", "status", "units", *states, "units an hour", "hours left")
-    heads += ("requests", "tokens", "dollars", "waiting")
+    heads = ("run", "status", "units", *states, "units an hour", "requests", "tokens", "dollars", "waiting")
     table("", heads, [
         (r["run"], f"{r['status']}{', paused' * r['paused']}", r["units"], *(r[state] for state in states),
-         *("undefined" if r[what] is None else f"{r[what]:,.1f}" for what in ("units_an_hour", "hours_left")),
+         "undefined" if r["units_an_hour"] is None else f"{r['units_an_hour']:,.1f}",
          f"{r['llm']['calls']:,}", f"{r['llm']['tokens']:,}", _dollars(r["llm"]), r["waiting"])
         for r in rows
     ])  # fmt: skip
@@ -65,10 +64,12 @@ def _dollars(llm: Mapping[str, Any]) -> str:
 
 
 def _beside(row: Mapping[str, Any]) -> None:
-    """Who works on a run, and what failed in it."""
+    """Who works on a run, how long it may yet take, and what failed in it."""
     for worker in row["workers"]:
         holds = f"on {', '.join(worker['units'])}" if worker["units"] else "holds no unit just now"
         say(f"run {row['run']}: process {worker['pid']} {clean(holds)}")
+    if row["workers"] and row["hours_left"] is not None:
+        say(f"run {row['run']}: about {_time(3600 * row['hours_left'])} left at its pace so far.")
     if row["failures"]:
         kinds = ", ".join(f"{n} {clean(kind)}" for kind, n in row["failures"].items())
         apart = f"; {row['apart']} failed so {ALIKE} times in a row and are left out of it" if row["apart"] else ""

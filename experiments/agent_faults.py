@@ -18,7 +18,8 @@ from typing import Any
 from ..agent.config import Home
 from ..agent.endpoint import Endpoint
 from ..agent.llm import Client, LLMError
-from ..agent.night import Outcome, Request, run_night
+from ..agent.night import run_night
+from ..agent.request import Outcome, Request
 from ..store.records import Evidence, Failure, Hypothesis, Investigation, LLMCall, Score
 from ..store.work import Work
 from ..testing import CallTool, CutJson, Drop, EmptyChoices, Hang, NoUsage, Raw, Say, ScriptedEndpoint, Status, Step

@@ -115,7 +115,7 @@ class Project:
     corpus: str
 
     def request(self, **changes: Any) -> Any:
-        from lamplighter.agent.night import Request
+        from lamplighter.agent.request import Request
 
         asked = {"model": self.model, "corpus": self.corpus, "sites": (), "units": UNITS} | changes
         return Request(**asked)

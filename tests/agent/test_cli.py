@@ -20,7 +20,7 @@ import pytest
 from lamplighter.agent import cli as commands
 from lamplighter.agent import night, show
 from lamplighter.agent.config import EMBEDDER, Home
-from lamplighter.agent.night import Outcome
+from lamplighter.agent.request import Outcome
 from lamplighter.store import findings as findings_module
 from lamplighter.store import work as work_module
 from lamplighter.store.findings import Findings

@@ -116,7 +116,7 @@ def options(line: str | None) -> dict[str, str]:
 
 
 def test_the_command_asks_for_the_same_run(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamplighter.agent.night import Request
+    from lamplighter.agent.request import Request
 
     begun(home)
     (run,) = home.work.runs()
