@@ -304,9 +304,10 @@ class LLMCall(Record):
     `endpoint` is `scheme://host:port/path`, or `embedded`. `outcome` is `ok`, or what went wrong: `http 429`,
     `timeout`, `connection`, `interrupted`, `unreadable`, `empty`, `cut off`, `unparsed` (the server could not read what
     its model said). Tokens are the server's count, null where no reply came; `estimated`: it gave none, and they are a
-    quarter of the UTF-8 bytes of request and reply. `tokens_cached` are among `tokens_in`. `usd` is null where the cost is not known: the model has no price, or the
-    reply did not arrive. tokens_most, usd_most: what it can have cost at most; for a lost reply as estimated and with
-    all the tokens that it was allowed. `request` is the digest of what was asked, the same for each try.
+    quarter of the UTF-8 bytes of request and reply. `tokens_cached` are among `tokens_in`. `usd` is null where the cost
+    is not known: the model has no price, or the reply did not arrive. tokens_most, usd_most: what it can have cost at
+    most; for a lost reply as estimated and with all the tokens that it was allowed. `request` is the digest of what was
+    asked, the same for each try.
     """
 
     TABLE = "llm_calls"
