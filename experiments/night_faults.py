@@ -30,7 +30,7 @@ from ..agent.config import Home
 from ..agent.life import ROOM
 from ..store.findings import WAIT_SECONDS
 from ..testing import ScriptedEndpoint, Status, Step
-from .night_process import Account, Process, account
+from .night_process import Account, Process, account, the_run
 from .night_subject import Made, answer, make_subject
 from .report import Claim, Part, Progress
 
@@ -126,7 +126,7 @@ def _meets(name: str, made: Made, workers: int, place: Path) -> tuple[dict[str, 
         with FAULTS[name](place, model) as scene:
             codes, said = _commands(scene, made, model, workers, place)
             home = Home(scene.seen())
-            found = account(home, home.work.runs()[-1].id)
+            found = account(home, the_run(home, said or ""))
     except Unmeasured as error:
         return _row(name, None, [], f"not measured: {error}"), Claim(what, None, 0, "0", None)
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..agent.config import Home
 from ..agent.show import signed
+from ..store.records import Refused
 
 PATIENCE = 24 * 3600.0      # seconds without an end after which a run is given up
 GOODBYE = 300.0             # … after it was asked to stop
@@ -135,6 +136,15 @@ _SPOILT = """
 """
 
 
+def the_run(home: Home, said: str) -> str:
+    """The newest run of a home. Raises Refused where none was opened, with what the process said last."""
+    known = home.work.runs()
+    home.work.close()
+    if not known:
+        raise Refused(f"no run was opened in {home.path} ({said[-300:]}); see what its command says.")
+    return known[-1].id
+
+
 def account(home: Home, run: str) -> Account:
     """Counts a run's units up, once nothing works on it any more. Raises Refused where there are no findings."""
     jobs, waiting = home.work.jobs(run), home.work.pending()
@@ -155,4 +165,4 @@ def file_bytes(home: Home) -> int:
     return sum(path.stat().st_size for path in home.path.glob("work.sqlite*"))
 
 
-__all__ = ["Account", "Process", "account", "file_bytes"]
+__all__ = ["Account", "Process", "account", "file_bytes", "the_run"]

@@ -25,7 +25,7 @@ from ..store.records import TABLES, LLMCall, Model, Record, Run, Sweep, Verdict
 from ..tools.subject import Subject
 from ..tools.toolbox import code_digest
 from .input_real import MODEL, TOKENS, real_units
-from .night_process import Account, Process, account
+from .night_process import Account, Process, account, the_run
 from .report import Claim, Part, Progress, at_least, at_most
 
 KILLS = 3
@@ -60,7 +60,7 @@ def night(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     """The drawn units by both runs; takes hours, and may be stopped and begun again."""
     sweep, units = real_units(Subject.load(MODEL), folder, seed, size, progress)
     asked = Night(MODEL, "builtin", [str(unit) for unit in units], TOKENS, folder / "sweeps")
-    return same(asked, folder / "night", KILLS, seed, progress)
+    return same(asked, folder / "night", min(KILLS, max(1, len(units) // 4)), seed, progress)
 
 
 def same(asked: Night, folder: Path, kills: int, seed: int, progress: Progress) -> Part:
@@ -72,7 +72,7 @@ def same(asked: Night, folder: Path, kills: int, seed: int, progress: Progress) 
     with Process(asked.arguments(homes["unkilled"].path), place / "unkilled-err", settings=settings) as alone:
         made, code_killed = _lives(asked, homes["killed"], alone, place, kills, seed, settings, progress)
         codes = {"killed": code_killed, "unkilled": alone.end()}
-    runs = {name: home.work.runs()[-1].id for name, home in homes.items()}
+    runs = {name: the_run(home, alone.last) for name, home in homes.items()}
     stories = {name: story(home, runs[name]) for name, home in homes.items()}
     accounts = {name: account(home, runs[name]) for name, home in homes.items()}
     rows = [
@@ -134,7 +134,8 @@ def _processes(home: Home, run: str) -> dict[str, Any]:
     rows = home.findings.read(Run, run=run)
     ends = [row for row in rows if row.status != "running"]
     begun = len(rows) - len(ends)
-    return {"processes": begun, "cut off": begun - len(ends), "hours of the last process": round(ends[-1].seconds / 3600, 2)}
+    hours = round(ends[-1].seconds / 3600, 2)
+    return {"processes": begun, "cut off": begun - len(ends), "hours of the last process": hours}
 
 
 # What was found

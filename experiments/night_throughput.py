@@ -51,7 +51,7 @@ from ..tools.sweep import Sweep
 from ..tools.toolbox import Toolbox, code_digest
 from ..tools.units import UnitId
 from .input_real import MODEL, TOKENS, real_units
-from .night_process import Process
+from .night_process import Process, the_run
 from .night_same import Night
 from .report import Claim, Part, Progress, at_least, at_most
 
@@ -216,8 +216,8 @@ def _ran(
     home = Home(place / "home")
     shutil.rmtree(home.path, ignore_errors=True)
     home.path.mkdir()
+    fresh.work.close()               # what was written is in the one file then
     shutil.copy(fresh.work.path, home.path)
-    fresh.work.close()
     if asked.sweeps is not None:
         (home.path / "sweeps").symlink_to(asked.sweeps.absolute(), target_is_directory=True)
     some = Night(asked.model, asked.corpus, list(units), asked.tokens, asked.sweeps)
@@ -234,8 +234,7 @@ def _ran(
         run.until(over)
         code = run.end()
     seconds = time.monotonic() - began
-    evidence = home.findings.read(Evidence, run=home.work.runs()[-1].id)
-    home.work.close()
+    evidence = home.findings.read(Evidence, run=the_run(home, run.last))
     return Ran(len(units), seconds, int(code != 0), memory, _tokens(evidence), _under_way(evidence))
 
 
