@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..store.records import Refused, Turn
+from ..store.records import signed as signed
 from ..tools.units import UnitId
 from .config import Home
 
@@ -131,11 +132,6 @@ def run_facts(home: Home, outcome: "Outcome") -> dict[str, Any]:
         "failures": failures, "failed": outcome.failed, "left": outcome.left,
         "llm": asdict(home.work.spent(outcome.run)),
     }  # fmt: skip
-
-
-def signed(row: Mapping[str, Any]) -> str:
-    """A row's unit with its sign, as the queue names it."""
-    return str(row["unit"]) + ("-" if row["sign"] == -1 else "")
 
 
 def run_table(facts: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from .records import TABLES, Failure, LLMCall, Record, Refused, utc_now, uuid7
 
-VERSION = 4            # of work.sql; kept in the file as SQLite's user_version
+VERSION = 6            # of work.sql; kept in the file as SQLite's user_version
 MAX_ATTEMPTS = 3
 BUSY_SECONDS = 5.0     # how long a use waits for another process's transaction
 LOCK_SECONDS = 30.0    # lease of a named lock
@@ -577,6 +577,14 @@ class Work:
             raise refusal from error
         except OSError as error:
             raise Refused(f"{self.path} cannot be made ({error}); choose another --home.") from error
+
+    # For what else is kept in this file (claims.py): one transaction, one look, and records that go with a transaction.
+    change, use, post_within = _change, _use, _post
+
+    @property
+    def now(self) -> float:
+        """Seconds since 1970 by the clock of this store."""
+        return self._clock()
 
     def _held(self) -> sqlite3.Connection | None:
         """This thread's open connection, if it made one since the last fork."""
