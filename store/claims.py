@@ -150,10 +150,10 @@ class Claims:
             con.execute("INSERT INTO review_looks VALUES (?, ?)", (look, self.work.now))
 
     def waiting(self, reviewer: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
-        """What waits for reviews, in order: {item, unit, sign, author, reasons, reviews, held, yours}.
+        """What waits, in order: {item, unit, sign, reviews, held, author, reasons}; to a reviewer yours for the last two.
 
-        reviews: how many it has; held: people who have it in hand. yours, with a reviewer: whether that person
-        could be given it now; then its reasons are left out, as they tell of scores.
+        reviews: how many it has; held: people who have it in hand; yours: whether this person could be given it now.
+        Author and reasons are not told to reviewers, as reasons tell of scores.
         """
         sql = f"""
             SELECT i.*, {_FREE} AS yours, (
@@ -165,9 +165,9 @@ class Claims:
             rows = con.execute(sql, asked).fetchall()
         found = []
         for row in rows:
-            facts = {key: row[key] for key in ("item", "unit", "sign", "author", "reviews", "held")}
-            why = {"reasons": json.loads(row["reasons"])} if reviewer is None else {"yours": bool(row["yours"])}
-            found.append(facts | why)
+            facts = {key: row[key] for key in ("item", "unit", "sign", "reviews", "held")}
+            more = {"author": row["author"], "reasons": json.loads(row["reasons"])}
+            found.append(facts | (more if reviewer is None else {"yours": bool(row["yours"])}))
         return found
 
     # Lending
