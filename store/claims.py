@@ -150,10 +150,10 @@ class Claims:
             con.execute("INSERT INTO review_looks VALUES (?, ?)", (look, self.work.now))
 
     def waiting(self, reviewer: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
-        """What waits, in order: {item, unit, sign, reviews, held, author, reasons}; to a reviewer yours for the last two.
+        """What waits, in order: {item, unit, sign, reviews, held, author, reasons}; with a reviewer `yours`.
 
         reviews: how many it has; held: people who have it in hand; yours: whether this person could be given it now.
-        Author and reasons are not told to reviewers, as reasons tell of scores.
+        Author and reasons are not told to a reviewer, as reasons tell of scores.
         """
         sql = f"""
             SELECT i.*, {_FREE} AS yours, (

@@ -372,7 +372,7 @@ WITH submitted AS (
            coalesce(max(high) FILTER (metric = 'f1'), max(high) FILTER (metric = 'detection')) AS high
     FROM measured GROUP BY hypothesis
 ), taken_out AS (
-    SELECT investigation, checks->>'$.effect' = 'shown' AND "rows"->>'$[0].where' = 'firing'
+    SELECT investigation, (checks->>'$.effect') = 'shown' AND ("rows"->>'$[0].where') = 'firing'
            AND abs(CAST("rows"->>'$[0].low' AS DOUBLE)) >= 0.1
            AND abs(CAST("rows"->>'$[0].high' AS DOUBLE)) >= 0.1 AS strong
     FROM evidence WHERE tool = 'ablate' AND ok
