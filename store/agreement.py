@@ -1,9 +1,9 @@
 """Whether people agree about explanations: Krippendorff's alpha, also by tag, and Cohen's kappa by pair.
 
 Over explanations that two people or more reviewed blind. alpha = 1 − D_o / D_e, the disagreement that there is over
-that of the same labels dealt out at random; it takes whoever reviewed what. kappa takes two people who both labelled all
-items, so that each pair is a task of its own over what both reviewed. Both are nltk's. Both are functions of sums over
-explanations (of coincidences, and of pairs of labels), whose bootstrap gives the interval.
+that of the same labels dealt out at random; it takes whoever reviewed what. kappa takes two people who both labelled
+all items, so that each pair is a task of its own over what both reviewed. Both are nltk's. Both are functions of sums
+over explanations (of coincidences, and of pairs of labels), whose bootstrap gives the interval.
 
 Where only one label was ever given, both are undefined: nothing could have contradicted an agreement. Sources:
 Krippendorff, Content Analysis (1980); Cohen, Educational and Psychological Measurement 20 (1960).

@@ -206,6 +206,14 @@ class Claims:
             ).fetchone()
             return Claim(**{name: held[name] for name in Claim.__dataclass_fields__})
 
+    def in_hand(self, reviewer: str) -> str | None:
+        """The explanation on the card that this person was shown last and has in hand; None where there is none."""
+        sql = """SELECT item FROM review_slots WHERE reviewer = ? AND status = 'held' AND card IS NOT NULL
+                 ORDER BY expires <= ?, since DESC LIMIT 1"""
+        with self.work.use() as con:
+            row = con.execute(sql, (reviewer, self.work.now)).fetchone()
+        return None if row is None else str(row["item"])
+
     def heartbeat(self, item: str, reviewer: str) -> float:
         """Holds a card for another lease, until the time returned. Raises Refused if it is no longer theirs."""
         with self.work.change() as con:

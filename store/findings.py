@@ -76,7 +76,11 @@ class Findings:
 
     def bring_up_to_date(self) -> None:
         """Gives a file of an older version what it lacks now, and not at the next append."""
-        if self.path.exists():
+        if not self.path.exists():
+            return
+        with self._open(write=False) as con:
+            current = self._version(con) == VERSION
+        if not current:
             with self._open(write=True):
                 pass
 

@@ -121,9 +121,8 @@ class Desk:
         look = self._look()
         if last is not None and last[0] == look:
             return False
-        if self.findings.sql("SELECT max(version) AS version FROM schema_version")[0]["version"] < VERSION:
-            self.findings.bring_up_to_date()
-            look = self._look()
+        self.findings.bring_up_to_date()
+        look = self._look()
         items = [Item(**row) for row in self.findings.sql(_QUEUE)]
         self.claims.take_in(items, [Review(**row) for row in self.findings.sql(_STANDING, unpack=True)], look)
         return True
@@ -158,6 +157,10 @@ class Desk:
         card = _card(item, row, slot["expires"] if slot["status"] == "held" else None)
         self.claims.shown(item, name, card.digest)
         return card
+
+    def in_hand(self, reviewer: str) -> str | None:
+        """The explanation on the card that this person was shown last; None where they have none in hand."""
+        return self.claims.in_hand(reviewer_name(reviewer))
 
     def heartbeat(self, item: str, reviewer: str) -> float:
         """Holds the card for another lease, until the time returned."""

@@ -256,6 +256,12 @@ class Work:
         with self._use() as con:
             return [_run_state(row) for row in con.execute("SELECT * FROM runs ORDER BY rowid")]
 
+    def begin_run(self, run: str) -> None:
+        """Marks a run as one that is worked on; raises Refused if there is no such run."""
+        with self._change() as con:
+            if con.execute("UPDATE runs SET status = 'running' WHERE id = ?", (run,)).rowcount != 1:
+                raise self._no_run(run)
+
     def close_run(self, run: str, status: str) -> str:
         """Marks a run `done`, `budget` or `drained`, and returns which; only `done` ends it for good.
 
