@@ -19,7 +19,8 @@ from .work import Work
 
 EACH = 3                 # texts of a band on a card
 MINIMAL = 6              # minimal examples
-WORDS = 24               # words put in place
+WORDS = 24               # words put in place, and
+OF_A_WORD = 6            # of each that they are put in the place of
 BANDS = ("top", "high", "mid", "boundary")
 
 _QUEUE = """
@@ -225,13 +226,16 @@ class Desk:
 def _card(item: str, row: dict[str, Any], expires: float | None) -> Card:
     tried = [(one["tool"], json.loads(one["rows"])) for one in row["tried"] or []]
     minimal = [r for tool, rows in tried if tool == "minimal_example" for r in rows if r.get("mode") == "resample"]
-    words = [r for tool, rows in tried if tool == "substitute" for r in rows]
+    words: dict[Any, list[dict[str, Any]]] = {}
+    for row_of in (r for tool, rows in tried if tool == "substitute" for r in rows):
+        words.setdefault(row_of.get("original"), []).append(row_of)
+    swapped = [r for rows in words.values() for r in rows[:OF_A_WORD]]
     measured = row["measured"] or {"peak": None, "threshold": None}
     return Card(
         item=item, unit=signed(row), explanation=row["sentence"], rule=row["rule_text"], output=row["pushes"],
         peak=measured["peak"], threshold=measured["threshold"], examples=row["examples"] or [],
         minimal=[_some(r, "text", "kept_text", "peak", "retention") for r in minimal[:MINIMAL]],
-        substitutes=[_some(r, "original", "substitute", "ratio", "effect") for r in words[:WORDS]], expires=expires,
+        substitutes=[_some(r, "original", "substitute", "ratio", "effect") for r in swapped[:WORDS]], expires=expires,
     )  # fmt: skip
 
 

@@ -373,7 +373,7 @@ def evidence(known: Told) -> list[Record]:
     word = {"original": "b", "substitute": "d", "ratio": 0.1, "effect": "kills", "activation": 0.7, "ids": [1]}
     return [
         Evidence(**base, tool="minimal_example", rows=[minimal, minimal | {"mode": "delete"}]),
-        Evidence(**base, tool="substitute", rows=[word] * 40),
+        Evidence(**base, tool="substitute", rows=[word | {"original": o} for o in "bcdef" for _ in range(8)]),
         Evidence(**base, tool="substitute", rows=[word], ok=False),
         Evidence(**base, tool="try_rule", rows=[], checks={"f1": 0.5555}),
     ]
@@ -397,7 +397,9 @@ def test_a_card_holds_what_a_person_judges_by(desk: Desk, known: Told) -> None:
         (band, f"explain {band} {n} <b>", 10.0 - n, " <b>") for n in range(3) for band in ("mid", "top")
     ], "of each band the strongest texts, each once, and none of the other sides"
     assert card.minimal == [{"text": "a b c", "kept_text": "b …", "peak": 7.0, "retention": 0.9}]
-    assert card.substitutes == [{"original": "b", "substitute": "d", "ratio": 0.1, "effect": "kills"}] * 24
+    assert card.substitutes == [
+        {"original": o, "substitute": "d", "ratio": 0.1, "effect": "kills"} for o in "bcde" for _ in range(6)
+    ]
     again = desk.card(known.hypothesis, "ann")
     assert again == card and again.digest == card.digest == desk.claims.slot(known.hypothesis, "ann")["card"]  # type: ignore[index]
     assert card.expires is not None and replace(card, expires=0.0).digest == card.digest
