@@ -37,6 +37,7 @@ _STOPPED = {
     "sweep": "nothing is kept of a sweep that was not through, and the same command begins it anew.",
     "models": "each part that was fetched whole is kept, and the same command goes on from there.",
     "try": "the reading was not recorded unless it was printed, and the same command makes it anew.",
+    "review": "what was said and what was scored is kept, and the same command goes on from there.",
     "backup": "nothing is kept of a backup that was not through, and the same command makes it anew.",
     "tool": "the experiment was not recorded unless it was printed, and the same command runs it anew.",
 }

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..store.records import Refused, Turn
+from ..store.records import PERSON, Refused, Review, Turn
+from ..store.records import signed as signed
 from ..tools.units import UnitId
 from .config import Home
 
@@ -133,11 +134,6 @@ def run_facts(home: Home, outcome: "Outcome") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def signed(row: Mapping[str, Any]) -> str:
-    """A row's unit with its sign, as the queue names it."""
-    return str(row["unit"]) + ("-" if row["sign"] == -1 else "")
-
-
 def run_table(facts: dict[str, Any]) -> None:
     """The table that ends a run, what failed or was left out, and what to try next."""
     rows = facts["explanations"]
@@ -195,7 +191,10 @@ def unit_facts(home: Home, unit: str) -> dict[str, Any]:
     investigation = cards[0]["investigation"] if cards else None
     parts = {t: rows(t, "investigation = ?", investigation) for t in ("hypotheses", "scores", "evidence", "verdicts")}
     turns = [asdict(turn) for turn in home.findings.read(Turn, investigation=investigation)] if investigation else []
-    told = {"turns": turns, "by_hand": by_hand, "failures": failures}
+    said = home.findings.read(Review, unit=named.bare, sign=named.sign)
+    back = {event.undoes for event in said}
+    reviews = [asdict(event) for event in said if event.verdict != "undo" and event.id not in back]
+    told = {"turns": turns, "reviews": reviews, "by_hand": by_hand, "failures": failures}
     return {"card": cards[0] if cards else None, **parts, **told}
 
 
@@ -253,11 +252,18 @@ def _explained(facts: Mapping[str, Any]) -> None:
         say(f"output:      {clean(card['output_explanation'])}{scored}")
     for verdict in facts["verdicts"][-1:]:
         say(f"verdict:     {verdict['verdict']} ({clean(verdict['reason'])})")
+    if card["verdict"] is None and str(card["planner"]).startswith(PERSON):
+        say("verdict:     none yet; `lamplighter review score` scores what people wrote")
     if card["created_at"] is not None:
         say(f"recorded:    {_when(card)}")
     _scores(facts["scores"])
     _experiments("experiments", facts["evidence"])
     _turns(facts["turns"], {h["id"]: h["sentence"] for h in facts["hypotheses"]})
+    if facts["reviews"]:
+        table("reviews", ("when", "by", "verdict", "tags", "blind"), [
+            (r["created_at"][:16].replace("T", " "), r["reviewer"], r["verdict"], ", ".join(r["tags"]),
+             "yes" if r["blind"] else "no") for r in facts["reviews"]
+        ])  # fmt: skip
     table("hypotheses", ("author", "", "sentence", "rule", "F1 on tune"), [
         (h["author"], "kept" if h["kept"] else "", h["sentence"], h["rule_text"], number(h["tune_f1"]))
         for h in facts["hypotheses"]

@@ -7,6 +7,7 @@ A record goes to JSON and comes back equal; `SCHEMA` is raised when a field chan
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
@@ -15,6 +16,8 @@ from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
 VERDICTS = ("accepted", "rejected", "unclear", "abstained", "failed", "undefined")
+REVIEWS = ("accept", "reject", "edit", "unsure", "skip")     # what a person may say of an explanation; or `undo`
+PERSON = "person:"       # what the author of a hypothesis begins with who is a person
 
 
 class Refused(ValueError):
@@ -34,6 +37,11 @@ def uuid7() -> str:
 def utc_now() -> str:
     """The time now in UTC, as records carry it: ISO 8601 to the microsecond, without a zone."""
     return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00")
+
+
+def signed(row: Mapping[str, Any]) -> str:
+    """A row's unit with its sign, as the queue names it."""
+    return str(row["unit"]) + ("-" if row["sign"] == -1 else "")
 
 
 @cache
@@ -273,6 +281,30 @@ class Verdict(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Review(Record):
+    """What a person said of an explanation: one event. Nothing is changed afterwards; `undo` takes one back.
+
+    hypothesis: the explanation; run, investigation: those that it came from. verdict: one of REVIEWS, or `undo`.
+    seconds: spent on the card; card: digest of what was shown; client: by what, with its version. blind: neither scores
+    nor what others said had been shown to this person. reasons: why the explanation waited. edit: the hypothesis that
+    the person put in its place; undoes: the event that is taken back.
+    """
+
+    TABLE = "reviews"
+    hypothesis: str
+    reviewer: str
+    verdict: str
+    tags: list[str] = field(default_factory=list)
+    seconds: float | None = None
+    card: str | None = None
+    client: str
+    blind: bool = True
+    reasons: list[str] = field(default_factory=list)
+    edit: str | None = None
+    undoes: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Embedding(Record):
     """An explanation as a unit vector of `model`."""
 
@@ -330,6 +362,6 @@ TABLES: dict[str, type[Record]] = {
     kind.TABLE: kind
     for kind in (
         Model, Sweep, Unit, Exemplar, Run, Investigation,
-        Evidence, Turn, Hypothesis, Score, Verdict, Embedding, Failure, LLMCall,
+        Evidence, Turn, Hypothesis, Score, Verdict, Review, Embedding, Failure, LLMCall,
     )
 }
