@@ -241,7 +241,10 @@ def _parts(records: _Records) -> Iterator[Check]:
     """What names an investigation or a hypothesis names one that is there."""
     parts = {table: records.of(table) for table in _PARTS}
     scored = [row for row in records.of("scores", "hypothesis") if row["investigation"] is not None]
-    decided = [row for row in records.of("verdicts", "hypothesis") if row["hypothesis"] is not None]
+    decided = [
+        row for table in ("verdicts", "import_verdicts") for row in records.of(table, "hypothesis")
+        if row["hypothesis"] is not None
+    ]  # fmt: skip
     hypotheses = {row["id"] for row in records.of("hypotheses")}
     investigations = {row["id"] for row in records.of("investigations")}
     named = [(table, row) for table, rows in parts.items() for row in rows if row["investigation"] is not None]
