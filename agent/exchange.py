@@ -125,14 +125,13 @@ def _delphi(
     home: Home, rows: Sequence[dict[str, Any]], notes: dict[str, int], reads: "_Reads", no_text: bool,
     names: tuple[str | None, str | None], folder: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
-    from ..store.exchange_delphi import write_delphi
+    from ..store.exchange_delphi import by_place, write_delphi
 
     models = sorted({parts(row["unit"])[0] for row in rows})
     if len(models) > 1:
         raise Refused(f"delphi's folder is of one model, and there are {', '.join(models)}; choose one with --model.")
     if folder is None:
-        places = sorted({parts(row["unit"])[1] for row in rows})
-        return {"explanations": len(rows), "places": places, "notes": _said(notes)}
+        return {"explanations": len(rows), "places": sorted(by_place(rows, NEGATIVE)), "notes": _said(notes)}
     made = write_delphi(folder, rows, models[0], NEGATIVE, None if no_text else reads.readings)
     return made | {"notes": _said(notes)}
 

@@ -20,7 +20,7 @@ from ..store.imported import TOOL, UNKNOWN
 from ..store.records import Evidence, ImportVerdict, Refused, Score, uuid7
 from ..store.work import Busy
 from ..tools.corpus import load_corpus
-from ..tools.floors import floor_rules
+from ..tools.floors import nearest_unit
 from ..tools.induce import Induced, induce
 from ..tools.judged import NO_ANSWER, Qualification, Unanswered, score_judged
 from ..tools.score_input import unscored
@@ -95,8 +95,10 @@ def score_imported(home: Home, asked: Asked, progress: Progress) -> dict[str, An
 @contextmanager
 def _alone(home: Home) -> Iterator[None]:
     """One process at a time scores in a home: so no score side is read twice where one was cut off."""
+    if home.path.exists():
+        drain(home.work, home.findings)
     if not home.findings.path.exists():
-        raise Refused(f"Nothing is recorded in {home.path} yet; run `lamplighter import` first.")
+        raise Refused(f"nothing is recorded in {home.path} yet; run `lamplighter import` first.")
     with open(home.path / "scoring.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,7 +122,6 @@ class _Scoring:
     def run(self) -> dict[str, Any]:
         home, asked = self.home, self.asked
         self.budget.spent_on_llm = lambda: home.work.spent(self.id)
-        drain(home.work, home.findings)
         which = {"source": asked.source, "model": asked.model, "site": asked.site, "judge": self.judge.name}
         waiting = home.findings.sql(_WAITING, which)
         if not waiting and not self._imported():
@@ -212,8 +213,8 @@ class _Scoring:
                 self.others[key] = induce(subject, sweep, other, reads=0)
             return self.others[key]
 
-        beside = floor_rules(subject, sweep, unit, lambda other: made(other).rule).nearest_units
-        return made(UnitId.parse(beside[0])).sentence if beside else None
+        beside = nearest_unit(subject, sweep, unit, lambda other: made(other).rule)
+        return None if beside is None else made(beside).sentence
 
     def _qualify(self, corpus: str) -> Mapping[str, Qualification]:
         """How the judge does on planted rules of a corpus; nothing, with the reason told, where it cannot be tried."""

@@ -102,9 +102,10 @@ def pages(findings: Findings, table: str, wanted: Wanted) -> Iterator[list[Row]]
     while True:
         sql = f'SELECT * FROM "{table}" WHERE {where} AND (created_at, id) > (?::TIMESTAMP, ?) ORDER BY created_at, id'
         page = findings.sql(f"{sql} LIMIT {PAGE}", [*values, *after])
-        if not page:
+        if page:
+            yield page
+        if len(page) < PAGE:
             return
-        yield page
         after = [page[-1]["created_at"], page[-1]["id"]]
 
 

@@ -66,13 +66,11 @@ def write_delphi(
 ) -> dict[str, Any]:  # fmt: skip
     """Fills an empty folder with the explanations `rows` (of the view `explanations`), all of one model.
 
-    A place is our site, a negative side has `negative` behind it. What delphi has no place for (rules, scores with their
-    intervals, verdicts) is in lamplighter.jsonl; its own scores list what each text was answered, which is not kept
-    here. Without `readings` there are no latents. Returns {explanations, places, windows}.
+    A place is our site, a negative side has `negative` behind it. What delphi has no place for (rules, scores with
+    their intervals, verdicts) is in lamplighter.jsonl; its own scores list what each text was answered, which is not
+    kept here. Without `readings` there are no latents. Returns {explanations, places, windows}.
     """
-    places: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        places[parts(row["unit"])[1] + (negative if row["sign"] == -1 else "")].append(row)
+    places = by_place(rows, negative)
     _json(folder / "run_config.json", {
         "model": model, "sparse_model": "", "hookpoints": sorted(places), "scorers": [],
         "explainer_model": ", ".join(sorted({str(row["planner"]) for row in rows})),
@@ -87,6 +85,14 @@ def write_delphi(
         if readings is not None:
             windows += _latents(folder / "latents" / place, found, model, readings)
     return {"explanations": len(rows), "places": sorted(places), "windows": windows}
+
+
+def by_place(rows: Sequence[Mapping[str, Any]], negative: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Explanations by the places that they are of."""
+    places: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        places[parts(row["unit"])[1] + (negative if row["sign"] == -1 else "")].append(row)
+    return dict(places)
 
 
 def _latents(
@@ -246,6 +252,8 @@ def _strongest(file: Path, units: Mapping[int, Any]) -> list[tuple[int, list[Tex
     where, values, tokens = _tensors(file)
     latent = where[:, 2] + int(named["first"])
     kept = np.isin(latent, list(units))
+    if not kept.any():
+        return []
     where, values, latent = where[kept], values[kept], latent[kept]
     order = np.argsort(latent, kind="stable")
     chosen, starts = np.unique(latent[order], return_index=True)

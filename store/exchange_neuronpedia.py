@@ -7,7 +7,7 @@ github.com/hijohnnylin/neuronpedia.
 """
 
 import heapq
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -143,7 +143,10 @@ def read_neuronpedia(path: Path, named: Named, faults: Faults) -> Iterator[Recor
     kinds: dict[str, list[Path]] = defaultdict(list)
     hooks: dict[tuple[Any, Any], str] = {}
     for file in files:
-        first = _first(file)
+        first = next((told for _, told in _objects(file, shown[file], Faults())), None)
+        if first is None:                      # an empty file, or one of faults alone, which are noted
+            deque(_objects(file, shown[file], faults), maxlen=0)
+            continue
         kinds[_kind(first)].append(file)
         if _kind(first) == "feature" and isinstance(first.get("hookName"), str):
             hooks[first["modelId"], first["layer"]] = first["hookName"]
@@ -156,11 +159,6 @@ def read_neuronpedia(path: Path, named: Named, faults: Faults) -> Iterator[Recor
                 explained.add((record.unit, record.sign))
                 yield record
     yield from _activations({file: shown[file] for file in kinds["activation"]}, named, hooks, explained, faults)
-
-
-def _first(file: Path) -> dict[str, Any]:
-    """The first object of a file, {} where there is none."""
-    return next((told for _, told in _objects(file, "", Faults())), {})
 
 
 def _kind(told: dict[str, Any]) -> str:

@@ -22,7 +22,8 @@ PLACES = {
 OF_AN_SAE = {
     "layers.5": "5-resid:x", "layers.5.mlp": "5-mlp:x", "model.layers.5.self_attn": "5-attn:x",
     "blocks.5.hook_mlp_out": "5-mlp:x", "blocks.5.attn.hook_z": "5-attn:x", "blocks.5.ln2.hook_normalized": "5-mlp:x",
-    "blocks.5.hook_resid_pre": "4-resid:x", "5-gemmascope-res-16k": "5-resid:x", "gpt_neox.layers.5.attention": "5-attn:x",
+    "blocks.5.hook_resid_pre": "4-resid:x", "5-gemmascope-res-16k": "5-resid:x",
+    "gpt_neox.layers.5.attention": "5-attn:x",
 }  # fmt: skip
 
 
@@ -40,7 +41,8 @@ def test_an_sae_is_called_as_it_is_wished(place: str, site: str) -> None:
 def test_a_name_of_the_place_goes_before_what_the_files_call_the_sae() -> None:
     assert site_of("5-gemmascope-res-16k", known_as="other") == ("5-resid:gemmascope-res-16k", 1)
     assert site_of("layers.5.mlp", known_as="sae-x") == ("5-mlp:sae-x", 1)
-    assert site_of("layer_5/width_16k/average_l0_9", known_as="gemma-scope-2b-pt-mlp")[0] == "5-mlp:width_16k-average_l0_9"
+    scope = "layer_5/width_16k/average_l0_9"
+    assert site_of(scope, known_as="gemma-scope-2b-pt-mlp")[0] == "5-mlp:width_16k-average_l0_9"
 
 
 @pytest.mark.parametrize(
