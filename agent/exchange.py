@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..store import exchange, foreign, imported
 from ..store.exchange import Wanted
-from ..store.exchange_neuronpedia import Shown, parts, read_neuronpedia, uploads
+from ..store.exchange_neuronpedia import Band, Shown, parts, read_neuronpedia, uploads
 from ..store.exchange_openai import read_openai
 from ..store.findings import drain
 from ..store.foreign import Faults
@@ -106,9 +106,9 @@ def _neuronpedia(
     home: Home, rows: Sequence[dict[str, Any]], notes: dict[str, int], reads: "_Reads", no_text: bool,
     names: tuple[str | None, str | None], folder: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
-    made = uploads(rows, reads.shown, partial(_logits, home), *names)
+    made = uploads(rows, reads.shown, _logits(home), *names)
     if not made.calls:
-        raise Refused("none of the units has a text to go with it; sweep their sites first.")
+        raise Refused(next(iter(reads.lacks), "none of the units has a text to go with it; sweep more of their sites."))
     files = [f"{number:04}.json" for number in range(1, len(made.calls) + 1)]
     for name, call in zip(files, made.calls, strict=True) if folder is not None else ():
         assert folder is not None
@@ -118,7 +118,8 @@ def _neuronpedia(
         for name, call in zip(files, made.calls, strict=True)
     ]
     lacks = {"not carried: scores, rules, intervals, densities and verdicts have no place in it": made.features}
-    return {"explanations": made.features, "calls": calls, "notes": _said(notes | made.notes | lacks)}
+    missing = {f"no readings: {why}": count for why, count in reads.lacks.items()}
+    return {"explanations": made.features, "calls": calls, "notes": _said(notes | made.notes | missing | lacks)}
 
 
 def _delphi(
@@ -140,23 +141,30 @@ def _said(notes: dict[str, int]) -> list[dict[str, Any]]:
     return [{"what": what, "count": count} for what, count in notes.items() if count]
 
 
-def _logits(home: Home, unit: str, sign: int) -> dict[str, list[dict[str, Any]]]:
+def _logits(home: Home) -> Callable[[str, int], dict[str, list[dict[str, Any]]]]:
     """The tokens that the newest recorded `lens` of a unit found raised and lowered."""
-    found = [e for e in home.findings.read(Evidence, unit=unit, sign=sign, tool="lens") if e.ok]
-    if not found:
-        return {}
-    sides: dict[str, list[dict[str, Any]]] = {"topLogits": [], "bottomLogits": []}
-    for row in found[-1].rows:
-        sides[f"{row['side']}Logits"].append({"token": row["token"], "value": row["score"]})
-    return sides
+    sql = "SELECT unit, sign, rows FROM evidence WHERE tool = 'lens' AND ok ORDER BY created_at, id"
+    newest = {(row["unit"], row["sign"]): row["rows"] for row in home.findings.sql(sql, unpack=True)}
+
+    def of(unit: str, sign: int) -> dict[str, list[dict[str, Any]]]:
+        sides: dict[str, list[dict[str, Any]]] = {"topLogits": [], "bottomLogits": []}
+        for row in newest.get((unit, sign), []):
+            sides[f"{row['side']}Logits"].append({"token": row["token"], "value": row["score"]})
+        return sides if (unit, sign) in newest else {}
+
+    return of
 
 
 class _Reads:
-    """What units read on the texts that their home's sweeps kept of the explain side; models are loaded once."""
+    """What units read on the texts that their home's sweeps kept of the explain side; models are loaded once.
+
+    `lacks` counts why units could not be read.
+    """
 
     def __init__(self, home: Home, device: str | None, dtype: str | None) -> None:
         self._home, self._how = home, (device, dtype)
         self._boxes: dict[str, Toolbox] = {}
+        self.lacks: Counter[str] = Counter()
 
     def _box(self, model: str) -> "Toolbox":
         if model not in self._boxes:
@@ -164,10 +172,14 @@ class _Reads:
         return self._boxes[model]
 
     def shown(self, bare: str, sign: int) -> list[Shown]:
-        """A unit's own texts with its reading at each token, the sink left out."""
+        """A unit's own texts with its reading at each token, the sink left out; none where it cannot be read."""
         unit = _unit(bare, sign)
-        box = self._box(unit.model)
-        sweep, subject = box.sweep(unit), box.subject
+        try:
+            box = self._box(unit.model)
+            sweep, subject = box.sweep(unit), box.subject
+        except Refused as refusal:
+            self.lacks[str(refusal)] += 1
+            return []
         known = sweep.statistics(unit)
         windows = self._windows(box, [unit], SHOWN)
         if not windows:
@@ -215,14 +227,13 @@ class _Reads:
         return list(found.values())
 
 
-def _band(band: str, peak: float, strata: Sequence[int]) -> tuple[float, float, float] | None:
+def _band(band: str, peak: float, strata: Sequence[int]) -> Band | None:
     """Lowest and highest value of a band, and the share of all tokens in it; None for the best documents."""
-    edges = {"high": (measures.STRATA[0], 0), "mid": (measures.STRATA[1], 1)}
-    if band not in edges:
+    if band not in ("high", "mid"):
         return None
-    low, number = edges[band]
-    high = peak * (measures.STRATA[number - 1] if number else max(1.0, low))
-    return low * peak, high, strata[number] / max(1, sum(strata))
+    number = ("high", "mid").index(band)
+    high = measures.STRATA[0] * peak if number else None      # nothing bounds the highest
+    return measures.STRATA[number] * peak, high, strata[number] / max(1, sum(strata))
 
 
 def _unit(bare: str, sign: int) -> UnitId:

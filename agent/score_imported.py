@@ -32,7 +32,7 @@ from . import verdict
 from .budget import Budget
 from .config import Home
 from .judge import LLMJudge
-from .llm import LLMError, OutOfBudget, Stamps
+from .llm import LLMError, Stamps
 from .night import Progress
 from .planners import ByLLM, choose, choose_judge
 from .qualify import qualify
@@ -128,13 +128,16 @@ class _Scoring:
             raise Refused(f"nothing was imported into {home.path}; `lamplighter import` brings explanations in.")
         self.progress.begins(0, len(waiting))
         done: list[str] = []
-        with suppress(OutOfBudget):
+        try:
             for row in waiting:
                 if self.budget.reached:
                     break
                 if self._scored(row):
                     done.append(row["id"])
                     self.progress.ended(_name(row), row["author"], len(done), len(waiting))
+        except LLMError:
+            if not self.budget.reached:      # as where no more time was left for an answer
+                raise
         drain(home.work, home.findings)
         home.work.post(self._verdicts())
         drain(home.work, home.findings)

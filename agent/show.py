@@ -282,8 +282,8 @@ def _by_others(rows: list[dict[str, Any]]) -> None:
         heads = ("source", "explanation", "claimed by source", "detection F1 [95 %]", "floor", "verdict")
         table("explanations by other tools; which text they were made from is unknown", heads, [
             (r["author"], r["explanation"], claimed(r["claimed"]),
-             bounded(r["detection"], r["detection_low"], r["detection_high"]), number(r["floor"]),
-             r["verdict"] or "not scored here")
+             bounded(r["detection"], r["detection_low"], r["detection_high"]) if r["judge"] else "",
+             number(r["floor"]) if r["judge"] else "", r["verdict"] or "not scored here")
             for r in rows
         ])  # fmt: skip
 

@@ -33,14 +33,16 @@ LOGITS = 20
 # Out
 
 
+Band = tuple[float, float | None, float]     # lowest and highest value, and the share of all tokens in between
+
+
 @dataclass(frozen=True)
 class Shown:
-    """A text for upload: tokens and the unit's value at each; the band it was drawn from, if from one, as lowest and
-    highest value and the share of all tokens in it."""
+    """A text for upload: tokens and the unit's value at each, and the band it was drawn from, if from one."""
 
     tokens: Sequence[str]
     values: Sequence[float]
-    band: tuple[float, float, float] | None = None
+    band: Band | None = None
 
 
 @dataclass

@@ -57,20 +57,25 @@ def test_neuronpedia_gets_texts_with_the_readings_of_the_model(
     assert {(c["modelId"], c["source"]) for c in calls} == {
         ("tiny", "0-lamplighter-mlp"), ("tiny", "0-lamplighter-mlp-neg")
     }  # fmt: skip
-    subject = Subject.load(project.model)
+    subject, compared = Subject.load(project.model), 0
     for call in calls:
         sign = -1 if call["source"].endswith("-neg") else 1
         for feature in call["features"]:
             unit = UnitId(project.model, "0-mlp", feature["index"], sign)
             assert feature["explanations"][0]["text"].startswith("fires on")
             for one in feature["activations"]:
-                ids = [subject.sink, *(subject.encode("".join(one["tokens"]))[1:])]
-                if subject.pieces(ids[1:]) != one["tokens"]:      # a window may begin within a word
-                    continue
-                read = sign * subject.activations(ids, [unit])[0, 1:, 0]
-                assert one["values"] == pytest.approx(read.tolist(), rel=1e-4, abs=1e-5)
-            assert max(one["values"][-1] or max(one["values"]) for one in feature["activations"]) > 0
+                ids = subject.encode("".join(one["tokens"]))
+                if subject.pieces(ids[1:]) == one["tokens"]:      # else a window that begins within a word
+                    read = sign * subject.activations(ids, [unit])[0, 1:, 0]
+                    assert one["values"] == pytest.approx(read.tolist(), rel=1e-4, abs=1e-5)
+                    compared += 1
+                if one["quantileFraction"] is not None:
+                    low, high = one["quantileMin"], one["quantileMax"] or float("inf")
+                    assert any(low - 1e-5 <= value <= high + 1e-5 for value in one["values"])
+            assert max(max(one["values"]) for one in feature["activations"]) > 0
+            assert {one["quantileFraction"] is None for one in feature["activations"]} == {True, False}
             assert feature["topLogits"] is None or len(feature["topLogits"]) <= 20
+    assert compared > 10
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(cli: Cli, finished: Any, tmp_path: Path) -> None:
@@ -94,6 +99,18 @@ def test_what_is_not_accepted_goes_to_neuronpedia_only_when_asked(finished: Any,
     assert not others or left in told["notes"]
     with pytest.raises(Refused, match="no explanation is to be exported"):
         export(finished.home, "neuronpedia", None, Wanted(verdict="rejected"), dry=True)
+
+
+def test_units_that_cannot_be_read_are_left_out_with_the_reason(copied: Home, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(copied.path / "sweeps")
+    with pytest.raises(Refused, match="0-mlp of .* was not swept .*lamplighter sweep"):
+        export(copied, "neuronpedia", tmp_path / "out", Wanted())
+    with pytest.raises(Refused, match="was not swept"):
+        export(copied, "delphi", tmp_path / "out", Wanted())
+    assert list(tmp_path.glob("*out*")) == [], "nothing is left of either"
+    assert export(copied, "delphi", tmp_path / "out", Wanted(), no_text=True)["explanations"] == 3
 
 
 def test_people_are_told_where_it_is_and_what_was_left_out(cli: Cli, finished: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from lamplighter.agent.verify import verify
 from lamplighter.store.findings import drain
 from lamplighter.store.records import Hypothesis, ImportVerdict, LLMCall, Refused, Score
 from lamplighter.store.work import Busy
-from lamplighter.testing import Say, ScriptedEndpoint, Status, Step
+from lamplighter.testing import Hang, Say, ScriptedEndpoint, Status, Step
 from lamplighter.tools.judged import METRICS, Qualification
 from lamplighter.tools.rules import split_words
 
@@ -176,6 +176,14 @@ def test_a_budget_ends_it_and_the_next_call_goes_on(theirs: Home, told: Any, mon
         found = score(theirs, told, server, llm_tokens=1)
         assert found["status"] == "budget" and found["waiting"] == 2 and found["scored"] == []
         assert score(theirs, told, server)["status"] == "done"
+
+
+def test_minutes_end_it_in_the_middle_of_an_answer(theirs: Home, told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trusted(monkeypatch)
+    with ScriptedEndpoint(lambda _: Hang(60), logprobs=False) as server:
+        found = score(theirs, told, server, minutes=0.1)
+    assert (found["status"], found["waiting"]) == ("budget", 2)
+    assert theirs.findings.read(Score, side="score") == [], "nothing is made of an answer that did not come"
 
 
 def test_texts_that_came_with_it_are_left_out_of_the_score_side(
