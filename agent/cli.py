@@ -39,6 +39,9 @@ _STOPPED = {
     "try": "the reading was not recorded unless it was printed, and the same command makes it anew.",
     "review": "what was said and what was scored is kept, and the same command goes on from there.",
     "backup": "nothing is kept of a backup that was not through, and the same command makes it anew.",
+    "export": "nothing is kept of an export that was not through, and the same command makes it anew.",
+    "import": "what was read is kept, and the same command brings in the rest.",
+    "score": "what was scored is kept, and the same command goes on from there.",
     "tool": "the experiment was not recorded unless it was printed, and the same command runs it anew.",
 }
 
@@ -546,3 +549,6 @@ def replay(
     _emit(found, as_json, shown.replay_facts)
     if not found["equal"]:
         raise typer.Exit(ERROR)
+
+
+from . import exchange_cli  # noqa: E402, F401 — its commands join `app`, and take options from above

@@ -250,7 +250,10 @@ def _parts(records: _Records) -> Iterator[Check]:
     """
     parts = {table: records.of(table, *_MORE.get(table, ())) for table in _PARTS}
     scored = [row for row in records.of("scores", "hypothesis") if row["investigation"] is not None]
-    decided = [row for row in records.of("verdicts", "hypothesis") if row["hypothesis"] is not None]
+    decided = [
+        row for table in ("verdicts", "import_verdicts") for row in records.of(table, "hypothesis")
+        if row["hypothesis"] is not None
+    ]  # fmt: skip
     hypotheses = {row["id"] for row in records.of("hypotheses")}
     investigations = {row["id"] for row in records.of("investigations")}
     named = [

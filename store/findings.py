@@ -27,7 +27,7 @@ import duckdb
 from .records import Record, Refused, utc_now
 from .work import LOCK_SECONDS, Busy, Work, ddl_after, line_of, worker_id
 
-VERSION = 8                # of findings.sql; kept in the table schema_version
+VERSION = 9                # of findings.sql; kept in the table schema_version
 STORAGE = "v1.5.0"         # the file format of new files: read by DuckDB 1.5 and 2.x
 WAIT_SECONDS = 2.0
 RETRY_SECONDS = 0.05

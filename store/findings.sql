@@ -421,3 +421,44 @@ SELECT o.unit, o.sign, o.hypothesis,
        coalesce(unsures, 0) AS unsures, coalesce(reviewers, 0) AS reviewers
 FROM current_outcomes o LEFT JOIN said ON said.hypothesis = o.hypothesis
 WHERE o.sentence IS NOT NULL;
+
+-- version 9
+
+-- What our rule says of explanations that other tools made. They are no outcome of an investigation, so that
+-- `explanations` never shows them.
+CREATE TABLE import_verdicts (
+    id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
+    provenance JSON,
+    hypothesis VARCHAR, verdict VARCHAR, reason VARCHAR, p DOUBLE, q DOUBLE
+);
+
+-- Explanations that other tools made: what their source claims of them, and what was measured here, which is null
+-- where nothing was. `claimed` is a JSON list of {scorer, metric, value, n}.
+CREATE VIEW imported AS
+WITH claims AS (
+    SELECT hypothesis, to_json(list({
+               'scorer': details->>'$.scorer', 'metric': details->>'$.metric', 'value': value, 'n': n
+           } ORDER BY created_at, id)) AS claimed
+    FROM scores WHERE metric = 'claimed_score' GROUP BY hypothesis
+), decided AS (
+    SELECT * FROM import_verdicts
+    QUALIFY row_number() OVER (PARTITION BY hypothesis ORDER BY created_at DESC, id DESC) = 1
+), latest AS (
+    SELECT * FROM scores WHERE side = 'score' AND judge IS NOT NULL
+    QUALIFY row_number() OVER (PARTITION BY hypothesis, metric ORDER BY created_at DESC, id DESC) = 1
+)
+SELECT h.unit, h.sign, h.provenance->>'$.imported_from' AS source, h.author, h.sentence AS explanation,
+       h.provenance->>'$.explain_text' AS explain_text, claims.claimed, detection.judge,
+       CAST(detection.details->>'$.qualified' AS BOOLEAN) AS qualified,
+       detection.value AS detection, detection.low AS detection_low, detection.high AS detection_high,
+       list_max(map_values(CAST(detection.floors AS MAP(VARCHAR, DOUBLE)))) AS floor,
+       fuzzing.value AS fuzzing, simulation.value AS simulation, generation.value AS generation,
+       decided.verdict, decided.reason, decided.q, h.id AS hypothesis, h.created_at
+FROM hypotheses h
+LEFT JOIN claims ON claims.hypothesis = h.id
+LEFT JOIN decided ON decided.hypothesis = h.id
+LEFT JOIN latest detection ON detection.hypothesis = h.id AND detection.metric = 'detection'
+LEFT JOIN latest fuzzing ON fuzzing.hypothesis = h.id AND fuzzing.metric = 'fuzzing'
+LEFT JOIN latest simulation ON simulation.hypothesis = h.id AND simulation.metric = 'simulation'
+LEFT JOIN latest generation ON generation.hypothesis = h.id AND generation.metric = 'generation'
+WHERE json_exists(h.provenance, '$.imported_from');

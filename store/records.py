@@ -233,6 +233,7 @@ class Hypothesis(Record):
     """A sentence about a unit and, where possible, a rule; `kept` marks the one submitted.
 
     side: input (when it fires; a rule is that of tools/rules.py) or output (what it pushes: ids it raises and lowers).
+    One that another tool made says so in `provenance["imported_from"]`; it is never `kept`.
     """
 
     TABLE = "hypotheses"
@@ -250,7 +251,8 @@ class Hypothesis(Record):
 class Score(Record):
     """One number about one hypothesis. `value` is null when undefined, and `reason` then says why.
 
-    `low`, `high` bound the 95 % interval; `floors` decide the verdict, `references` never do.
+    `low`, `high` bound the 95 % interval; `floors` decide the verdict, `references` never do. The metric
+    `claimed_score`, of side `source`, is what an imported explanation's source states of it: nothing was measured here.
     """
 
     TABLE = "scores"
@@ -302,6 +304,16 @@ class Review(Record):
     reasons: list[str] = field(default_factory=list)
     edit: str | None = None
     undoes: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportVerdict(Verdict):
+    """The same on an explanation that another tool made; `q` is over all that the same judge has scored.
+
+    Apart from verdicts, since no investigation of ours found it: it is measured here, and stands for no unit.
+    """
+
+    TABLE = "import_verdicts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,6 +374,6 @@ TABLES: dict[str, type[Record]] = {
     kind.TABLE: kind
     for kind in (
         Model, Sweep, Unit, Exemplar, Run, Investigation,
-        Evidence, Turn, Hypothesis, Score, Verdict, Review, Embedding, Failure, LLMCall,
+        Evidence, Turn, Hypothesis, Score, Verdict, ImportVerdict, Review, Embedding, Failure, LLMCall,
     )
 }
