@@ -33,9 +33,9 @@ from .budget import Budget
 from .config import Home
 from .judge import LLMJudge
 from .llm import LLMError, Stamps
-from .request import Progress
 from .planners import ByLLM, choose, choose_judge
 from .qualify import qualify
+from .request import Progress
 
 _WAITING = f"""
     SELECT id, unit, sign, author, sentence, regexp_extract(unit, '{UNIT}', 1) AS model FROM hypotheses h
