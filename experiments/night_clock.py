@@ -5,6 +5,7 @@ ids, the times of records and of the log go by it; what is waited for goes by th
 """
 
 import datetime
+import runpy
 import sys
 import time
 from collections.abc import Callable
@@ -39,9 +40,7 @@ def main() -> None:
     """Steps the clock, then does what `lamplighter` does with the other arguments."""
     every = float(sys.argv.pop(1))
     step_clock(every)
-    from ..__main__ import main as lamplighter
-
-    lamplighter()
+    runpy.run_module(str(__package__).partition(".")[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

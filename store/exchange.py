@@ -141,9 +141,10 @@ class Silent:
         return [row | {"rule": None, "output_explanation": None} for row in kept]
 
     def _emptied(self, table: str, row: Row, names: Sequence[str]) -> Row:
-        for name in names:
+        there = [name for name in names if name in row]       # a file of an older version has fewer columns
+        for name in there:
             self.dropped[f"{table}.{name}"] += row[name] is not None
-        return {**row, **dict.fromkeys(names)}
+        return {**row, **dict.fromkeys(there)}
 
     def _said(self, units: set[tuple[str | None, int | None]]) -> dict[tuple[str | None, int | None], set[int]]:
         """Every QUOTED words in a row of the texts that are recorded of each unit, as hashes."""

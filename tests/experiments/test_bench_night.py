@@ -138,8 +138,7 @@ def test_what_is_there_twice_waits_or_was_made_of_a_failure_is_counted(tmp_path:
 
 
 def test_the_clock_goes_back_and_forth() -> None:
-    now = [0.0]
-    read = [stepped(1.0, 0.0, lambda: 1e6, lambda: now[0]) for now[0] in (0.5, 1.5, 2.5, 3.5, 4.5)]
+    read = [stepped(1.0, 0.0, lambda: 1e6, lambda at=at: at) for at in (0.5, 1.5, 2.5, 3.5, 4.5)]
     assert read == [1e6 + step for step in (*STEPS, STEPS[0])] and set(STEPS) == {0.0, HOUR, -HOUR}
 
 

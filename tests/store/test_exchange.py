@@ -237,7 +237,8 @@ def test_every_column_of_text_was_looked_at():
         "scores.references", "scores.details", "scores.judge", "verdicts.hypothesis", "verdicts.verdict",
         "import_verdicts.hypothesis", "import_verdicts.verdict", "embeddings.hypothesis", "embeddings.model",
         "embeddings.vector", "failures.kind", "llm_calls.purpose", "llm_calls.model", "llm_calls.endpoint",
-        "llm_calls.outcome", "llm_calls.request",
+        "llm_calls.outcome", "llm_calls.request", "reviews.hypothesis", "reviews.reviewer", "reviews.verdict",
+        "reviews.tags", "reviews.card", "reviews.client", "reviews.reasons", "reviews.edit", "reviews.undoes",
     }  # fmt: skip
 
 
