@@ -66,10 +66,10 @@ def test_a_killed_run_has_every_unit_once(tmp_path: Path) -> None:
 
 
 def test_a_run_on_a_clock_that_is_stepped_ends_complete() -> None:
-    tables, (claim,) = met(["clock stepped"], 6, 2, 0, quiet)
+    tables, (claim,) = met(["clock stepped"], 4, 2, 0, quiet)
     (row,) = tables["faults"]
     assert claim.holds and claim.value == 0.0, row
-    assert (row["ended"], row["exit codes"], row["commands"]) == (6, "0", 1)
+    assert (row["ended"], row["exit codes"], row["commands"]) == (4, "0", 1)
 
 
 @pytest.mark.timeout(900)
