@@ -73,7 +73,7 @@ def review_submit(
     item: ItemOption = None, overlap: OverlapOption = OVERLAP, home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Says what you think of the card in hand, and then shows scores and what others said."""
-    place = Home.resolve(home)
+    place = _there(home)
     desk = Desk(place.work, place.findings, overlap)
     chosen = item or desk.in_hand(reviewer)
     if chosen is None:
@@ -115,7 +115,7 @@ def review_undo(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Takes your last review back, as long as the explanation is not closed; the card is in your hand again."""
-    place = Home.resolve(home)
+    place = _there(home)
     said = Desk(place.work, place.findings, overlap).undo(reviewer, item)
     _emit({"said": asdict(said), "behind": None}, as_json, show_review.said_page)
     _deliver(place)
@@ -164,9 +164,15 @@ def _desk(home: str | None, overlap: int) -> Desk:
 def _delivered(home: str | None) -> Home:
     """The home, with what waits in its outbox moved on as far as it can be, and its findings of this version."""
     place = Home.resolve(home)
-    if place.path.exists():          # asking leaves no folder behind
+    if place.path.exists():
         _deliver(place)
     place.findings.bring_up_to_date()
+    return _there(home)
+
+
+def _there(home: str | None) -> Home:
+    """The home. Raises Refused where nothing is recorded, so that asking leaves no folder behind."""
+    place = Home.resolve(home)
     place.findings.sql("SELECT 1")
     return place
 

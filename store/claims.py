@@ -9,8 +9,9 @@ processes may lend cards, and one that is killed has lent or recorded all or not
 import json
 import math
 import re
+import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from sqlite3 import Connection, Row
@@ -20,7 +21,7 @@ from typing import Any
 from .. import __version__
 from .edits import queue_edit, unqueue_edit
 from .records import PERSON, REVIEWS, Hypothesis, Refused, Review, signed
-from .work import Work
+from .work import Work, worker_id
 
 LEASE = 300.0            # seconds for which a card is lent
 OVERLAP = 2              # people who review an explanation
@@ -28,6 +29,8 @@ UNDO_LAST = 20           # events of one's own that can be taken back
 SECOND_THOUGHTS = 600.0  # seconds after its last review at which an explanation that has all its reviews is closed
 LONGEST = 86_400.0       # seconds spent on a card that are believed
 PACE_OF = 50             # last reviews of a person that tell the pace
+PART = 2000              # rows that are written in one transaction
+WAIT = 2.0               # seconds for which another process's look is waited for
 
 # Why an explanation is not, or not quite, right; in the order of the digits 1 to 9.
 TAGS = (
@@ -35,12 +38,13 @@ TAGS = (
     "too-little-evidence", "output-wrong",
 )  # fmt: skip
 
+_LOOK = "review-look"       # the lock of whoever takes in what waits
 _NAME = re.compile(r"[^\W_](?:[\w.@-]{0,62}[^\W_])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LIVE = "(s.status = 'submitted' OR (s.status = 'held' AND s.expires > :now))"
 _ROOM = f"""(SELECT count(*) FROM review_slots s WHERE s.item = {{item}} AND s.reviewer <> :reviewer AND {_LIVE})
             < :overlap"""
-# Of review_items i: whether :reviewer, who has it not in hand, could be given it.
+# Of review_waiting i: whether :reviewer, who has it not in hand, could be given it.
 _FREE = f"""i.reviews < :overlap AND i.author IS NOT :person
     AND i.item NOT IN (
         SELECT item FROM review_slots WHERE reviewer = :reviewer AND (status = 'submitted' OR expires > :now))
@@ -49,7 +53,17 @@ _FREE = f"""i.reviews < :overlap AND i.author IS NOT :person
         AND NOT {_ROOM.format(item="h.item")})"""
 _COUNTED = """UPDATE review_items SET reviews = (
     SELECT count(*) FROM review_slots s WHERE s.item = review_items.item AND s.status = 'submitted')"""
+_TAKE_ITEM = """
+    INSERT INTO review_items VALUES (:item, :look, :place, :unit, :sign, :run, :investigation, :author, :reasons,
+        (SELECT count(*) FROM review_slots s WHERE s.item = :item AND s.status = 'submitted'))"""
+_FORGET = "DELETE FROM review_items WHERE rowid IN (SELECT rowid FROM review_items WHERE look <> ? LIMIT ?)"
 _STAMPS = "unit, sign, run, investigation, reasons"
+_TAKE_SLOT = f"""
+    INSERT INTO review_slots (item, reviewer, status, since, expires, revealed, card, review, verdict, tags, seconds,
+        edit, at, {_STAMPS})
+    VALUES (:item, :reviewer, :status, :at, :expires, 1, :card, :review, :verdict, :tags, :seconds, :edit, :at, :unit,
+        :sign, :run, :investigation, :reasons)
+    ON CONFLICT (item, reviewer) DO NOTHING"""
 _CLEARED = """since = :now, expires = :until, review = NULL, verdict = NULL, tags = NULL, seconds = NULL,
               edit = NULL, edit_run = NULL, at = NULL"""
 
@@ -120,34 +134,45 @@ class Claims:
             row = con.execute("SELECT findings, at FROM review_looks").fetchone()
         return None if row is None else (str(row["findings"]), float(row["at"]))
 
-    def take_in(self, items: Sequence[Item], said: Iterable[Review] = (), look: str = "") -> None:
-        """Has `items` wait, in this order, in place of those before. What people hold and said stays as it is.
+    def take_in(self, items: Sequence[Item], said: Sequence[Review] = (), findings: str = "") -> bool:
+        """Has `items` wait, in this order, in place of those before; False, unchanged, while another process does so.
 
         said: reviews that stand in the findings; those that this file does not know, as it was moved away, are taken in
-        as given with everything in sight.
+        as given with everything in sight. findings: what `looked` is to return. What people hold and said stays as it
+        is. It is written in parts, so that others who write need not wait long.
         """
-        rows = [
-            (one.item, place, one.unit, one.sign, one.run, one.investigation, one.author, json.dumps(one.reasons))
-            for place, one in enumerate(items)
-        ]
+        me, deadline = worker_id(), time.monotonic() + WAIT
+        while not self.work.lock(_LOOK, me):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(WAIT / 40)
+        try:
+            self._take_in(items, said, findings, lambda: self.work.lock(_LOOK, me))
+        finally:
+            self.work.unlock(_LOOK, me)
+        return True
+
+    def _take_in(self, items: Sequence[Item], said: Sequence[Review], findings: str, hold: Callable[[], bool]) -> None:
         with self.work.change() as con:
-            con.execute("DELETE FROM review_items")
-            con.executemany(
-                """INSERT INTO review_items (item, place, unit, sign, run, investigation, author, reasons)
-                   VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
-                rows,
-            )
-            con.executemany(
-                f"""INSERT INTO review_slots (item, reviewer, status, since, expires, revealed, card, review, verdict,
-                       tags, seconds, edit, at, {_STAMPS})
-                    VALUES (:item, :reviewer, :status, :at, :expires, 1, :card, :review, :verdict, :tags, :seconds,
-                       :edit, :at, :unit, :sign, :run, :investigation, :reasons)
-                    ON CONFLICT (item, reviewer) DO NOTHING""",
-                [_slot(one) for one in said],
-            )
-            con.execute(_COUNTED)
+            row = con.execute("SELECT look FROM review_looks").fetchone()
+            look = 1 + (row["look"] if row else 0)
+            con.execute("DELETE FROM review_items WHERE look = ?", (look,))      # of one that was killed
+        for part in _parts([_slot(one) for one in said]):
+            with self.work.change() as con:
+                if con.executemany(_TAKE_SLOT, part).rowcount:
+                    con.executemany(f"{_COUNTED} WHERE item = ?", [(row["item"],) for row in part])
+        rows = [vars(one) | {"reasons": json.dumps(one.reasons), "look": look} for one in items]
+        for part in _parts([row | {"place": place} for place, row in enumerate(rows)]):
+            with self.work.change() as con:
+                con.executemany(_TAKE_ITEM, part)
+            hold()
+        with self.work.change() as con:
             con.execute("DELETE FROM review_looks")
-            con.execute("INSERT INTO review_looks VALUES (?, ?)", (look, self.work.now))
+            con.execute("INSERT INTO review_looks VALUES (?, ?, ?)", (look, findings, self.work.now))
+        gone = 1
+        while gone:
+            with self.work.change() as con:
+                gone = con.execute(_FORGET, (look, PART)).rowcount
 
     def waiting(self, reviewer: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """What waits, in order: {item, unit, sign, reviews, held, author, reasons}; with a reviewer `yours`.
@@ -159,7 +184,7 @@ class Claims:
             SELECT i.*, {_FREE} AS yours, (
                 SELECT count(*) FROM review_slots s
                 WHERE s.item = i.item AND s.status = 'held' AND s.expires > :now) AS held
-            FROM review_items i WHERE reviews < :overlap ORDER BY place LIMIT :limit"""
+            FROM review_waiting i WHERE reviews < :overlap ORDER BY place LIMIT :limit"""
         asked = self._asked(reviewer or "") | {"limit": -1 if limit is None else limit}
         with self.work.use() as con:
             rows = con.execute(sql, asked).fetchall()
@@ -183,14 +208,14 @@ class Claims:
             row = con.execute(
                 f"""SELECT item, expires <= :now AS lapsed FROM review_slots m
                     WHERE reviewer = :reviewer AND status = 'held' AND (expires > :now OR (
-                        {_ROOM.format(item="m.item")} AND item IN (SELECT item FROM review_items)))
+                        {_ROOM.format(item="m.item")} AND item IN (SELECT item FROM review_waiting)))
                     ORDER BY lapsed, since DESC LIMIT 1""",
                 asked,
             ).fetchone()
             if row is None:
                 row = con.execute(
                     f"""INSERT INTO review_slots (item, reviewer, status, since, expires, {_STAMPS})
-                        SELECT item, :reviewer, 'held', :now, :until, {_STAMPS} FROM review_items i
+                        SELECT item, :reviewer, 'held', :now, :until, {_STAMPS} FROM review_waiting i
                         WHERE {_FREE} ORDER BY place LIMIT 1
                         ON CONFLICT (item, reviewer) DO UPDATE
                         SET status = 'held', {_CLEARED}
@@ -359,8 +384,8 @@ class Claims:
         with self.work.use() as con:
             counts = con.execute(
                 f"""SELECT
-                    (SELECT count(*) FROM review_items WHERE reviews < :overlap) AS waiting,
-                    (SELECT count(*) FROM review_items i WHERE {_FREE}) AS for_you,
+                    (SELECT count(*) FROM review_waiting WHERE reviews < :overlap) AS waiting,
+                    (SELECT count(*) FROM review_waiting i WHERE {_FREE}) AS for_you,
                     count(*) FILTER (WHERE status = 'held' AND expires > :now) AS in_hand,
                     count(*) FILTER (WHERE status = 'submitted') AS reviewed,
                     count(*) FILTER (WHERE status = 'submitted' AND at >= :midnight) AS today,
@@ -427,6 +452,10 @@ def _repeated(slot: Row, verdict: str, tags: Sequence[str]) -> Said:
             "back."
         )
     return Said(slot["review"], slot["item"], slot["reviewer"], verdict, repeated=True)
+
+
+def _parts(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    return [rows[start : start + PART] for start in range(0, len(rows), PART)]
 
 
 def _stamps(slot: Row) -> dict[str, Any]:

@@ -56,13 +56,18 @@ _CARD = """
     FROM this
 """
 _BEHIND = """
-    SELECT verdict, reason, q FROM verdicts WHERE hypothesis = ? ORDER BY created_at DESC, id DESC LIMIT 1
-"""
-_SCORES = """
-    SELECT metric, value, low, high, n, floors, judge, reason, details->>'$.qualified' AS qualified FROM scores
-    WHERE hypothesis = ? AND side = 'score'
-    QUALIFY row_number() OVER (PARTITION BY metric, judge ORDER BY created_at DESC, id DESC) = 1
-    ORDER BY judge IS NOT NULL, created_at, id
+    WITH decided AS (
+        SELECT verdict, reason, q FROM verdicts WHERE hypothesis = $item ORDER BY created_at DESC, id DESC LIMIT 1
+    ), newest AS (
+        SELECT metric, value, low, high, n, floors, judge, reason, details->>'$.qualified' AS qualified, created_at, id
+        FROM scores WHERE hypothesis = $item AND side = 'score'
+        QUALIFY row_number() OVER (PARTITION BY metric, judge ORDER BY created_at DESC, id DESC) = 1
+    )
+    SELECT (SELECT any_value(author) FROM hypotheses WHERE id = $item) AS author,
+           (SELECT {'verdict': verdict, 'reason': reason, 'q': q} FROM decided) AS decided,
+           (SELECT list({'metric': metric, 'value': value, 'low': low, 'high': high, 'n': n,
+                         'floors': CAST(floors AS VARCHAR), 'judge': judge, 'qualified': qualified, 'reason': reason}
+                        ORDER BY judge IS NOT NULL, created_at, id) FROM newest) AS scores
 """
 
 
@@ -114,7 +119,8 @@ class Desk:
     def refresh(self, after: float = 0.0) -> bool:
         """Looks through the findings for what waits; False where nothing was recorded since the last look.
 
-        Also False, unlooked, where that was less than `after` seconds ago. Raises Refused where nothing is recorded.
+        Also False, unlooked, where that was less than `after` seconds ago, or another process looks just now. Raises
+        Refused where nothing is recorded.
         """
         last = self.claims.looked()
         if last is not None and self.claims.work.now - last[1] < after:
@@ -125,8 +131,8 @@ class Desk:
         self.findings.bring_up_to_date()
         look = self._look()
         items = [Item(**row) for row in self.findings.sql(_QUEUE)]
-        self.claims.take_in(items, [Review(**row) for row in self.findings.sql(_STANDING, unpack=True)], look)
-        return True
+        said = [Review(**row) for row in self.findings.sql(_STANDING, unpack=True)]
+        return self.claims.take_in(items, said, look)
 
     def _look(self) -> str:
         if not self.findings.path.exists():
@@ -152,10 +158,10 @@ class Desk:
         slot = self.claims.slot(item, name)
         if slot is None:
             raise Refused(f"{item} was not given to {name}; `lamplighter review next` gives a card.")
-        row = self._asked(_CARD, {"item": item, "each": EACH, "bands": list(BANDS)})
-        if row is None:
+        rows = self.findings.sql(_CARD, {"item": item, "each": EACH, "bands": list(BANDS)})
+        if not rows:
             raise Refused(f"the explanation {item} is not in {self.findings.path} any more; take another card.")
-        card = _card(item, row, slot["expires"] if slot["status"] == "held" else None)
+        card = _card(item, rows[0], slot["expires"] if slot["status"] == "held" else None)
         self.claims.shown(item, name, card.digest)
         return card
 
@@ -200,14 +206,17 @@ class Desk:
         slot = self.claims.slot(item, name)
         if slot is None or slot["status"] != "submitted":
             raise Refused(f"scores of {item} are shown to {name} after a verdict; submit one first.")
-        decided = self._asked(_BEHIND, [item]) or {"verdict": None, "reason": None, "q": None}
-        known = self.findings.read(Hypothesis, id=item)
-        scores = self.findings.sql(_SCORES, [item], unpack=True)
+        (row,) = self.findings.sql(_BEHIND, {"item": item})
+        decided = row["decided"] or {"verdict": None, "reason": None, "q": None}
+        scores = [
+            score | {"floors": json.loads(score["floors"]), "qualified": _flag(score["qualified"])}
+            for score in row["scores"] or []
+        ]
         others = self.claims.reveal(item, name)
         return {
             "item": item, "unit": signed(slot), "own": {"verdict": slot["verdict"], "tags": json.loads(slot["tags"])},
-            "author": known[0].author if known else None, "reasons": json.loads(slot["reasons"]), **decided,
-            "scores": [row | {"qualified": _flag(row["qualified"])} for row in scores], "others": others,
+            "author": row["author"], "reasons": json.loads(slot["reasons"]), **decided, "scores": scores,
+            "others": others,
         }  # fmt: skip
 
     def recent(self, reviewer: str) -> list[dict[str, Any]]:
@@ -217,10 +226,6 @@ class Desk:
     def progress(self, reviewer: str) -> dict[str, Any]:
         """How much there is to do, and how it goes; see `Claims.progress`."""
         return self.claims.progress(reviewer_name(reviewer))
-
-    def _asked(self, sql: str, given: Any) -> dict[str, Any] | None:
-        rows = self.findings.sql(sql, given)
-        return rows[0] if rows else None
 
 
 def _card(item: str, row: dict[str, Any], expires: float | None) -> Card:

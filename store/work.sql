@@ -93,9 +93,11 @@ CREATE TABLE workers (
 
 -- version 6
 
--- What waits for review, as of the last look at the findings. Who has which card is in review_slots alone.
+-- What waits for review, as of the last look at the findings. A look writes its rows in small parts under a number of
+-- its own, and they count once it stands in review_looks. Who has which card is in review_slots alone.
 CREATE TABLE review_items (
-    item          TEXT PRIMARY KEY,     -- the explanation: a hypothesis
+    item          TEXT NOT NULL,        -- the explanation: a hypothesis
+    look          INTEGER NOT NULL,
     place         INTEGER NOT NULL,     -- lower goes first
     unit          TEXT NOT NULL,        -- without its sign
     sign          INTEGER,
@@ -103,9 +105,18 @@ CREATE TABLE review_items (
     investigation TEXT,
     author        TEXT,
     reasons       TEXT NOT NULL,        -- JSON list
-    reviews       INTEGER NOT NULL DEFAULT 0    -- rows of review_slots with status 'submitted'
+    reviews       INTEGER NOT NULL,     -- rows of review_slots with status 'submitted'
+    PRIMARY KEY (item, look)
 );
-CREATE INDEX review_items_by_place ON review_items (place);
+CREATE INDEX review_items_by_place ON review_items (look, place);
+
+CREATE TABLE review_looks (
+    look     INTEGER NOT NULL,
+    findings TEXT NOT NULL,             -- what the file of the findings looked like
+    at       REAL NOT NULL
+);
+
+CREATE VIEW review_waiting AS SELECT * FROM review_items WHERE look = (SELECT look FROM review_looks);
 
 -- One row for each explanation and person that it was given to; kept for ever, so that nobody gets one twice.
 CREATE TABLE review_slots (
@@ -132,8 +143,3 @@ CREATE TABLE review_slots (
 );
 CREATE INDEX review_slots_by_reviewer ON review_slots (reviewer, status);
 CREATE INDEX review_slots_held ON review_slots (expires) WHERE status = 'held';
-
-CREATE TABLE review_looks (
-    findings TEXT NOT NULL,             -- what the file of the findings looked like
-    at       REAL NOT NULL
-);

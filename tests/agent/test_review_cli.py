@@ -186,7 +186,8 @@ def test_asking_where_there_is_nothing_leaves_nothing(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAMPLIGHTER_HOME", str(tmp_path / "none"))
-    for line in ("list", "next --reviewer ann", "agreement", "calibration"):
+    asked = ("next", "submit a", "undo", "list")
+    for line in (*(f"{one} --reviewer ann" for one in asked), "agreement", "calibration"):
         said = cli(line)
         assert said.code == 1 and "Nothing is recorded" in said.err
     assert not (tmp_path / "none").exists()

@@ -11,12 +11,14 @@ from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from lamplighter.store import claims as module
 from lamplighter.store.claims import (
     LEASE,
     SECOND_THOUGHTS,
@@ -246,6 +248,7 @@ def test_undo_is_an_event_and_gives_the_card_back(claims: Claims, clock: Clock) 
     claims.claim("ann")
     first = claims.submit("h0", "ann", "reject")
     assert taken(claims, "ann") == "h1"
+    clock.now += 1
     undone = claims.undo("ann")
     assert (undone.item, undone.undoes) == ("h0", first.review)
     assert [(e.verdict, e.undoes) for e in events(claims)] == [("reject", None), ("undo", first.review)]
@@ -400,6 +403,51 @@ def test_reviews_that_the_file_forgot_are_taken_in_from_the_findings(claims: Cla
     assert not events(claims)[-1].blind, "nobody knows what was in sight then"
 
 
+def test_a_look_that_was_killed_halfway_counts_for_nothing(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART", 2)
+    real, calls = claims.work.change, []
+
+    def failing() -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real()
+
+    monkeypatch.setattr(claims.work, "change", failing)
+    with pytest.raises(KeyboardInterrupt):
+        claims.take_in(items(8, first=10), findings="new")
+    assert [r["item"] for r in claims.waiting()] == ["h0", "h1", "h2", "h3"] and claims.looked() == ("", NOON)
+    assert claims.take_in(items(3, first=20), findings="newer")
+    assert [r["item"] for r in claims.waiting()] == ["h20", "h21", "h22"] and claims.looked() == ("newer", NOON)
+    with claims.work.use() as con:
+        assert con.execute("SELECT count(*) FROM review_items").fetchone()[0] == 3, "nothing is left behind"
+
+
+def test_one_process_looks_at_a_time(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT", 0.1)
+    assert claims.work.lock("review-look", "another/1/2/3")
+    assert not claims.take_in(items(1, first=9))
+    assert len(claims.waiting()) == 4
+    claims.work.unlock("review-look", "another/1/2/3")
+    assert claims.take_in(items(1, first=9)) and [r["item"] for r in claims.waiting()] == ["h9"]
+
+
+def test_a_review_during_a_look_is_counted(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims.claim("ann")
+    real = claims.work.lock
+
+    def meanwhile(name: str, holder: str) -> bool:
+        if claims.work.pending() == 0 and real(name, holder):
+            with claims.work.use() as con:
+                if con.execute("SELECT 1 FROM review_items WHERE look = 2").fetchone():
+                    claims.submit("h0", "ann", "accept")
+        return real(name, holder)
+
+    monkeypatch.setattr(claims.work, "lock", meanwhile)
+    claims.take_in(items(4))
+    assert len(events(claims)) == 1 and claims.waiting()[0]["reviews"] == 1
+
+
 def test_what_waits_is_listed_with_reasons_and_to_a_reviewer_without(claims: Claims) -> None:
     claims.claim("ann")
     claims.submit("h0", "ann", "accept")
@@ -546,7 +594,7 @@ class Desks(RuleBasedStateMachine):
         standing = {(r["item"], r["reviewer"]): r["review"] for r in rows if r["status"] == "submitted"}
         assert standing == self.said, "what was said stands, and nothing else does"
         with self.desks[0].work.use() as con:
-            counted = dict(con.execute("SELECT item, reviews FROM review_items").fetchall())
+            counted = dict(con.execute("SELECT item, reviews FROM review_waiting").fetchall())
         assert counted == {item: len(self.reviewers(item)) for item in counted}
         recorded = [record for _, record in self.desks[0].work.outbox(10_000)]
         told = [record.id for record in recorded if isinstance(record, Review)]
@@ -563,7 +611,7 @@ class Desks(RuleBasedStateMachine):
 
     def waits(self) -> list[str]:
         with self.desks[0].work.use() as con:
-            return [row[0] for row in con.execute("SELECT item FROM review_items ORDER BY place")]
+            return [row[0] for row in con.execute("SELECT item FROM review_waiting ORDER BY place")]
 
 
 class LonelyDesks(Desks):
