@@ -203,16 +203,14 @@ class Desk:
         reason}, read on the score side. Raises Refused before this person has said something.
         """
         name = reviewer_name(reviewer)
-        slot = self.claims.slot(item, name)
-        if slot is None or slot["status"] != "submitted":
-            raise Refused(f"scores of {item} are shown to {name} after a verdict; submit one first.")
+        others, slot = self.claims.reveal(item, name), self.claims.slot(item, name)
+        assert slot is not None
         (row,) = self.findings.sql(_BEHIND, {"item": item})
         decided = row["decided"] or {"verdict": None, "reason": None, "q": None}
         scores = [
             score | {"floors": json.loads(score["floors"]), "qualified": _flag(score["qualified"])}
             for score in row["scores"] or []
         ]
-        others = self.claims.reveal(item, name)
         return {
             "item": item, "unit": signed(slot), "own": {"verdict": slot["verdict"], "tags": json.loads(slot["tags"])},
             "author": row["author"], "reasons": json.loads(slot["reasons"]), **decided, "scores": scores,

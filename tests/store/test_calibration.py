@@ -102,7 +102,8 @@ def test_of_all_that_was_said_the_newest_score_by_rule_and_the_majority_count(tm
     for n in range(20):
         rows += [said(n, "ann", "accept" if n >= 10 else "edit", reasons=["audit"] if n % 2 else [])]
         rows += [score(n, 0.5), score(n, n / 20, created_at="2099-01-01T00:00:00.000000")]
-        rows += [score(n, 1 - n / 20, judge="j"), score(n, 0.1, side="tune"), score(n, n / 40, metric="auprc")]
+        rows += [score(n, 1 - n / 20, judge="j", created_at="2100-01-01T00:00:00.000000")]
+        rows += [score(n, 0.1, side="tune"), score(n, n / 40, metric="auprc")]
     rows += [said(0, "bo", "unsure"), said(1, "bo", "accept", reasons=["audit"])]
     rows += [said(2, "bo", "skip"), said(3, "bo", "reject")]
     rows += [said(20, "ann", "accept", blind=False), score(20, 0.0), said(21, "ann", "accept"), score(21, None)]

@@ -258,6 +258,7 @@ def test_what_its_author_took_back_stands_no_more_scored_or_not(findings: Findin
     findings.append([undone(first, 6)])
     row = stands(findings)
     assert (row["explanation"], row["verdict"], row["planner"]) == ("fires on 1", "rejected", "SECRET planner")
+    assert findings.sql("SELECT hypothesis FROM outcomes") == [{"hypothesis": known.hypothesis}]
 
 
 def test_a_failed_scoring_leaves_the_edit_unscored(findings: Findings) -> None:
@@ -352,6 +353,7 @@ def test_what_people_made_of_an_explanation_by_unit(findings: Findings) -> None:
     findings.append([replace(last, id="u", verdict="undo", undoes=last.id)])
     assert state("a") == "unreviewed"
     assert findings.sql("SELECT * FROM review_states WHERE unit = 'gone'") == []
+    assert findings.sql("SELECT id FROM standing_reviews WHERE verdict = 'undo' OR id = ?", [last.id]) == []
 
 
 # Cards
