@@ -1,0 +1,105 @@
+"""Search as the command line and MCP clients ask for it: the home's index, its embedder, and what units write."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ..store.findings import drain
+from ..store.records import Embedding, Refused
+from ..store.search import Filters, search, unembedded, why_none
+from ..store.work import Busy
+from .config import EMBEDDER, Embed, Home, load_embedder
+
+if TYPE_CHECKING:
+    from ..store.rank import Directions
+    from ..tools.subject import Subject
+
+ASKED = 256              # sentences that are embedded at a time
+BY_WORD = "found by word alone, as {embedder} is not in the cache; `lamplighter models pull {embedder}` fetches it."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search found, and what there is to say about it."""
+
+    rows: list[dict[str, Any]]
+    by: str
+    notes: list[str] = field(default_factory=list)
+
+
+def find(
+    home: Home, text: str | None, *, like: str | None = None, by: str | None = None, filters: Filters | None = None,
+    top: int = 10, skip: int = 0, device: str | None = None,
+) -> Answer:  # fmt: skip
+    """Searches all that is recorded now. Sentences without an embedding get one first, where that is needed.
+
+    by: as `search`; by default both, or word where the embedder was not pulled, which is then said. Raises Refused.
+    """
+    from ..tools.models import installed
+
+    filters = filters or Filters()
+    index, notes = home.index, []
+    index.refresh()
+    if by is None and like is None and not installed(EMBEDDER):
+        by = "word"
+        notes.append(BY_WORD.format(embedder=EMBEDDER))
+    by = by or "both"
+    embed = load_embedder() if by in ("meaning", "both") and like is None and text and text.strip() else None
+    if by in ("meaning", "both") and (embed or installed(EMBEDDER)) and (without := unembedded(index)):
+        with suppress(Busy):         # they wait in the outbox then, and are found by word
+            embed_sentences(home, without, embed or load_embedder())
+            index.refresh()
+    directions = None
+    if by == "direction" and like is not None:
+        from ..tools.units import UnitId
+
+        directions = write_directions(home.toolbox(UnitId.parse(like).model, device).subject)
+    rows = search(
+        index, text, embed, by=by, like=like, directions=directions, filters=filters, top=top, skip=skip
+    )
+    if not rows and not skip:
+        notes.append(why_none(index, filters, words=by == "word"))
+    return Answer(rows, by, notes)
+
+
+def embed_sentences(home: Home, rows: Sequence[Mapping[str, Any]], embed: Embed) -> None:
+    """Records the embeddings of sentences. rows: {sentence, hypothesis, run, investigation, unit, sign}."""
+    for first in range(0, len(rows), ASKED):
+        batch = rows[first : first + ASKED]
+        home.work.post(_embeddings(batch, embed([row["sentence"] for row in batch])))
+    drain(home.work, home.findings)
+
+
+def _embeddings(rows: Iterable[Mapping[str, Any]], vectors: Iterable[Sequence[float]]) -> Iterable[Embedding]:
+    for row, vector in zip(rows, vectors, strict=True):
+        kept = {name: row[name] for name in ("hypothesis", "run", "investigation", "unit", "sign")}
+        yield Embedding(model=EMBEDDER, vector=list(vector), **kept)
+
+
+def write_directions(subject: "Subject") -> "Directions":
+    """What each unit of a site adds to the stream [units, d], but for its length; None where none does so alone.
+
+    Dimensions of the stream are basis vectors. A norm between a block's write and the stream counts.
+    """
+    import numpy as np
+
+    from ..tools.units import parse_site
+
+    @cache
+    def rows(site: str) -> "np.ndarray[Any, Any] | None":
+        kind = parse_site(site).holds
+        if kind == "resid":
+            return np.eye(subject.width(site), dtype=np.float32)
+        with suppress(Refused):      # heads; features whose SAE is no longer here
+            if kind != "attn" and subject.writes_to_stream(site):
+                written = subject.write_rows(site).float()
+                if (between := subject.norm_behind(site)) is not None:
+                    gain, centres = between
+                    written = (written - written.mean(dim=1, keepdim=True) if centres else written) * gain.float()
+                made: np.ndarray[Any, Any] = written.detach().cpu().numpy()
+                return made
+        return None
+
+    return rows
