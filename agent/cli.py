@@ -547,6 +547,27 @@ def _note(told: str) -> None:
     sys.stderr.write(f"lamplighter: {' '.join(told.split())}\n")
 
 
+@app.command()
+def mcp(
+    allow_run: Annotated[
+        bool, typer.Option("--allow-run", help="Clients may have units investigated, under the budget given here.")
+    ] = False,
+    minutes: MinutesOption = None, llm_tokens: LLMTokensOption = None, usd: UsdOption = None,
+    planner: PlannerOption = "auto", endpoint: EndpointOption = None, corpus: CorpusOption = "builtin",
+    device: DeviceOption = None, home: HomeOption = None,
+) -> None:  # fmt: skip
+    """Serves search, units and SQL of this home to MCP clients, over stdin and stdout, until stdin ends."""
+    given = {"--minutes": minutes, "--llm-tokens": llm_tokens, "--usd": usd, "--endpoint": endpoint}
+    if (named := [name for name, value in given.items() if value is not None]) and not allow_run:
+        raise Refused(f"{named[0]} is for investigations; allow them with --allow-run, or leave it out.")
+    from .allowance import Allowance
+    from .mcp import make_server
+
+    place = Home.resolve(home)
+    budget = Allowance(minutes, llm_tokens, usd, planner, endpoint, corpus, device) if allow_run else None
+    make_server(place, budget).run("stdio")
+
+
 @app.command("rebuild")
 def rebuild_units(
     units: Annotated[str, typer.Argument(help="Explained units and ranges a..b; comma-separated.")],

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..store.rank import Directions
     from ..tools.subject import Subject
 
+MEANT = ("meaning", "both")          # ways to search that want embeddings
 ASKED = 256              # sentences that are embedded at a time
 BY_WORD = "found by word alone, as {embedder} is not in the cache; `lamplighter models pull {embedder}` fetches it."
 
@@ -37,31 +38,41 @@ def find(
 
     by: as `search`; by default both, or word where the embedder was not pulled, which is then said. Raises Refused.
     """
-    from ..tools.models import installed
-
-    filters = filters or Filters()
-    index, notes = home.index, []
+    index = home.index
     index.refresh()
-    if by is None and like is None and not installed(EMBEDDER):
-        by = "word"
-        notes.append(BY_WORD.format(embedder=EMBEDDER))
-    by = by or "both"
-    embed = load_embedder() if by in ("meaning", "both") and like is None and text and text.strip() else None
-    if by in ("meaning", "both") and (embed or installed(EMBEDDER)) and (without := unembedded(index)):
+    how, notes = way(text, like, by)
+    embed = load_embedder() if how in MEANT and text is not None and text.strip() else None
+    if how in MEANT and (embed or embeds()) and (without := unembedded(index)):
         with suppress(Busy):         # they wait in the outbox then, and are found by word
             embed_sentences(home, without, embed or load_embedder())
             index.refresh()
-    directions = None
-    if by == "direction" and like is not None:
-        from ..tools.units import UnitId
-
-        directions = write_directions(home.toolbox(UnitId.parse(like).model, device).subject)
-    rows = search(
-        index, text, embed, by=by, like=like, directions=directions, filters=filters, top=top, skip=skip
-    )
+    directions = directions_like(home, like, device) if how == "direction" and like is not None else None
+    filters = filters or Filters()
+    rows = search(index, text, embed, by=how, like=like, directions=directions, filters=filters, top=top, skip=skip)
     if not rows and not skip:
-        notes.append(why_none(index, filters, words=by == "word"))
-    return Answer(rows, by, notes)
+        notes.append(why_none(index, filters, words=how == "word"))
+    return Answer(rows, how, notes)
+
+
+def embeds() -> bool:
+    """Whether there is an embedder on this machine."""
+    from ..tools.models import installed
+
+    return installed(EMBEDDER)
+
+
+def way(text: str | None, like: str | None, by: str | None) -> tuple[str, list[str]]:
+    """How to search where `by` leaves it open, and what there is to say about that."""
+    if by is not None or text is None or embeds():
+        return by or "both", []
+    return "word", [BY_WORD.format(embedder=EMBEDDER)]
+
+
+def directions_like(home: Home, like: str, device: str | None = None) -> "Directions":
+    """What units write, by the model of the unit `like`, which is loaded for it."""
+    from ..tools.units import UnitId
+
+    return write_directions(home.toolbox(UnitId.parse(like).model, device).subject)
 
 
 def embed_sentences(home: Home, rows: Sequence[Mapping[str, Any]], embed: Embed) -> None:

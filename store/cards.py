@@ -46,14 +46,14 @@ _TABLES = """
 _TOUCHED = "unit IN (SELECT unit FROM excerpt.touched)"
 _NEWEST = """
     CREATE TABLE excerpt.newest AS
-    SELECT hypothesis, place, (row_number() OVER (ORDER BY place) - 1 + $first)::INTEGER AS vector FROM (
+    SELECT hypothesis, place, (row_number() OVER (ORDER BY place) - 1)::INTEGER AS number FROM (
         SELECT hypothesis, arg_max(rowid, (created_at, id)) AS place FROM findings.embeddings
         WHERE model = $embedder AND len(vector) = $numbers AND {where} GROUP BY hypothesis
     )
 """
 _FETCHED = """
-    SELECT n.vector, e.vector::FLOAT[{numbers}] AS numbers FROM findings.embeddings e
-    JOIN excerpt.newest n ON n.place = e.rowid AND n.vector >= $first AND n.vector < $first + $many
+    SELECT n.number, e.vector::FLOAT[{numbers}] AS numbers FROM findings.embeddings e
+    JOIN excerpt.newest n ON n.place = e.rowid AND n.number >= $first AND n.number < $first + $many
 """
 _CARDS = r"""
     CREATE TABLE excerpt.cards AS
@@ -61,12 +61,15 @@ _CARDS = r"""
            CASE WHEN contains(o.site, ':') THEN 'feature' ELSE regexp_extract(o.site, '-(\w+)$', 1) END AS kind,
            TRY_CAST(regexp_extract(o.site, '^(\d+)-', 1) AS INTEGER) AS layer,
            TRY_CAST(regexp_extract(o.unit, '([^/]+)$', 1) AS BIGINT) AS "index",
-           o.hypothesis, {review} AS review, newest.vector,
+           o.hypothesis, {review} AS review, newest.number,
+           CASE WHEN number IS NOT NULL
+                THEN (count(number) OVER (ORDER BY number) - 1 + $vectors)::INTEGER END AS vector,
            concat_ws(' ', e.explanation, e.output_explanation, e.rule) AS text
     FROM explanations e
     JOIN current_outcomes o ON o.unit = e.unit AND o.sign IS NOT DISTINCT FROM e.sign
     LEFT JOIN excerpt.newest newest ON newest.hypothesis = o.hypothesis
 """
+_MADE = "SELECT * EXCLUDE (number, text) FROM excerpt.cards"
 _REVIEW = """
     (SELECT any_value(state) FROM review_states r WHERE r.unit = e.unit AND r.sign IS NOT DISTINCT FROM e.sign)
 """
@@ -157,16 +160,16 @@ def gain(state: State, findings: Findings, embedder: str) -> int | None:
             where = _touch(con, state.marks)
             excerpt.take(con, SOURCES, where)
             found = _read_vectors(con, state, embedder, where)
-        _make_cards(con, state.next_card)
+        _make_cards(con, state)
         _spell(con)
-        con.execute("CREATE TABLE IF NOT EXISTS memory.cards AS SELECT * EXCLUDE (text) FROM excerpt.cards LIMIT 0")
+        con.execute(f"CREATE TABLE IF NOT EXISTS memory.cards AS {_MADE} LIMIT 0")
         with _transaction(con):
-            state.chunks = _merged((*state.chunks, found))     # first, as cards refer to them
+            state.chunks = _merged((*state.chunks, found[_numbers(con)]))     # first, as cards refer to them
             for sql in (_ADD_STEMS, _ADD_TERMS):
                 con.execute(sql)
             con.execute(f"DELETE FROM memory.words WHERE card IN (SELECT card FROM memory.cards WHERE {_TOUCHED})")
             con.execute(f"DELETE FROM memory.cards WHERE {_TOUCHED}")
-            con.execute("INSERT INTO memory.cards SELECT * EXCLUDE (text) FROM excerpt.cards")
+            con.execute(f"INSERT INTO memory.cards {_MADE}")
             con.execute(_ADD_WORDS)
         made = int(one(con, "SELECT count(*) FROM excerpt.cards"))
         state.count(con)
@@ -209,23 +212,28 @@ def _touch(con: Connection, marks: Marks) -> str:
 
 
 def _read_vectors(con: Connection, state: State, embedder: str, where: str) -> Vectors:
-    """The newest vector of each sentence, made of length 1 [n, numbers]; excerpt.newest tells the place of each.
+    """The newest vector of each sentence, made of length 1 [n, numbers]; excerpt.newest has the number of each.
 
     Vectors of another size than most are left out, as if there were none.
     """
     if state.numbers is None:
         state.numbers = one(con, "SELECT mode(len(vector)) FROM findings.embeddings WHERE model = ?", [embedder])
-    numbers, first = state.numbers or 0, state.vectors
-    con.execute(_NEWEST.format(where=where), {"first": first, "embedder": embedder, "numbers": numbers})
-    found = np.zeros((one(con, "SELECT count(*) FROM excerpt.newest"), numbers), dtype=np.float32)
-    for begin in range(0, len(found), FETCH):
-        batch = {"first": first + begin, "many": FETCH}
-        rows = con.execute(_FETCHED.format(numbers=numbers), batch).fetchnumpy()
-        found[rows["vector"] - first] = np.stack(list(rows["numbers"]))
+    size = state.numbers or 0
+    con.execute(_NEWEST.format(where=where), {"embedder": embedder, "numbers": size})
+    found = np.zeros((one(con, "SELECT count(*) FROM excerpt.newest"), size), dtype=np.float32)
+    for first in range(0, len(found), FETCH):
+        rows = con.execute(_FETCHED.format(numbers=size), {"first": first, "many": FETCH}).fetchnumpy()
+        found[rows["number"]] = np.stack(list(rows["numbers"]))
     found[~np.isfinite(found).all(axis=1)] = 0
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
     found /= np.where(lengths > 0, lengths, 1)     # one without a length stays as it is, and is like nothing
     return found
+
+
+def _numbers(con: Connection) -> NDArray[Any]:
+    """Which of the vectors that were read are of sentences that stand, in the order of the cards' vectors."""
+    sql = "SELECT number FROM excerpt.cards WHERE number IS NOT NULL ORDER BY number"
+    return np.asarray(con.execute(sql).fetchnumpy()["number"], dtype=np.int64)
 
 
 def _merged(chunks: tuple[Vectors, ...]) -> tuple[Vectors, ...]:
@@ -237,12 +245,12 @@ def _merged(chunks: tuple[Vectors, ...]) -> tuple[Vectors, ...]:
     return tuple(pieces)
 
 
-def _make_cards(con: Connection, first: int) -> None:
+def _make_cards(con: Connection, state: State) -> None:
     """Fills excerpt.cards and excerpt.tokens, by the views over what was taken."""
     views = excerpt.views(con)
     excerpt.derive(con, [name for name in views if name in ("outcomes", "current_outcomes")])   # both are read twice
     review = _REVIEW if "review_states" in views else "NULL::VARCHAR"
-    con.execute(_CARDS.format(review=review), {"first": first})
+    con.execute(_CARDS.format(review=review), {"first": state.next_card, "vectors": state.vectors})
     con.execute(_TOKENS)
 
 

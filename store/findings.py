@@ -41,7 +41,9 @@ T = TypeVar("T")
 
 _DDL = Path(__file__).with_name("findings.sql")
 OFFLINE = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
-_CONFINED = OFFLINE | {"enable_external_access": "false", "memory_limit": MEMORY}
+_CONFINED = OFFLINE | {
+    "enable_external_access": "false", "python_enable_replacements": "false", "memory_limit": MEMORY
+}  # fmt: skip
 _HELD = re.compile(r"Could not set lock|different configuration than existing|already attached")
 _DAMAGED = re.compile(r"not a valid DuckDB database|Could not read enough bytes|Corrupt database|checksum")
 _NEWER = re.compile(r"database file with version number (\d+)")

@@ -6,6 +6,7 @@ embedder and what units write are passed in, so that this folder needs no model.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -241,6 +242,28 @@ def explained(
         total = _objects(con, f"SELECT count(*) AS n {among}", filters.given)[0]["n"]
         sql = f"SELECT {', '.join(SHOWN)} {among} ORDER BY {ORDERS[order]} LIMIT $top OFFSET $skip"
         return _objects(con, sql, {"top": top, "skip": skip} | filters.given), int(total)
+
+
+def compared(index: Index, units: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Some units side by side, with the keys of SHOWN, and how like each two of their explanations are.
+
+    Pairs are {a, b, similarity, words}: the cosine of the embeddings, None where one has none, and how many words both
+    have. Raises Refused for a unit of which no explanation is recorded.
+    """
+    with index.reading() as (con, state):
+        cards = [_card_of(con, unit, needed=True) or {} for unit in units]
+        sql = f"SELECT card, list(word) FROM words WHERE card IN ({listed(c['card'] for c in cards)}) GROUP BY card"
+        words = {card: set(found) for card, found in con.execute(sql).fetchall()}
+    pairs = []
+    for (a, one), (b, other) in combinations(zip(units, cards, strict=True), 2):
+        both = None not in (one["vector"], other["vector"])
+        similarity = None
+        if both:
+            first, second = state.vectors_at(np.array([one["vector"], other["vector"]]))
+            similarity = round(float(first @ second), 6)
+        shared = words.get(one["card"], set()) & words.get(other["card"], set())
+        pairs.append({"a": a, "b": b, "similarity": similarity, "words": len(shared)})
+    return [{name: card[name] for name in SHOWN} for card in cards], pairs
 
 
 def unembedded(index: Index, filters: Filters | None = None) -> list[dict[str, Any]]:
