@@ -32,7 +32,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "investigations": ("provenance", "cost"),
     "reviews": (),
 }
-READ = (*SOURCES, "embeddings")
+VECTORS = "embeddings"
+READ = (*SOURCES, VECTORS)
 
 # The words of a column `text`: Han and kana one by one, else runs of letters and digits.
 WORDS = r"""
@@ -43,12 +44,18 @@ _TABLES = """
     CREATE TABLE terms (term VARCHAR, word INTEGER);
     CREATE TABLE words (word INTEGER, card INTEGER, n INTEGER, length INTEGER);
 """
+_NEW_ROWS = "SELECT DISTINCT unit FROM findings.{table} WHERE rowid > {last}"
+_NEW_VECTORS = """
+    SELECT DISTINCT unit FROM findings.hypotheses
+    WHERE id IN (SELECT hypothesis FROM findings.{table} WHERE rowid > {last})
+"""
 _TOUCHED = "unit IN (SELECT unit FROM excerpt.touched)"
 _NEWEST = """
     CREATE TABLE excerpt.newest AS
     SELECT hypothesis, place, (row_number() OVER (ORDER BY place) - 1)::INTEGER AS number FROM (
         SELECT hypothesis, arg_max(rowid, (created_at, id)) AS place FROM findings.embeddings
-        WHERE model = $embedder AND len(vector) = $numbers AND {where} GROUP BY hypothesis
+        WHERE model = $embedder AND len(vector) = $numbers
+              AND hypothesis IN (SELECT id FROM excerpt.hypotheses WHERE kept) GROUP BY hypothesis
     )
 """
 _FETCHED = """
@@ -157,9 +164,8 @@ def gain(state: State, findings: Findings, embedder: str) -> int | None:
             marks = _marks(con)
             if any(_id_at(con, table, last) != id for table, (last, id) in state.marks.items()):
                 return None
-            where = _touch(con, state.marks)
-            excerpt.take(con, SOURCES, where)
-            found = _read_vectors(con, state, embedder, where)
+            excerpt.take(con, SOURCES, _touch(con, state.marks))
+            found = _read_vectors(con, state, embedder)
         _make_cards(con, state)
         _spell(con)
         con.execute(f"CREATE TABLE IF NOT EXISTS memory.cards AS {_MADE} LIMIT 0")
@@ -206,12 +212,13 @@ def _touch(con: Connection, marks: Marks) -> str:
     there = excerpt.columns(con)
     for table in READ:
         if ("findings", table) in there:
+            units = _NEW_VECTORS if table == VECTORS else _NEW_ROWS
             last = marks[table][0] if table in marks else -1
-            con.execute(f"INSERT INTO excerpt.touched SELECT DISTINCT unit FROM findings.{table} WHERE rowid > {last}")
+            con.execute(f"INSERT INTO excerpt.touched {units.format(table=table, last=last)}")
     return _TOUCHED
 
 
-def _read_vectors(con: Connection, state: State, embedder: str, where: str) -> Vectors:
+def _read_vectors(con: Connection, state: State, embedder: str) -> Vectors:
     """The newest vector of each sentence, made of length 1 [n, numbers]; excerpt.newest has the number of each.
 
     Vectors of another size than most are left out, as if there were none.
@@ -219,7 +226,7 @@ def _read_vectors(con: Connection, state: State, embedder: str, where: str) -> V
     if state.numbers is None:
         state.numbers = one(con, "SELECT mode(len(vector)) FROM findings.embeddings WHERE model = ?", [embedder])
     size = state.numbers or 0
-    con.execute(_NEWEST.format(where=where), {"embedder": embedder, "numbers": size})
+    con.execute(_NEWEST, {"embedder": embedder, "numbers": size})
     found = np.zeros((one(con, "SELECT count(*) FROM excerpt.newest"), size), dtype=np.float32)
     for first in range(0, len(found), FETCH):
         rows = con.execute(_FETCHED.format(numbers=size), {"first": first, "many": FETCH}).fetchnumpy()

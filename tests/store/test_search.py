@@ -10,7 +10,7 @@ import pytest
 
 from lamplighter.store import cards
 from lamplighter.store.index import Index
-from lamplighter.store.rank import B, K1, fused
+from lamplighter.store.rank import K1, B, fused
 from lamplighter.store.records import Embedding, Refused
 from lamplighter.store.search import Filters, compared, explained, search, unembedded, why_none
 
@@ -74,8 +74,7 @@ def test_cosine_against_brute_force_whatever_the_length_of_the_vectors(findings,
 def test_equal_ones_come_in_the_order_of_the_units(findings, explanation):
     names = [f"m/{i}-mlp/{j}" for i in range(3) for j in range(3)]
     random.Random(1).shuffle(names)
-    for name in names:
-        findings.append(explanation(name, "the same words", [0.3, 0.4]))
+    findings.append(row for name in names for row in explanation(name, "the same words", [0.3, 0.4]))
     index = Index(findings, "tiny")
     for asked in ({"embed": towards(1.0, 0.0), "by": "meaning"}, {"by": "word"}):
         found = [units(search(index, "words", top=top, **asked)) for top in (9, 4)]
@@ -141,12 +140,13 @@ def test_bm25_against_brute_force(findings, explanation):
     rng = random.Random(3)
     vocabulary = ["splits", "splitting", "split", "über", "naïve", "x1", "don't", "ordinal", "ordinals", "9th"]
     vocabulary += "abcdefgh"
-    texts = {}
+    texts, records = {}, []
     for i in range(80):
         sentence, rule, pushes = (" ".join(rng.choices(vocabulary, k=rng.randint(1, 12))) for _ in range(3))
         unit = f"m/0-mlp/{i:02}"
         texts[unit] = f"{sentence} {pushes} {rule}"
-        findings.append(explanation(unit, sentence, rule=rule, pushes=pushes))
+        records += explanation(unit, sentence, rule=rule, pushes=pushes)
+    findings.append(records)
     index = Index(findings, "tiny")
     for query in ("Splits", "ordinal x1", "the NAÏVE über", "9th a", "split splitting splits"):
         wanted = bm25(texts, query)
@@ -300,11 +300,13 @@ def test_like_a_unit_that_has_no_explanation_or_embedding(index, findings, expla
 def test_like_a_unit_by_what_is_written(findings, explanation):
     rng = np.random.default_rng(0)
     written = {"0-mlp": rng.normal(size=(9, 5)), "3-resid": np.eye(5), "1-mlp": rng.normal(size=(9, 4)), "0-attn": None}
-    for site, index, sign in [("0-mlp", 1, 1), ("0-mlp", 1, -1), ("0-mlp", 2, 1), ("3-resid", 4, -1), ("1-mlp", 0, 1),
-                              ("0-attn", 0, 1)]:  # fmt: skip
-        findings.append(explanation(f"m/{site}/{index}", f"{site} {index}", sign=sign))
-    findings.append(explanation("n/0-mlp/2", "of another model"))
-    rows = search(Index(findings, "tiny"), like="m/0-mlp/1", by="direction", directions=written.get)
+    records = explanation("n/0-mlp/2", "of another model")
+    for site, number, sign in [("0-mlp", 1, 1), ("0-mlp", 1, -1), ("0-mlp", 2, 1), ("3-resid", 4, -1), ("1-mlp", 0, 1),
+                               ("0-attn", 0, 1)]:  # fmt: skip
+        records += explanation(f"m/{site}/{number}", f"{site} {number}", sign=sign)
+    findings.append(records)
+    index = Index(findings, "tiny")
+    rows = search(index, like="m/0-mlp/1", by="direction", directions=written.get)
 
     def cosine(a, b):
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
@@ -315,12 +317,12 @@ def test_like_a_unit_by_what_is_written(findings, explanation):
     assert {unit: row["score"] for unit, row in zip(units(rows), rows, strict=True)} == pytest.approx(wanted, abs=1e-6)
     assert units(rows) == sorted(wanted, key=wanted.__getitem__, reverse=True)
     assert rows[0]["why"] == f"1st by direction (cosine {rows[0]['score']:.2f})"
-    assert units(search(Index(findings, "tiny"), like="m/0-mlp/8", by="direction", directions=written.get))[2:], (
+    assert units(search(index, like="m/0-mlp/8", by="direction", directions=written.get))[2:], (
         "one that was never explained has a direction too"
     )
     for unit in ("m/0-attn/0", "m/0-mlp/9", "m/0-mlp/x", "m"):
         with pytest.raises(Refused, match="has no write direction"):
-            search(Index(findings, "tiny"), like=unit, by="direction", directions=written.get)
+            search(index, like=unit, by="direction", directions=written.get)
 
 
 def test_units_side_by_side(index):
