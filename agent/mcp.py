@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from .. import __version__
 from ..store.confined import Limits
-from ..store.records import Refused
+from ..store.records import Refused, signed
 from ..store.search import Filters, compared, explained, search, unembedded, why_none
 from . import show
 from .allowance import Allowance
@@ -324,7 +324,7 @@ def printable(value: Any) -> Any:
 
 def _unit(row: dict[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = printable({name: value for name, value in row.items() if name != "sign"})
-    return told | {"unit": show.signed(row)}
+    return told | {"unit": signed(row)}
 
 
 def _experiment(row: dict[str, Any]) -> Experiment:

@@ -68,18 +68,16 @@ _CARDS = r"""
            CASE WHEN contains(o.site, ':') THEN 'feature' ELSE regexp_extract(o.site, '-(\w+)$', 1) END AS kind,
            TRY_CAST(regexp_extract(o.site, '^(\d+)-', 1) AS INTEGER) AS layer,
            TRY_CAST(regexp_extract(o.unit, '([^/]+)$', 1) AS BIGINT) AS "index",
-           o.hypothesis, {review} AS review, newest.number,
+           o.hypothesis, r.state AS review, newest.number,
            CASE WHEN number IS NOT NULL
                 THEN (count(number) OVER (ORDER BY number) - 1 + $vectors)::INTEGER END AS vector,
            concat_ws(' ', e.explanation, e.output_explanation, e.rule) AS text
     FROM explanations e
     JOIN current_outcomes o ON o.unit = e.unit AND o.sign IS NOT DISTINCT FROM e.sign
+    LEFT JOIN review_states r ON r.unit = e.unit AND r.sign IS NOT DISTINCT FROM e.sign
     LEFT JOIN excerpt.newest newest ON newest.hypothesis = o.hypothesis
 """
 _MADE = "SELECT * EXCLUDE (number, text) FROM excerpt.cards"
-_REVIEW = """
-    (SELECT any_value(state) FROM review_states r WHERE r.unit = e.unit AND r.sign IS NOT DISTINCT FROM e.sign)
-"""
 _TOKENS = f"CREATE TABLE excerpt.tokens AS SELECT card, unnest({WORDS}) AS term FROM excerpt.cards"
 _NEW_TERMS = "SELECT DISTINCT term FROM excerpt.tokens WHERE term NOT IN (SELECT term FROM memory.terms)"
 _SPELLED = """
@@ -254,10 +252,8 @@ def _merged(chunks: tuple[Vectors, ...]) -> tuple[Vectors, ...]:
 
 def _make_cards(con: Connection, state: State) -> None:
     """Fills excerpt.cards and excerpt.tokens, by the views over what was taken."""
-    views = excerpt.views(con)
-    excerpt.derive(con, [name for name in views if name in ("outcomes", "current_outcomes")])   # both are read twice
-    review = _REVIEW if "review_states" in views else "NULL::VARCHAR"
-    con.execute(_CARDS.format(review=review), {"first": state.next_card, "vectors": state.vectors})
+    excerpt.derive(con, ["outcomes", "current_outcomes"])       # others read them again and again
+    con.execute(_CARDS, {"first": state.next_card, "vectors": state.vectors})
     con.execute(_TOKENS)
 
 

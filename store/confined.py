@@ -6,12 +6,13 @@ with `repeat`), and a query can bring its process down. So a child runs it, and 
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ GRACE = 1.0              # seconds from asking a query to stop to ending its pro
 START = 60.0             # seconds that a child may take to begin
 FETCH = 1_000            # rows at a time
 
-_INHERITED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "PYTHONDONTWRITEBYTECODE")   # and no keys
+_INHERITED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE")      # and no keys
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def ask(path: Path, query: str, limits: Limits | None = None) -> Answer:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise _too_long(limits) from None
-    if done.returncode == -getattr(signal, "SIGALRM", 0) < 0:
+    if done.returncode == -signal.SIGALRM:
         raise _too_long(limits)
     if done.returncode:
         raise _too_large(limits, done.returncode)
@@ -144,15 +145,12 @@ def _too_large(limits: Limits, code: int | None = None) -> Refused:
 
 def _hold_to(limits: Limits) -> None:
     """Has the kernel bound this process: no file can be written, and time and memory end with it."""
-    if sys.platform == "win32":
-        return
-    import resource
-
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = (limits.memory + SPARE_MEMORY) * 1_000_000
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    with suppress(ValueError, OSError):        # macOS knows no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     signal.setitimer(signal.ITIMER_REAL, limits.seconds + GRACE)
 
 

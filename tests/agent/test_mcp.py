@@ -1,4 +1,4 @@
-"""The server for MCP clients: what its tools answer, what they refuse, that texts are data, and that it runs on leave."""
+"""The server for MCP clients: what its tools answer and refuse, that texts are data, and that it runs only on leave."""
 
 import json
 import os
@@ -65,7 +65,8 @@ def test_tools_say_what_they_take_and_give_and_that_they_only_read(server: Any) 
     for tool in found:
         assert tool.annotations.read_only_hint and not tool.annotations.open_world_hint
         assert tool.description and tool.output_schema["type"] == "object"
-        assert all("description" in option or "default" in option for option in tool.input_schema["properties"].values())
+        options = tool.input_schema["properties"].values()
+        assert all("description" in option or "default" in option for option in options)
     assert set(found[0].input_schema["properties"]) >= {"text", "like", "by", "kind", "review", "min_score", "skip"}
 
 

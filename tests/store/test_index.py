@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -18,11 +19,11 @@ from lamplighter.store.cards import gain, stem
 from lamplighter.store.excerpt import about
 from lamplighter.store.findings import Findings
 from lamplighter.store.index import Index
-from lamplighter.store.records import VERDICTS, Embedding, Refused, Score, Verdict
+from lamplighter.store.records import VERDICTS, Embedding, Refused, Review, Score, Verdict, uuid7
 from lamplighter.store.search import explained, search
 from lamplighter.store.work import Busy
 
-INTERNAL = ("card", "model", "site", "kind", "layer", "index", "hypothesis", "review", "vector")
+INTERNAL = ("card", "model", "site", "kind", "layer", "index", "hypothesis", "vector")
 
 
 def cards(index):
@@ -51,6 +52,10 @@ def derived(findings, embedder="tiny"):
         done = con.execute("SELECT * FROM explanations")
         names = [column[0] for column in done.description]
         rows = {(row[0], row[1]): dict(zip(names, row, strict=True)) for row in done.fetchall()}
+        states = {(unit, sign): state for unit, sign, state in
+                  con.execute("SELECT unit, sign, state FROM review_states").fetchall()}  # fmt: skip
+        for key, row in rows.items():
+            row["review"] = states.get(key)
         vectors = dict(con.execute(
             "SELECT (o.unit, o.sign), arg_max(e.vector, (e.created_at, e.id)) FROM current_outcomes o "
             "JOIN embeddings e ON e.hypothesis = o.hypothesis AND e.model = ? GROUP BY 1", [embedder],
@@ -73,7 +78,8 @@ def agrees(index, findings):
 # What a run, a re-score or a new embedding may add, in any order.
 EVENT = st.tuples(
     st.sampled_from(["m/0-mlp/1", "m/0-mlp/2", "o/m/3-resid:s/4"]), st.sampled_from([1, -1]),
-    st.sampled_from(["accepted", "unclear", "abstained", "failed", "undecided", "score", "vector"]),
+    st.sampled_from(["accepted", "unclear", "abstained", "failed", "undecided", "score", "vector", "review", "edit",
+                     "undo"]),
 )  # fmt: skip
 
 
@@ -82,7 +88,7 @@ EVENT = st.tuples(
 def test_whatever_is_recorded_the_index_says_what_the_views_say(batches, seed, explanation, tmp_path_factory):
     findings = Findings(tmp_path_factory.mktemp("drawn") / "findings.duckdb")
     index, rng, clock = Index(findings, "tiny"), random.Random(seed), 0
-    known = []
+    known, reviews = [], []
     for batch in batches:
         records = []
         for unit, sign, what in batch:
@@ -98,10 +104,22 @@ def test_whatever_is_recorded_the_index_says_what_the_views_say(batches, seed, e
             if what == "score" and known:
                 made = [Score(**base | {"unit": known[-1].unit, "sign": known[-1].sign}, hypothesis=known[-1].id,
                               metric="f1", side="score", value=rng.random(), low=0.0, high=1.0)]  # fmt: skip
+            if what in ("review", "edit", "undo") and known:
+                of, before = known[-1], [one for one in reviews if one.edit]
+                edit = replace(of, id=uuid7(), created_at=base["created_at"], author="person:ann", investigation="edit",
+                               sentence="says a person", provenance={"origin": of.investigation})  # fmt: skip
+                said = {"unit": of.unit, "sign": of.sign, "hypothesis": of.id, "reviewer": "ann", "client": "test"}
+                if what == "review":
+                    made = [Review(**said, verdict=rng.choice(["accept", "reject", "unsure"]))]
+                elif what == "edit":
+                    made = [edit, Review(**said, verdict="edit", edit=edit.id)]
+                else:
+                    made = [Review(**said, verdict="undo", undoes=one.id) for one in before[-1:]]
+                reviews += [one for one in made if isinstance(one, Review)]
             if what == "vector" and known:
                 made = [Embedding(**base | {"unit": known[-1].unit, "sign": known[-1].sign}, hypothesis=known[-1].id,
                                   model="tiny", vector=[1.0, rng.random()])]  # fmt: skip
-            known += made[:1] if what not in ("score", "vector") else []
+            known += made[:1] if what in VERDICTS else []
             records += made
         findings.append(records)
         index.refresh()

@@ -11,7 +11,7 @@ import pytest
 from lamplighter.store import cards
 from lamplighter.store.index import Index
 from lamplighter.store.rank import K1, B, fused
-from lamplighter.store.records import Embedding, Refused
+from lamplighter.store.records import Embedding, Refused, Review
 from lamplighter.store.search import Filters, compared, explained, search, unembedded, why_none
 
 
@@ -261,20 +261,28 @@ def test_pages_follow_each_other(index):
     assert units(explained(index)[0]) == [HAIRS, DIGITS, NONE, ORDINALS]
 
 
-def test_reviewer_states_are_those_of_the_view_or_unknown(index, monkeypatch, filled):
-    assert {row["review"] for row in explained(index)[0]} <= {None, "unreviewed"}
-    real = cards.excerpt.views
-
-    def with_reviews(con):
-        if "review_states" not in real(con):
-            con.execute("CREATE VIEW review_states AS SELECT unit, sign, 'disputed' AS state FROM current_outcomes "
-                        "WHERE sign = -1")  # fmt: skip
-        return real(con)
-
-    monkeypatch.setattr(cards.excerpt, "views", with_reviews)
-    reviewed = Index(filled, "tiny")
-    if "review_states" not in cards.excerpt.schema():
-        assert units(explained(reviewed, Filters(review="disputed"))[0]) == [NONE]
+def test_reviewer_states_are_those_of_the_explanation_that_stands(findings, explanation):
+    records, events = [], []
+    said = {"1": ["accept"], "2": ["accept", "reject"], "3": ["unsure"], "4": [], "5": ["reject"]}
+    for number, verdicts in said.items():
+        (made, *_) = rows = explanation(f"m/0-mlp/{number}", "fires on it")
+        records += rows
+        events += [
+            Review(unit=made.unit, sign=1, hypothesis=made.id, reviewer=f"r{i}", verdict=verdict, client="test")
+            for i, verdict in enumerate(verdicts)
+        ]
+    findings.append(records)
+    index = Index(findings, "tiny")
+    index.refresh()
+    assert {row["review"] for row in explained(index)[0]} == {"unreviewed"}
+    findings.append(events)
+    index.refresh()
+    wanted = {"1": "accepted", "2": "disputed", "3": "unsure", "4": "unreviewed", "5": "rejected"}
+    for number, state in wanted.items():
+        rows, total = explained(index, Filters(review=state))
+        assert units(rows) == [f"m/0-mlp/{number}"] and total == 1 and rows[0]["review"] == state
+        assert units(search(index, "it", by="word", filters=Filters(review=state))) == [f"m/0-mlp/{number}"]
+    assert explained(index, Filters(review="edited")) == ([], 0)
 
 
 # Units like one

@@ -175,7 +175,6 @@ def test_a_longer_answer_is_cut_and_says_so(place):
     assert not ask(path, "SELECT * FROM range(1000)", Limits(rows=1000)).cut
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
 def test_what_duckdb_itself_does_not_bound_ends_with_the_child(place):
     """One call of a function that neither looks whether it is interrupted nor counts its memory."""
     _, path = place
@@ -185,7 +184,6 @@ def test_what_duckdb_itself_does_not_bound_ends_with_the_child(place):
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
 def test_a_child_can_write_no_file_and_knows_no_secret(place, monkeypatch, tmp_path):
     _, path = place
     monkeypatch.setenv("LAMPLIGHTER_LLM_KEY", "sk-secret")
@@ -306,7 +304,6 @@ print(con.execute("SELECT count(*) FROM explanations").fetchall()[0][0], flush=T
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="files in use are not removed there")
 def test_a_reader_of_an_old_snapshot_reads_on_when_it_is_removed(snapshots, findings, explanation):
     first = snapshots.current()
     reader = subprocess.Popen(
