@@ -135,7 +135,7 @@ class Snapshots:
     def _clear(self, newest: Path) -> None:
         """Removes what `newest` replaces, and what killed processes left.
 
-        A process that reads a file goes on reading it after it was removed. What cannot be removed now is by a later call.
+        A process that reads a file goes on reading it after it was removed.
         """
         for path in self.folder.iterdir():
             with suppress(OSError):
