@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..store.findings import drain
 from ..store.records import Embedding, Refused
-from ..store.search import Filters, search, unembedded, why_none
+from ..store.search import Filters, search, to_embed, unembedded, why_none
 from ..store.work import Busy
 from .config import EMBEDDER, Embed, Home, load_embedder
 
 if TYPE_CHECKING:
+    from ..store.index import Index
     from ..store.rank import Directions
     from ..tools.subject import Subject
 
 MEANT = ("meaning", "both")          # ways to search that want embeddings
+MOST = 2_000             # sentences that a search embeds
 ASKED = 256              # sentences that are embedded at a time
 BY_WORD = "found by word alone, as {embedder} is not in the cache; `lamplighter models pull {embedder}` fetches it."
 
@@ -34,24 +36,31 @@ def find(
     home: Home, text: str | None, *, like: str | None = None, by: str | None = None, filters: Filters | None = None,
     top: int = 10, skip: int = 0, device: str | None = None,
 ) -> Answer:  # fmt: skip
-    """Searches all that is recorded now. Sentences without an embedding get one first, where that is needed.
+    """Searches all that is recorded now. Up to MOST sentences without an embedding get one first, if that is needed.
 
     by: as `search`; by default both, or word where the embedder was not pulled, which is then said. Raises Refused.
     """
     index = home.index
     index.refresh()
     how, notes = way(text, like, by)
-    embed = load_embedder() if how in MEANT and text is not None and text.strip() else None
-    if how in MEANT and (embed or embeds()) and (without := unembedded(index)):
+    embed = load_embedder() if how in MEANT and like is None and text and text.strip() else None
+    if how in MEANT and (embed or embeds()) and (missing := to_embed(index, MOST)):
         with suppress(Busy):         # they wait in the outbox then, and are found by word
-            embed_sentences(home, without, embed or load_embedder())
+            embed_sentences(home, missing, embed or load_embedder())
             index.refresh()
     directions = directions_like(home, like, device) if how == "direction" and like is not None else None
     filters = filters or Filters()
     rows = search(index, text, embed, by=how, like=like, directions=directions, filters=filters, top=top, skip=skip)
+    notes += unseen(index, how, filters)
     if not rows and not skip:
         notes.append(why_none(index, filters, words=how == "word"))
     return Answer(rows, how, notes)
+
+
+def unseen(index: "Index", how: str, filters: Filters) -> list[str]:
+    """What there is to say of explanations that a search by meaning did not see."""
+    n = unembedded(index, filters) if how in MEANT else 0
+    return [f"{n:,} explanations have no embedding yet and are found by word alone."] if n else []
 
 
 def embeds() -> bool:

@@ -20,11 +20,11 @@ from pydantic import BaseModel, Field
 from .. import __version__
 from ..store.confined import Limits
 from ..store.records import Refused, signed
-from ..store.search import Filters, compared, explained, search, unembedded, why_none
+from ..store.search import Filters, compared, explained, search, why_none
 from . import show
 from .allowance import Allowance
 from .config import Embed, Home, load_embedder
-from .find import MEANT, directions_like, way
+from .find import MEANT, directions_like, unseen, way
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -224,11 +224,10 @@ class _Desk:
         filters = Filters(model, site, sign, kind, min_score, max_score, verdict, planner, review)
         index = self.home.index
         how, notes = way(text, like, by)
-        embed = self._embedder() if how in MEANT and text is not None and text.strip() else None
+        embed = self._embedder() if how in MEANT and like is None and text and text.strip() else None
         directions = directions_like(self.home, like) if how == "direction" and like is not None else None
         rows = search(index, text, embed, by=how, like=like, directions=directions, filters=filters, top=top, skip=skip)
-        if how in MEANT and (without := unembedded(index, filters)):
-            notes.append(f"{len(without)} explanations have no embedding yet and are found by word alone.")
+        notes += unseen(index, how, filters)
         if not rows and not skip:
             notes.append(why_none(index, filters, words=how == "word"))
         return Hits(results=[Hit(**_unit(row)) for row in rows], by=how, notes=notes, as_of=index.as_of)

@@ -31,6 +31,7 @@ SHOWN = (
     "unit", "sign", "explanation", "rule", "output_explanation", "input_f1", "input_f1_low", "input_f1_high",
     "output_score", "output_low", "output_high", "floor_f1", "verdict", "planner", "review",
 )  # fmt: skip
+_UNEMBEDDED = "vector IS NULL AND explanation IS NOT NULL"
 _EXPLAINED = "(explanation IS NOT NULL OR output_explanation IS NOT NULL)"
 
 
@@ -266,13 +267,20 @@ def compared(index: Index, units: Sequence[str]) -> tuple[list[dict[str, Any]], 
     return [{name: card[name] for name in SHOWN} for card in cards], pairs
 
 
-def unembedded(index: Index, filters: Filters | None = None) -> list[dict[str, Any]]:
-    """The explanations that a search by meaning cannot see: hypothesis, sentence, run, investigation, unit, sign."""
+def unembedded(index: Index, filters: Filters | None = None) -> int:
+    """How many explanations a search by meaning cannot see, as they have no embedding."""
     filters = filters or Filters()
-    sql = f"""SELECT hypothesis, explanation AS sentence, run, investigation, unit, sign FROM cards
-              WHERE vector IS NULL AND explanation IS NOT NULL AND {filters.where} ORDER BY card"""
     with index.reading() as (con, _):
-        return _objects(con, sql, filters.given)
+        sql = f"SELECT count(*) AS n FROM cards WHERE {_UNEMBEDDED} AND {filters.where}"
+        return int(_objects(con, sql, filters.given)[0]["n"])
+
+
+def to_embed(index: Index, most: int) -> list[dict[str, Any]]:
+    """The first of these: hypothesis, sentence, run, investigation, unit, sign."""
+    sql = f"""SELECT hypothesis, explanation AS sentence, run, investigation, unit, sign FROM cards
+              WHERE {_UNEMBEDDED} ORDER BY card LIMIT ?"""
+    with index.reading() as (con, _):
+        return _objects(con, sql, [most])
 
 
 def why_none(index: Index, filters: Filters, words: bool = False) -> str:

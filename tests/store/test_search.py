@@ -12,7 +12,7 @@ from lamplighter.store import cards
 from lamplighter.store.index import Index
 from lamplighter.store.rank import K1, B, fused
 from lamplighter.store.records import Embedding, Refused, Review
-from lamplighter.store.search import Filters, compared, explained, search, unembedded, why_none
+from lamplighter.store.search import Filters, compared, explained, search, to_embed, unembedded, why_none
 
 
 def towards(*vector):
@@ -99,7 +99,9 @@ def test_vectors_that_are_none_are_like_nothing(findings, explanation):
     index = Index(findings, "tiny")
     found = {row["unit"][-1]: row["similarity"] for row in search(index, "x", towards(2.0, 0.0), by="meaning")}
     assert found == {"1": 1.0, "0": 0.0, "3": 0.0}, "one of another size than most is left out"
-    assert [row["unit"] for row in unembedded(index)] == ["m/0-mlp/2"]
+    assert unembedded(index) == 1 and unembedded(index, Filters(site="1-mlp")) == 0
+    assert [(row["unit"], row["sentence"]) for row in to_embed(index, 9)] == [("m/0-mlp/2", "s")]
+    assert to_embed(index, 0) == []
 
 
 def test_what_cannot_be_compared_is_refused(index, findings, explanation):
