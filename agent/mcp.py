@@ -254,7 +254,7 @@ class _Desk:
         return Units(units=[Explained(**_unit(row)) for row in rows], total=total, as_of=self.home.index.as_of)
 
     @_refusals_told
-    def compare_units(self, units: Annotated[list[UnitName], Field(min_length=2, max_length=8)]) -> Comparison:
+    def compare_units(self, units: Annotated[list[UnitName], Field(min_length=2, max_length=8, description="two to eight")]) -> Comparison:
         """Shows some explained units side by side, and how like each two of their explanations are."""
         rows, pairs = compared(self.home.index, units)
         sides = [Explained(**_unit(row)) for row in rows]
