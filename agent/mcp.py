@@ -43,6 +43,7 @@ ReadOnly = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 Runs = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 
 UnitName = Annotated[str, Field(description="MODEL/SITE/INDEX, as in smollm2-135m/5-mlp/511 or …/511-", max_length=300)]
+Several = Annotated[list[UnitName], Field(min_length=2, max_length=8, description="two to eight units")]
 Model = Annotated[str | None, Field(description="only units of this model")]
 Site = Annotated[str | None, Field(description="only units of this site, as in 5-mlp or 8-resid:my-sae")]
 Sign = Annotated[Literal[1, -1] | None, Field(description="only positive or negative sides")]
@@ -254,7 +255,7 @@ class _Desk:
         return Units(units=[Explained(**_unit(row)) for row in rows], total=total, as_of=self.home.index.as_of)
 
     @_refusals_told
-    def compare_units(self, units: Annotated[list[UnitName], Field(min_length=2, max_length=8, description="two to eight")]) -> Comparison:
+    def compare_units(self, units: Several) -> Comparison:
         """Shows some explained units side by side, and how like each two of their explanations are."""
         rows, pairs = compared(self.home.index, units)
         sides = [Explained(**_unit(row)) for row in rows]
