@@ -33,6 +33,7 @@ SPARE = 100_000_000      # bytes that a backup leaves free
 LEFT_OUT = {
     "sweeps": "sweeps can be made again; the first run that needs one makes it",
     "saes": "SAEs can be added again, those trained here only by training them again: copy the folder yourself",
+    "snapshots": "they are made again when they are asked for",
     "pictures": "replaying the evidence that names one makes it again",
     "logs": "nothing here reads them",
     "reports": "they can be written again",

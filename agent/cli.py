@@ -19,7 +19,7 @@ import typer
 from ..store.records import Refused
 from . import life, show_life
 from . import show as shown
-from .config import EMBEDDER, Home, load_embedder
+from .config import Home
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -491,34 +491,81 @@ def _say_waiting(why: str) -> None:
 
 @app.command()
 def query(
-    text: str,
+    text: Annotated[str | None, typer.Argument(help="What the unit should respond to.")] = None,
+    like: Annotated[str | None, typer.Option("--like", help="Units like this one, in place of a text.")] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", help="meaning, word, both (default), or with --like direction.")
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Only units of this model.")] = None,
     site: Annotated[str | None, typer.Option("--site", help="Only units of this site.")] = None,
+    sign: Annotated[int | None, typer.Option("--sign", help="Only 1, or -1: the negative side.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only mlp, attn, resid or feature.")] = None,
     min_score: Annotated[float | None, typer.Option("--min-score", help="Only input F1 of at least this.")] = None,
+    max_score: Annotated[float | None, typer.Option("--max-score", help="Only input F1 of at most this.")] = None,
+    verdict: Annotated[str | None, typer.Option("--verdict", help="Only accepted, rejected, unclear …")] = None,
+    planner: Annotated[str | None, typer.Option("--planner", help="Only by playbook, llm or a label.")] = None,
+    review: Annotated[
+        str | None, typer.Option("--review", help="Only unreviewed, accepted, rejected, disputed, unsure or edited.")
+    ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many.")] = 10,
-    home: HomeOption = None, as_json: JsonOption = False,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="After so many.")] = 0,
+    device: DeviceOption = None, home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Finds explanations by meaning. Prints a JSON array with --json or into a pipe."""
-    from ..store.search import search, why_none
-    from .recorded import embed_missing
+    """Finds explanations by meaning and by word, or units like one. Prints a JSON array with --json or into a pipe."""
+    from ..store.search import Filters
+    from .find import find
 
-    place = Home.resolve(home)
-    if not text.strip():
-        raise Refused("the search text is empty; write what the unit should respond to.")
-    place.findings.sql("SELECT 1")
-    embed = load_embedder()
-    embed_missing(place)
-    rows = search(place.findings, text, embed, EMBEDDER, model=model, site=site, min_score=min_score, top=top)
-    if not rows:
-        sys.stderr.write(f"lamplighter: {why_none(place.findings, model=model, site=site, min_score=min_score)}\n")
-    _emit(rows, as_json or not sys.stdout.isatty(), shown.query_table)
+    filters = Filters(model, site, sign, kind, min_score, max_score, verdict, planner, review)
+    found = find(
+        Home.resolve(home), text, like=like, by=by, filters=filters, top=top, skip=skip, device=device
+    )
+    for note in found.notes:
+        _note(note)
+    _emit(found.rows, as_json or not sys.stdout.isatty(), shown.query_table)
 
 
 @app.command()
-def sql(statement: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Runs one SELECT on the findings, read-only. Prints a JSON array with --json or into a pipe."""
-    rows = Home.resolve(home).findings.sql(statement)
-    _emit(rows, as_json or not sys.stdout.isatty(), shown.plain_table)
+def sql(
+    statement: str,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Stop it after this.")] = 30.0,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Print so many at most.")] = 10_000,
+    home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Runs one SELECT on a snapshot of the findings. Prints a JSON array with --json or into a pipe."""
+    from ..store.confined import Limits
+
+    told = Home.resolve(home).snapshots.sql(statement, Limits(seconds=seconds, rows=rows))
+    if told.snapshot.behind:
+        _note(f"this is as of {told.snapshot.as_of} UTC; more was recorded since.")
+    if told.answer.cut:
+        _note(f"only the first {rows:,} rows are here; --rows allows more.")
+    _emit(told.answer.rows, as_json or not sys.stdout.isatty(), shown.plain_table)
+
+
+def _note(told: str) -> None:
+    """Says on stderr what stdout, which holds an array and nothing else, has no place for."""
+    sys.stderr.write(f"lamplighter: {' '.join(told.split())}\n")
+
+
+@app.command()
+def mcp(
+    allow_run: Annotated[
+        bool, typer.Option("--allow-run", help="Clients may have units investigated, under the budget given here.")
+    ] = False,
+    minutes: MinutesOption = None, llm_tokens: LLMTokensOption = None, usd: UsdOption = None,
+    planner: PlannerOption = "auto", endpoint: EndpointOption = None, corpus: CorpusOption = "builtin",
+    device: DeviceOption = None, home: HomeOption = None,
+) -> None:  # fmt: skip
+    """Serves search, units and SQL of this home to MCP clients, over stdin and stdout, until stdin ends."""
+    given = {"--minutes": minutes, "--llm-tokens": llm_tokens, "--usd": usd, "--endpoint": endpoint}
+    if (named := [name for name, value in given.items() if value is not None]) and not allow_run:
+        raise Refused(f"{named[0]} is for investigations; allow them with --allow-run, or leave it out.")
+    from .allowance import Allowance
+    from .mcp import make_server
+
+    place = Home.resolve(home)
+    budget = Allowance(minutes, llm_tokens, usd, planner, endpoint, corpus, device) if allow_run else None
+    make_server(place, budget).run("stdio")
 
 
 @app.command("rebuild")

@@ -14,6 +14,8 @@ from ..store.records import Evidence, Refused
 from ..store.work import Work
 
 if TYPE_CHECKING:
+    from ..store.index import Index
+    from ..store.snapshot import Snapshots
     from ..tools.masked import MaskedLM
     from ..tools.sweep import Sweep
     from ..tools.toolbox import Toolbox
@@ -55,6 +57,20 @@ class Home:
     @cached_property
     def findings(self) -> Findings:
         return Findings(self.path / "findings.duckdb")
+
+    @cached_property
+    def snapshots(self) -> "Snapshots":
+        """Copies of the findings for free SQL."""
+        from ..store.snapshot import Snapshots
+
+        return Snapshots(self.findings, self.path / "snapshots")
+
+    @cached_property
+    def index(self) -> "Index":
+        """What is searched: the explanations, with the embedder's vectors of them."""
+        from ..store.index import Index
+
+        return Index(self.findings, EMBEDDER, self.path / "snapshots")
 
     @property
     def saes(self) -> Path:

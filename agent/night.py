@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -549,7 +550,13 @@ def concluded(home: Home, run: str) -> list[Record]:
 
 @contextmanager
 def _drain_on_signal() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM asks for an orderly stop at the next step; the second stops at once."""
+    """The first Ctrl-C or SIGTERM asks for an orderly stop at the next step; the second stops at once.
+
+    Signals are the main thread's: a run in another thread is stopped by the Progress that it tells.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     asked: list[int] = []
 
     def note(number: int, _: Any) -> None:

@@ -1,14 +1,11 @@
 """What findings remember of that on which a run rests, a sweep and a model, and embeddings of what it found."""
 
-from collections.abc import Sequence
-from typing import Any
-
 from ..store import records
-from ..store.findings import drain
 from ..tools.models import installed
 from ..tools.sweep import Sweep
 from ..tools.toolbox import Toolbox
 from .config import EMBEDDER, Home, load_embedder
+from .find import embed_sentences
 
 
 def sweep_record(sweep: Sweep, run: str | None = None) -> records.Sweep:
@@ -41,17 +38,9 @@ def embed_missing(home: Home) -> int:
         "(SELECT 1 FROM embeddings e WHERE e.hypothesis = o.hypothesis AND e.model = ?)",
         [EMBEDDER],
     )
-    if not rows:
-        return 0
-    vectors = load_embedder()([row["sentence"] for row in rows])
-    home.work.post(_embedding(row, vector) for row, vector in zip(rows, vectors, strict=True))
-    drain(home.work, home.findings)
+    if rows:
+        embed_sentences(home, rows, load_embedder())
     return len(rows)
-
-
-def _embedding(row: dict[str, Any], vector: Sequence[float]) -> records.Embedding:
-    kept = {name: row[name] for name in ("hypothesis", "run", "investigation", "unit", "sign")}
-    return records.Embedding(model=EMBEDDER, vector=list(vector), **kept)
 
 
 __all__ = ["embed_missing", "model_record", "sweep_record"]

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..store.records import PERSON, Refused, Review, Turn
+from ..store.excerpt import about
+from ..store.records import PERSON, Refused
 from ..store.records import signed as signed
 from ..tools.units import UnitId
 from .config import Home
@@ -179,33 +180,22 @@ def unit_facts(home: Home, unit: str) -> dict[str, Any]:
     """The unit's card, the scores, hypotheses and experiments of its newest explanation, the failures of all runs, and
     under `by_hand` the experiments of `tool` and `try`, under `imported` what other tools say of the unit."""
     named = UnitId.parse(unit)
+    with about(home.findings, named.bare) as sql:
 
-    def rows(table: str, where: str, *given: Any) -> list[dict[str, Any]]:
-        return home.findings.sql(f"SELECT * FROM {table} WHERE {where} ORDER BY created_at, id", given, unpack=True)
+        def rows(table: str, where: str, given: Any, order: str = "id") -> list[dict[str, Any]]:
+            return sql(f"SELECT * FROM {table} WHERE {where} ORDER BY created_at, {order}", (given,), unpack=True)
 
-    this, key = "unit = ? AND sign = ?", (named.bare, named.sign)
-    cards = home.findings.sql(f"SELECT * FROM unit_cards WHERE {this}", key, unpack=True)
-    failures = rows("failures", this, *key)
-    by_hand = rows("evidence", f"{this} AND run IS NULL AND tool <> 'import'", *key)
-    others = _imported(home, key)
-    if not cards and not failures and not by_hand and not others:
-        raise Refused(f"nothing is recorded about {unit!r}; {_would_be(named)}")
-    investigation = cards[0]["investigation"] if cards else None
-    parts = {t: rows(t, "investigation = ?", investigation) for t in ("hypotheses", "scores", "evidence", "verdicts")}
-    turns = [asdict(turn) for turn in home.findings.read(Turn, investigation=investigation)] if investigation else []
-    said = home.findings.read(Review, unit=named.bare, sign=named.sign)
-    back = {event.undoes for event in said}
-    reviews = [asdict(event) for event in said if event.verdict != "undo" and event.id not in back]
-    told = {"turns": turns, "reviews": reviews, "by_hand": by_hand, "failures": failures, "imported": others}
-    return {"card": cards[0] if cards else None, **parts, **told}
-
-
-def _imported(home: Home, key: Sequence[Any]) -> list[dict[str, Any]]:
-    """What other tools say of a unit; a file from before there were imports holds nothing of the kind."""
-    if not home.findings.sql("SELECT 1 FROM duckdb_views() WHERE view_name = 'imported'"):
-        return []
-    sql = "SELECT * FROM imported WHERE unit = ? AND sign = ? ORDER BY created_at, hypothesis"
-    return home.findings.sql(sql, key, unpack=True)
+        cards = sql("SELECT * FROM unit_cards WHERE sign = ?", (named.sign,), unpack=True)
+        failures = rows("failures", "sign = ?", named.sign)
+        by_hand = rows("evidence", "sign = ? AND run IS NULL AND tool <> 'import'", named.sign)
+        others = rows("imported", "sign = ?", named.sign, order="hypothesis")
+        if not cards and not failures and not by_hand and not others:
+            raise Refused(f"nothing is recorded about {unit!r}; {_would_be(named)}")
+        investigation = cards[0]["investigation"] if cards else None
+        names = ("hypotheses", "scores", "evidence", "verdicts", "turns")
+        parts = {name: rows(name, "investigation = ?", investigation) for name in names}
+        told = {"reviews": rows("standing_reviews", "sign = ?", named.sign), "by_hand": by_hand, "failures": failures}
+    return {"card": cards[0] if cards else None, **parts, **told, "imported": others}
 
 
 def _would_be(unit: UnitId | str) -> str:
@@ -450,11 +440,11 @@ def _bar(value: float, top: float) -> int:
 
 
 def query_table(rows: list[dict[str, Any]]) -> None:
-    """Found explanations, the nearest first; why there are none is said on stderr."""
+    """Found explanations, the best first, and why each was found; why there are none is said on stderr."""
     if not rows:
         return
-    table("", ("unit", "explanation", "F1 [95 %]", "verdict", "similarity"), [
-        (signed(r), r["explanation"], interval(r), r["verdict"], number(r["similarity"])) for r in rows
+    table("", ("unit", "explanation", "F1 [95 %]", "verdict", "found"), [
+        (signed(r), r["explanation"] or r["output_explanation"], interval(r), r["verdict"], r["why"]) for r in rows
     ])  # fmt: skip
 
 

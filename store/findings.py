@@ -6,7 +6,6 @@ of `work.sqlite` (`drain`), so a wait here loses nothing.
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -15,17 +14,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from datetime import date, datetime
-from datetime import time as time_of_day
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import duckdb
 
+from . import one_select
+from .one_select import Connection, first_line
 from .records import Record, Refused, utc_now
 from .work import LOCK_SECONDS, Busy, Work, ddl_after, line_of, worker_id
+
+if TYPE_CHECKING:
+    from .index import Index
+    from .rank import Directions
+    from .search import Embed
 
 VERSION = 9                # of findings.sql; kept in the table schema_version
 STORAGE = "v1.5.0"         # the file format of new files: read by DuckDB 1.5 and 2.x
@@ -34,14 +37,15 @@ RETRY_SECONDS = 0.05
 MEMORY = "1GB"             # what one query of a user may take before it spills to disk
 
 R = TypeVar("R", bound=Record)
-Connection = duckdb.DuckDBPyConnection
+T = TypeVar("T")
 
 _DDL = Path(__file__).with_name("findings.sql")
-_OFFLINE = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
-_CONFINED = _OFFLINE | {"enable_external_access": "false", "memory_limit": MEMORY}
+OFFLINE = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+_CONFINED = OFFLINE | {
+    "enable_external_access": "false", "python_enable_replacements": "false", "memory_limit": MEMORY
+}  # fmt: skip
 _HELD = re.compile(r"Could not set lock|different configuration than existing|already attached")
 _DAMAGED = re.compile(r"not a valid DuckDB database|Could not read enough bytes|Corrupt database|checksum")
-_NO_TABLE = re.compile(r"Table with name .* does not exist")
 _NEWER = re.compile(r"database file with version number (\d+)")
 
 # DuckDB's file locks are between processes; inside one, uses of the same file take turns.
@@ -58,6 +62,7 @@ class Findings:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path).absolute()
+        self._indexes: dict[str, Index] = {}
 
     def append(self, records: Iterable[Record]) -> int:
         """Adds records in one transaction and returns how many; an id that is already there is skipped."""
@@ -110,39 +115,52 @@ class Findings:
     ) -> list[dict[str, Any]]:
         """Runs one SELECT, read-only and cut off from files and network; the rows as JSON-ready objects.
 
-        Times come as ISO 8601 text, JSON columns as JSON text (with `unpack` as the values that it tells of),
-        numbers that are not finite as None; a second column of one name gets `_1`, and so on. Raises Refused for
-        anything else than one SELECT (or VALUES, FROM, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) and for a query that
-        DuckDB refuses, with its reason.
+        The rows are those of `one_select.objects`. Raises Refused for anything else than one SELECT and for a query
+        that DuckDB refuses, with its reason.
         """
         with self._open(write=False) as con:
             try:
-                _one_select(con, query)
+                one_select.check_select(con, query)
                 done = con.execute(query, dict(parameters) if isinstance(parameters, Mapping) else parameters)
-                columns = done.description or ()
-                rows = done.fetchall()
+                return one_select.objects(done.description or (), done.fetchall(), unpack)
             except duckdb.Error as error:
                 if _DAMAGED.search(str(error)):
                     raise
-                why = _first_line(error)
-                if "pytz" in why:  # what DuckDB would need to hand over a time with a zone
-                    why = "a time with a zone cannot be shown, cast it with ::TIMESTAMP (UTC)"
-                if _NO_TABLE.search(why):
-                    why += '; `lamplighter sql "SHOW TABLES"` names those that there are'
-                raise Refused(f"The query was refused: {why}.") from error
-        names = _distinct([column[0] for column in columns])
-        how = [_unpacked if unpack and str(column[1]) == "JSON" else _plain for column in columns]
-        return [{name: read(value) for name, read, value in zip(names, how, row, strict=True)} for row in rows]
+                raise one_select.refusal(error) from error
 
-    def copy_to(self, folder: Path) -> list[Path]:
+    def search(
+        self, text: str | None = None, embed: "Embed | None" = None, *, embedder: str = "minilm", by: str | None = None,
+        like: str | None = None, directions: "Directions | None" = None, top: int = 10, skip: int = 0, **filters: Any,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """The explanations nearest to a text, or to that of the unit `like`: see `search.search`, and `search.Filters`.
+
+        `embed` takes texts to vectors by the model that is recorded as `embedder`; without it a text is searched by
+        word. What was recorded until now is searched, and kept in memory for the next time.
+        """
+        from .index import Index
+        from .search import Filters, search
+
+        if unknown := sorted(filters.keys() - {field.name for field in fields(Filters)}):
+            known = ", ".join(field.name for field in fields(Filters))
+            raise Refused(f"a search has no filter {unknown[0]!r}; its filters are {known}.")
+        if embedder not in self._indexes:
+            self._indexes[embedder] = Index(self, embedder, self.path.parent / "snapshots")
+        index = self._indexes[embedder]
+        index.refresh()
+        return search(
+            index, text, embed, by=by, like=like, directions=directions, filters=Filters(**filters), top=top, skip=skip
+        )
+
+    def copy_to(self, folder: Path, durable: bool = True) -> list[Path]:
         """Copies the file, and the journal that a killed writer left beside it, into `folder`; returns the copies.
 
-        Readers go on meanwhile; writers of other processes wait, as long as the file is held open here.
+        Readers go on meanwhile; writers of other processes wait, as long as the file is held open here. `durable`: the
+        copies are on the disk when this returns.
         """
         with self._open(write=False):
             journal = self.path.with_name(f"{self.path.name}.wal")
             try:
-                return [_copied(path, folder) for path in (journal, self.path) if path.exists()]
+                return [_copied(path, folder, durable) for path in (journal, self.path) if path.exists()]
             except OSError as error:
                 why = error.strerror or error
                 raise Refused(f"{self.path} cannot be copied to {folder} ({why}); make room there.") from error
@@ -161,24 +179,43 @@ class Findings:
                 draft.unlink(missing_ok=True)
         except (OSError, duckdb.IOException) as error:
             if not self.path.exists():     # else another process made it in the meantime
-                why = _first_line(error)
+                why = first_line(error)
                 raise Refused(f"{self.path} cannot be made ({why}); choose another --home.") from error
 
     @contextmanager
     def _open(self, write: bool) -> Iterator[Connection]:
         """One connection to an existing file; closing it within a transaction undoes that."""
+        with self._held() as deadline, self._connected(write, deadline) as con:
+            version = self._version(con)
+            if write:
+                upgrade(con, version)
+            yield con
+
+    @contextmanager
+    def attached(self, con: Connection, name: str) -> Iterator[None]:
+        """Shows the file, read-only and as `name`, in another connection of this process while the block lasts.
+
+        That connection has its own limits, so that no SQL of anybody else may go there.
+        """
+        with self._held() as deadline:
+            _patiently(lambda: con.execute(f"ATTACH '{quoted(self.path)}' AS {name} (READ_ONLY)"), deadline)
+            try:
+                self._version(con, f"{name}.")
+                yield
+            finally:
+                con.execute(f"DETACH {name}")
+
+    @contextmanager
+    def _held(self) -> Iterator[float]:
+        """One use of the file at a time within this process; yields until when to wait for others (monotonic)."""
         if not self.path.exists():
-            raise Refused(f"Nothing is recorded in {self.path.parent} yet; run `lamplighter run` first.")
+            raise self.nothing()
         deadline = time.monotonic() + WAIT_SECONDS
         turn = _turns.setdefault(os.path.realpath(self.path), threading.Lock())
         if not turn.acquire(timeout=WAIT_SECONDS):
             raise Busy(f"{self.path} is in use by another thread of this process; try again when it is done.")
         try:
-            with self._connected(write, deadline) as con:
-                version = self._version(con)
-                if write and version < VERSION:
-                    _bring_up_to_date(con, version)
-                yield con
+            yield deadline
         except duckdb.Error as error:
             refusal = self._refusal(error)
             if refusal is None:
@@ -188,32 +225,25 @@ class Findings:
             turn.release()
 
     def _connected(self, write: bool, deadline: float) -> Connection:
-        """Opens the file, trying again until `deadline` while another process holds it."""
-        while True:
-            try:
-                if write:
-                    return duckdb.connect(str(self.path), config=dict(_OFFLINE))
-                con = duckdb.connect(str(self.path), read_only=True, config=dict(_CONFINED))
-            except duckdb.Error as error:
-                if not _HELD.search(str(error)) or time.monotonic() > deadline:
-                    raise
-                time.sleep(RETRY_SECONDS)
-                continue
-            con.execute("SET TimeZone = 'UTC'")    # what every created_at is in
-            con.execute("SET lock_configuration = true")
-            return con
+        if write:
+            return _patiently(lambda: duckdb.connect(str(self.path), config=dict(OFFLINE)), deadline)
+        con = _patiently(lambda: duckdb.connect(str(self.path), read_only=True, config=dict(_CONFINED)), deadline)
+        con.execute("SET TimeZone = 'UTC'")    # what every created_at is in
+        con.execute("SET lock_configuration = true")
+        return con
 
-    def _version(self, con: Connection) -> int:
+    def nothing(self) -> Refused:
+        """What to tell where there is no file."""
+        return Refused(f"Nothing is recorded in {self.path.parent} yet; run `lamplighter run` first.")
+
+    def _version(self, con: Connection, where: str = "") -> int:
         """The schema of an open file; raises Refused for one that is newer than this code or not ours."""
-        try:
-            found = con.execute("SELECT max(version) FROM schema_version").fetchall()[0][0]
-        except (duckdb.CatalogException, duckdb.BinderException):
-            found = None
-        if found is None:
+        found = schema_of(con, where)
+        if not found:
             raise Refused(f"{self.path} is a database that lamplighter did not make; choose another --home.")
         if found > VERSION:
             raise Refused(self._newer(f"schema is {found}, this one knows {VERSION}"))
-        return int(found)
+        return found
 
     def _newer(self, what: str) -> str:
         return (
@@ -223,7 +253,7 @@ class Findings:
 
     def _refusal(self, error: duckdb.Error) -> Refused | None:
         """What to tell of a use that the state of the file made fail, else None."""
-        text, line = str(error), _first_line(error)
+        text, line = str(error), first_line(error)
         if _HELD.search(text):
             holder = re.search(r"PID (\d+)", text)
             who = f"process {holder[1]}" if holder else "another process"
@@ -295,26 +325,52 @@ def drain(work: Work, findings: Findings, limit: int = 500) -> int:
         work.unlock("drain", holder)
 
 
-def _copied(path: Path, folder: Path) -> Path:
-    """Copies a file into a folder, down to the disk. Closing it ends this process's locks on it (POSIX), so: once."""
+def _patiently(use: Callable[[], T], deadline: float) -> T:
+    """Does what needs the file, trying again until `deadline` while another process holds it."""
+    while True:
+        try:
+            return use()
+        except duckdb.Error as error:
+            if not _HELD.search(str(error)) or time.monotonic() > deadline:
+                raise
+        time.sleep(RETRY_SECONDS)
+
+
+def _copied(path: Path, folder: Path, durable: bool) -> Path:
+    """Copies a file into a folder. Closing it ends this process's locks on it (POSIX), so: once."""
     made = folder / path.name
-    with open(path, "rb") as read, open(made, "xb") as write:
-        shutil.copyfileobj(read, write, 2**22)
-        write.flush()
-        os.fsync(write.fileno())
+    shutil.copyfile(path, made)
+    if durable:
+        with open(made, "rb") as file:
+            os.fsync(file.fileno())
     return made
 
 
 def _create(path: Path) -> None:
-    with duckdb.connect(":memory:", config=dict(_OFFLINE)) as con:
-        con.execute(f"ATTACH '{_quoted(path)}' AS made (STORAGE_VERSION '{STORAGE}')")
+    with duckdb.connect(":memory:", config=dict(OFFLINE)) as con:
+        con.execute(f"ATTACH '{quoted(path)}' AS made (STORAGE_VERSION '{STORAGE}')")
         con.execute("USE made")
-        _bring_up_to_date(con, 0)
+        upgrade(con, 0)
         con.execute("CHECKPOINT")  # nothing may be left in a journal beside it
 
 
-def _bring_up_to_date(con: Connection, version: int) -> None:
+def schema() -> str:
+    """The SQL that makes every table and view."""
+    return ddl_after(_DDL, 0)
+
+
+def schema_of(con: Connection, where: str = "") -> int:
+    """Which version of findings.sql made an open database (`where` is its name with a dot); 0: none did."""
+    try:
+        return int(con.execute(f"SELECT coalesce(max(version), 0) FROM {where}schema_version").fetchall()[0][0])
+    except (duckdb.CatalogException, duckdb.BinderException):
+        return 0
+
+
+def upgrade(con: Connection, version: int) -> None:
     """Runs what findings.sql holds beyond `version`, in one transaction; no other process has the file meanwhile."""
+    if version == VERSION:
+        return
     con.execute("BEGIN")
     con.execute(ddl_after(_DDL, version))
     con.execute("INSERT INTO schema_version VALUES (?, ?)", [VERSION, utc_now()])
@@ -349,51 +405,6 @@ def _field(value: Any, kind: str) -> Any:
     return value.isoformat(timespec="microseconds") if kind == "TIMESTAMP" else value
 
 
-def _one_select(con: Connection, query: str) -> None:
-    kinds = [statement.type.name for statement in con.extract_statements(query)]
-    if len(kinds) != 1 or kinds[0] not in ("SELECT", "EXPLAIN"):
-        found = " and ".join(kinds) or "empty"
-        raise Refused(f"Only one SELECT at a time is run here, and this query is {found}; write one SELECT.")
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Column names made different, so that no column of `SELECT *` over a join is lost in an object."""
-    taken: list[str] = []
-    for name in names:
-        n = 0
-        while (unlike := f"{name}_{n}" if n else name) in taken:
-            n += 1
-        taken.append(unlike)
-    return taken
-
-
-def _plain(value: Any) -> Any:
-    """A value of DuckDB as JSON has it."""
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float() | Decimal():
-            return float(value) if math.isfinite(value) else None
-        case datetime():
-            return value.isoformat(timespec="microseconds")
-        case date() | time_of_day():
-            return value.isoformat()
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case dict():
-            return {str(key): _plain(item) for key, item in value.items()}
-        case bytes():
-            return value.hex()
-    return str(value)
-
-
-def _unpacked(value: str | None) -> Any:
-    return None if value is None else json.loads(value)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].strip().rstrip(".!")
-
-
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
+    """A path as it stands between the quotes of an SQL text."""
     return str(path).replace("'", "''")

@@ -28,7 +28,7 @@ ARROWS = {
     "prompts": ("prompts",),
 }
 LEAVES = ("tools.measures", "tools.stats")   # anyone may import these; they import only each other
-HEAVY = ("jinja2", "langgraph", "sentence_transformers", "torch", "transformers")
+HEAVY = ("jinja2", "langgraph", "mcp", "sentence_transformers", "torch", "transformers")
 
 
 def dotted(path: Path) -> str:
@@ -203,6 +203,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sql --help", 0),
         ("show --help", 0),
         ("sql 'select status from runs'", 0),
+        ("query --help", 0),
+        ("query x --by word", 0),
+        ("mcp --help", 0),
+        ("mcp --minutes 1", 1),
         ("status", 0),
         ("plan --help", 0),
         ("verify", 0),

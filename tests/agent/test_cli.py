@@ -18,13 +18,14 @@ import duckdb
 import pytest
 
 from lamplighter.agent import cli as commands
-from lamplighter.agent import night, show
+from lamplighter.agent import find, night, show
 from lamplighter.agent.config import EMBEDDER, Home
 from lamplighter.agent.request import Outcome
 from lamplighter.store import findings as findings_module
+from lamplighter.store import snapshot
 from lamplighter.store import work as work_module
-from lamplighter.store.findings import Findings
 from lamplighter.store.records import Embedding, Failure, Hypothesis
+from lamplighter.store.snapshot import Snapshots
 from lamplighter.testing import ScriptedEndpoint
 from lamplighter.tools.sweep import Sweep
 from lamplighter.tools.toolbox import TOOL_NAMES
@@ -176,8 +177,11 @@ def test_reading_what_is_not_there(cli: Cli, finished: Any, project: Any, tmp_pa
     refused(cli("show", other, *home), f"nothing is recorded about '{other}'", command)
     refused(cli("show", "garbage", *home), "'garbage' is no unit", "MODEL/SITE/INDEX")
     refused(cli("replay", "x", *home), "no evidence 'x'")
-    refused(cli("query", "cars", *home), "lamplighter models pull minilm")
+    refused(cli("query", "cars", "--by", "meaning", *home), "lamplighter models pull minilm")
     refused(cli("query", " ", *home), "search text is empty")
+    refused(cli("query", *home), "for a text or for units like one")
+    refused(cli("query", "--like", other, *home), f"No explanation of '{other}' is recorded")
+    refused(cli("query", "cars", "--kind", "neuron", *home), "kind 'neuron' is none that there is", "mlp, attn")
     refused(cli("models", "pull", "gpt-9"), "gpt-9")
 
 
@@ -187,7 +191,8 @@ def test_sql_that_is_no_select_is_refused(cli: Cli, finished: Any) -> None:
     refused(cli("sql", "SELECT 1; SELECT 2", *home), "write one SELECT")
     refused(cli("sql", "", *home), "write one SELECT")
     refused(cli("sql", "SELECT wrong FROM scores", *home), "The query was refused", "wrong")
-    refused(cli("sql", "SELECT * FROM read_text('/etc/passwd')", *home), "The query was refused")
+    refused(cli("sql", "SELECT * FROM read_text('/etc/passwd')", *home), "The query reads or writes a file")
+    refused(cli("sql", "SELECT count(*) FROM range(10000000000) a, range(99)", "--seconds", "0.5", *home), "0.5 s")
     refused(cli("sql", "SELECT (", *home), "The query was refused")
     refused(cli("sql", "FROM nope", *home), "nope does not exist; `lamplighter sql \"SHOW TABLES\"` names those")
     assert cli("sql", "SELECT count(*) AS n FROM scores", *home).json == [{"n": 35}]
@@ -307,6 +312,7 @@ def test_findings_held_by_another_process(
     )
     command = [sys.executable, "-c", code, str(copied.findings.path)]
     home, swept = ["--home", copied.path], ["--model", project.model, "--corpus", project.corpus, "--sites", "0-mlp"]
+    shutil.rmtree(copied.path / "snapshots", ignore_errors=True)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
         refused(cli("sql", "SELECT 1", *home), f"in use by process {holder.pid}")
@@ -444,6 +450,18 @@ def test_models_list_and_doctor(cli: Cli, tmp_path: Path, empty_cache: Path) -> 
     assert said.code == 0 and all(row.keys() == {"what", "state", "found", "cost"} for row in said.json)
     assert found["bert-tiny-mlm"]["state"] == "missing" and "substitution" in found["bert-tiny-mlm"]["cost"]
     assert found["Python"]["state"] == "ok" and not (tmp_path / "new").exists()
+
+
+def test_sql_says_what_it_leaves_out(cli: Cli, copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr, so that a pipe still gets its array."""
+    home = ["--home", copied.path]
+    said = cli("sql", "SELECT * FROM range(9)", "--rows", "3", *home)
+    assert len(said.json) == 3 and said.err == "lamplighter: only the first 3 rows are here; --rows allows more.\n"
+    assert cli("sql", "SELECT count(*) AS n FROM failures", *home).err == ""
+    monkeypatch.setattr(snapshot, "PACE", 1)
+    copied.findings.append([Failure(kind="k", message="m", step="s", attempt=1)])
+    said = cli("sql", "SELECT count(*) AS n FROM failures", *home)
+    assert said.json == [{"n": 0}] and " UTC; more was recorded since.\n" in said.err
 
 
 def test_sql_prints_an_array_and_nothing_else(cli: Cli, finished: Any) -> None:
@@ -651,8 +669,36 @@ def test_query_finds_by_meaning(cli: Cli, copied: Any, minilm: Path, monkeypatch
     monkeypatch.setenv("LAMPLIGHTER_CACHE", str(minilm.parent))
     said = cli("query", "automobiles on the road", "--home", copied.path)
     assert said.code == 0 and [row["unit"].rpartition("/")[2] for row in said.json][0] == "0"
-    assert len(said.json) == 3 and said.json[0]["similarity"] > said.json[1]["similarity"]
-    assert cli("query", "military conflict", "--top", "1", "--home", copied.path).json[0]["unit"].endswith("/2")
+    assert said.json[0]["ranks"]["meaning"] == 1 and said.json[0]["why"].startswith("1st by meaning (cosine 0.")
+    near = cli("query", "military conflict", "--by", "meaning", "--home", copied.path).json
+    assert len(near) == 3 and near[0]["unit"].endswith("/2") and near[0]["similarity"] > near[1]["similarity"]
+    assert len(copied.findings.read(Embedding)) == 3, "the sentences were embedded on the way"
+    like = cli("query", "--like", f"{near[0]['unit']}-", "--by", "meaning", "--home", copied.path).json
+    assert [row["unit"] for row in like] != [] and near[0]["unit"] not in [row["unit"] for row in like]
+
+
+def test_query_finds_by_word_and_says_that_it_is_all(cli: Cli, copied: Any, project: Any) -> None:
+    home = ["--home", copied.path]
+    said = cli("query", "cars", *home)
+    assert [row["unit"] for row in said.json] == [f"{project.model}/0-mlp/0"] and said.json[0]["words"] == ["cars"]
+    assert said.err.startswith("lamplighter: found by word alone, as minilm is not in the cache; `lamplighter models")
+    assert cli("query", "cars", "--by", "word", *home).err == ""
+    none = cli("query", "aardvark", "--by", "word", *home)
+    assert none.json == [] and "has any of these words" in none.err
+
+
+def test_query_finds_units_that_write_alike(cli: Cli, copied: Any, project: Any) -> None:
+    """The very cosines of the down projection's rows."""
+    from lamplighter.tools.subject import Subject
+
+    like = f"{project.model}/0-mlp/1"
+    said = cli("query", "--like", like, "--by", "direction", "--home", copied.path)
+    rows = Subject.load(project.model).write_rows("0-mlp").double()
+    this = rows[1] / rows[1].norm()
+    assert said.code == 0 and {row["unit"] for row in said.json} == {f"{project.model}/0-mlp/{i}" for i in (0, 2, 3)}
+    for row in said.json:
+        other = rows[int(row["unit"][-1])] * row["sign"]
+        assert row["score"] == pytest.approx(float(this @ other / other.norm()), abs=1e-5)
 
 
 # The run, from the command line
@@ -744,9 +790,10 @@ def test_a_query_that_finds_nothing_says_why(
     copied.findings.append(
         Embedding(hypothesis=h.id, model=EMBEDDER, vector=[1.0, 0.0]) for h in copied.findings.read(Hypothesis)
     )
-    monkeypatch.setattr(commands, "load_embedder", lambda: lambda texts: [[1.0, 0.0] for _ in texts])
+    monkeypatch.setattr(find, "load_embedder", lambda: lambda texts: [[1.0, 0.0] for _ in texts])
+    monkeypatch.setattr(find, "embeds", lambda: True)
     home = ["--home", copied.path]
-    assert len(cli("query", "cars", *home).json) == 3
+    assert len(cli("query", "zebras", *home).json) == 3
     for flags, words in (
         (["--model", "nope"], f"no explanation is of the model 'nope'; there are some of {project.model}."),
         (["--site", "7-mlp"], "no explanation is of the site '7-mlp'; there are some of 0-mlp."),
@@ -781,7 +828,7 @@ def test_ctrl_c_ends_any_command_with_130(cli: Cli, finished: Any, monkeypatch: 
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the signal was not heeded")
 
-    monkeypatch.setattr(Findings, "sql", interrupted)
+    monkeypatch.setattr(Snapshots, "sql", interrupted)
     said = cli("sql", "SELECT 1", "--home", finished.home.path)
     assert said.code == 130 and said.out == "" and said.err.startswith("stopped; ") and said.err.count("\n") == 1
 
