@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..store.plain import bounded, clean, number, signed
 from ..store.records import Refused, Turn
 from ..tools.units import UnitId
 from .config import Home
@@ -39,12 +41,6 @@ def console() -> Console:
     return out if out.is_terminal else Console(highlight=False, width=WIDTH)
 
 
-def clean(value: Any) -> str:
-    """One line of printable text: control, bidi and zero-width characters are shown as escapes."""
-    text = "" if value is None else str(value)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Prints rows under heads; every cell is text, never markup."""
     made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
@@ -60,19 +56,9 @@ def say(line: str) -> None:
     console().print(Text(line))
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A number for people; None is “undefined”."""
-    return "undefined" if value is None else f"{value:.{digits}f}"
-
-
 def interval(row: Mapping[str, Any]) -> str:
     """An F1 is never shown without its interval."""
     return bounded(row["input_f1"], row["input_f1_low"], row["input_f1_high"])
-
-
-def bounded(value: float | None, low: float | None, high: float | None) -> str:
-    """A number with its interval."""
-    return "undefined" if value is None else f"{value:.2f} [{number(low)}, {number(high)}]"
 
 
 # Models, machine, sweep
@@ -131,11 +117,6 @@ def run_facts(home: Home, outcome: "Outcome") -> dict[str, Any]:
         "failures": failures, "failed": outcome.failed, "left": outcome.left,
         "llm": asdict(home.work.spent(outcome.run)),
     }  # fmt: skip
-
-
-def signed(row: Mapping[str, Any]) -> str:
-    """A row's unit with its sign, as the queue names it."""
-    return str(row["unit"]) + ("-" if row["sign"] == -1 else "")
 
 
 def run_table(facts: dict[str, Any]) -> None:
@@ -312,6 +293,13 @@ def _clauses(clauses: list[dict[str, Any]]) -> None:
         table("each clause by itself", ("clause", "precision [95 %]", "recall [95 %]", "F1 [95 %]", "n"), [
             (c["clause"], *(bounded(**c[name]) for name in ("precision", "recall", "f1")), c["judged"]) for c in clauses
         ])  # fmt: skip
+
+
+def addresses(facts: dict[str, Any]) -> None:
+    """Where the pages are, for each who may come in."""
+    for name, address in facts["addresses"].items():
+        sys.stdout.write(f"{address}\n" if len(facts["addresses"]) == 1 else f"{name}: {address}\n")
+    say(f"serving {facts['home']}; Ctrl-C ends it.")
 
 
 # Experiments, queries
