@@ -66,7 +66,7 @@ def api_routes(given: "Services", pages: Pages, app: FastAPI) -> APIRouter:
 
         return Listed(**told, next=beside(page + 1), previous=beside(page - 1), as_of=copy.as_of)
 
-    @routes.get("/units/{name:path}", summary="All that is known of one unit, MODEL/SITE/INDEX, with a minus behind or sign=-1")
+    @routes.get("/units/{name:path}", summary="All that is known of one unit; its negative side has a minus behind")
     def unit(name: str, sign: int | None = None, investigation: str | None = None) -> dict[str, Any]:
         copy = given.mirror.copy
         return {"ok": True} | unit_facts(copy, named(name, sign), investigation) | {"as_of": copy.as_of}

@@ -203,7 +203,7 @@ class Guard:
                 who = self.doors.who(given["token"][0])
                 if who is not None:
                     raise _In(self.doors, who)
-                raise _Out(403, "That token is not one of this server; take the address that `lamplighter serve` printed.")
+                raise _Out(403, "That is no token of this server; open the address that `lamplighter serve` printed.")
             if who is None:
                 raise _Out(
                     401, "Nobody comes in without a token; open the address that `lamplighter serve` printed.",
@@ -285,7 +285,7 @@ def _check_site(method: str, heads: Mapping[str, list[str]], bearer: bool) -> No
 class _Out(Exception):
     """An answer given at the door."""
 
-    def __init__(self, status: int, text: str, heads: Mapping[str, str] | None = None, kind: str = "text/plain") -> None:
+    def __init__(self, status: int, text: str, heads: Mapping[str, str] | None = None, kind: str = "text/plain"):
         super().__init__(text)
         self.status, self.text, self.heads, self.kind = status, text, dict(heads or {}), kind
 

@@ -104,7 +104,7 @@ def unit_list(copy: Copy, wanted: Wanted, page: int = 1, each: int = EACH) -> di
     where, given = wanted.where()
     total = copy.ask(f"SELECT count(*) AS n FROM page_units WHERE {where}", given)[0]["n"]
     rows = copy.ask(
-        f"SELECT * EXCLUDE (place) FROM page_units WHERE {where} ORDER BY {ORDERS[wanted.order]} LIMIT $each OFFSET $from",
+        f"SELECT * FROM page_units WHERE {where} ORDER BY {ORDERS[wanted.order]} LIMIT $each OFFSET $from",
         given | {"each": each, "from": (page - 1) * each},
     )
     return {"units": [card(row) for row in rows], "total": total, "page": page, "pages": max(1, -(-total // each))}

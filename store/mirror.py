@@ -29,7 +29,9 @@ POLL_SECONDS = 1.0       # between looks at whether the findings were written
 PACE = 10.0              # a copy that took a second to make is kept for so many seconds
 LEFT_SECONDS = 3600.0    # a draft so old was left by a process that was killed
 MEMORY = "1GB"
-BEHIND = ("evidence", "exemplars", "turns", "scores", "hypotheses", "units")     # tables with many rows an investigation
+BEHIND = ("evidence", "exemplars", "turns", "scores", "hypotheses", "units")     # whose rows an investigation has
+
+Rows = list[dict[str, Any]]
 
 _CONFIG = {
     "autoinstall_known_extensions": "false", "autoload_known_extensions": "false", "memory_limit": MEMORY,
@@ -98,7 +100,8 @@ _INVESTIGATIONS = f"""
     ORDER BY p.place, ended
 """
 _VERDICTS = f"""
-    CREATE TABLE page_verdicts AS SELECT p.place, t.id, t.created_at, t.run, t.investigation, t.verdict, t.reason, t.p, t.q
+    CREATE TABLE page_verdicts AS
+    SELECT p.place, t.id, t.created_at, t.run, t.investigation, t.verdict, t.reason, t.p, t.q
     FROM verdicts t {_PLACED} ORDER BY p.place, t.created_at, t.id
 """
 _FAILURES = f"""
@@ -110,6 +113,7 @@ _BY_HAND = f"""
     CREATE TABLE page_by_hand AS SELECT p.place, t.rowid AS number FROM evidence t {_PLACED}
     WHERE t.investigation IS NULL ORDER BY p.place, t.rowid
 """
+_MADE = (_CARDS, _NUMBERED, "DROP TABLE page_cards", _INVESTIGATIONS, _VERDICTS, _FAILURES, _BY_HAND)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class Copy:
     seconds: float
     start: dict[str, Any]
 
-    def ask(self, sql: str, given: Sequence[Any] | Mapping[str, Any] = (), unpack: bool = False) -> list[dict[str, Any]]:
+    def ask(self, sql: str, given: Sequence[Any] | Mapping[str, Any] = (), unpack: bool = False) -> Rows:
         """The rows of a SELECT, as `Findings.sql` gives them."""
         with self.con.cursor() as cursor:
             done = cursor.execute(sql, dict(given) if isinstance(given, Mapping) else given)
@@ -130,9 +134,7 @@ class Copy:
             rows = done.fetchall()
         return [{n: _plain(value, packed) for (n, packed), value in zip(names, row, strict=True)} for row in rows]
 
-    def behind(self, table: str, investigation: Mapping[str, Any] | None, order: str = "created_at, id") -> list[
-        dict[str, Any]
-    ]:
+    def behind(self, table: str, investigation: Mapping[str, Any] | None, order: str = "created_at, id") -> Rows:
         """The rows of an investigation (a row of page_investigations) in one of BEHIND, read from where they lie."""
         if investigation is None or investigation[f"{table}_first"] is None:
             return []
@@ -220,7 +222,7 @@ class Mirror:
             with Findings(Path(path))._open(write=True):      # its views are brought up to date
                 pass
             with duckdb.connect(path, config=dict(_CONFIG)) as con:
-                for sql in (_CARDS, _NUMBERED, "DROP TABLE page_cards", _INVESTIGATIONS, _VERDICTS, _FAILURES, _BY_HAND):
+                for sql in _MADE:
                     con.execute(sql)
             opened = duckdb.connect(path, read_only=True, config=dict(_CONFIG))
         opened.execute("SET TimeZone = 'UTC'")

@@ -131,8 +131,8 @@ def page_routes(given: "Services", pages: Pages) -> APIRouter:
 
     @routes.get("/search")
     def search(
-        request: Request, q: Annotated[str, Query(max_length=1000)] = "", model: str = "", site: str = "", low: str = "",
-        top: Annotated[int, Query(ge=1, le=100)] = 20,
+        request: Request, q: Annotated[str, Query(max_length=1000)] = "", model: str = "", site: str = "",
+        low: str = "", top: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:  # fmt: skip
         asked = {"q": q, "model": model, "site": site, "low": low, "top": top}
         found, problem = None, None

@@ -73,7 +73,7 @@ def create_app(given: Services, doors: Doors, more: Sequence[APIRouter] = ()) ->
     app = FastAPI(
         title="lamplighter", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=alive,
         description="What is known of the units of language models. Everything wants the cookie of the pages, or the "
-        "token that `lamplighter serve` printed as `Authorization: Bearer …`.",
+        "token that lamplighter serve printed, as Authorization: Bearer TOKEN.",
     )  # fmt: skip
     pages = Pages(live=given.read is not None)
     app.include_router(page_routes(given, pages))
@@ -129,7 +129,7 @@ def _add_answers(app: FastAPI, pages: Pages) -> None:
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
         logging.getLogger("lamplighter").error("%s %s", request.method, request.url.path, exc_info=error)
-        return answer(request, 500, "This page met an error of its own; the terminal of `lamplighter serve` says which.")
+        return answer(request, 500, "This page met an error of its own; the terminal of `lamplighter serve` has it.")
 
 
 class Prompt(H11Protocol):

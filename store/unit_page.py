@@ -4,6 +4,7 @@ Tools keep their results as rows and checks; here they are put in the order in w
 computed that was not measured.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _NEAREST = """
     WHERE p.hypothesis <> $hypothesis
     GROUP BY ALL ORDER BY similarity DESC, p.unit, p.sign DESC LIMIT $top
 """
+_NO_TURN: dict[str, Any] = {"question": None, "by": None, "predictions": {}, "outcome": [], "killed": []}
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ def _newest(scores: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = sorted(kept.values(), key=lambda s: (s["judge"] is not None, first.get(s["metric"], 9), s["metric"]))
     for score in rows:
         known = [(value, name) for name, value in score["floors"].items() if value is not None]
-        score["highest"] = max(known, default=None)
+        score["ranked"] = sorted(known, key=lambda one: -one[0])
+        score["highest"] = next(iter(score["ranked"]), None)
     return rows
 
 
@@ -206,8 +209,18 @@ def _experiments(evidence: Iterable[dict[str, Any]]) -> dict[str, Any]:
             found["pictures"].append(one)
         found[where.get(one["tool"], "others")].append(one)
     found["minimal"] = [m for one in found["minimal"] for m in _minimal(one)]
+    found["pairs"] = [one | {"texts": apart(one["checks"])} for one in found["pairs"]]
     found["readings"] = [one | {"tokens": heat(one["rows"])} for one in found["readings"]]
     return found
+
+
+def apart(checks: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
+    """The two texts of a pair, each as what they share before, what is their own, and what they share behind."""
+    texts = [str(checks.get(key) or "") for key in ("clean_text", "corrupt_text")]
+    before = len(os.path.commonprefix(texts))
+    behind = len(os.path.commonprefix([text[before:][::-1] for text in texts]))
+    parts = [(t[:before], t[before : len(t) - behind], t[len(t) - behind :]) for t in texts]
+    return dict(zip(("clean", "corrupt"), parts, strict=True))
 
 
 def _minimal(one: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -252,10 +265,10 @@ def _chain(
     sentences = {h["id"]: h["sentence"] for h in hypotheses}
     steps = []
     for number, one in enumerate(evidence, 1):
-        turn = asked.get(one["id"], {"question": None, "by": None, "predictions": {}, "outcome": [], "killed": []})
+        turn = asked.get(one["id"], _NO_TURN)
         told = [
-            {"sentence": sentences.get(who, who), "right": sum(a == b for a, b in zip(said, turn["outcome"])),
-             "of": len(said)}
+            {"sentence": sentences.get(who, who), "of": len(said),
+             "right": sum(a == b for a, b in zip(said, turn["outcome"], strict=False))}
             for who, said in turn["predictions"].items() if said
         ]  # fmt: skip
         out = [{"sentence": sentences.get(k["hypothesis"], k["hypothesis"]), "difference": k["difference"]}
