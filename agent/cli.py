@@ -511,14 +511,17 @@ def serve(
 ) -> None:  # fmt: skip
     """Serves the pages of this home, to this machine alone, and prints the address that lets you in."""
     import getpass
+    import socket
     from dataclasses import replace
 
     from ..store.guard import open_doors
+
+    place = Home.resolve(home)
+    names = [socket.gethostname(), socket.getfqdn()]
+    doors = open_doors(place.path, host, port, reviewers or [], getpass.getuser(), names)
     from ..store.server import create_app, listen, run, services
     from .live import reader, searcher
 
-    place = Home.resolve(home)
-    doors = open_doors(place.path, host, port, reviewers or [], getpass.getuser())
     sock = listen(host, port)
     doors = replace(doors, port=sock.getsockname()[1])
     given = services(

@@ -26,6 +26,7 @@ from lamplighter.store.records import (
     Turn,
     Unit,
     Verdict,
+    uuid7,
 )
 
 MODEL = "org/tiny"
@@ -48,7 +49,7 @@ def unit_records(index: int, sign: int = 1, sentence: str = "fires on the word â
     """All that an investigation leaves: one of each kind, and two of what pages show several of."""
     unit = f"{MODEL}/{site}/{index}"
     stamps: dict[str, Any] = {"unit": unit, "sign": sign, "run": "run-1"}
-    made = Investigation(planner="playbook", status="submitted", steps=3, cost={"forward_rows": 4.0}, seconds=2.0, **stamps)
+    made = Investigation(planner="playbook", status="submitted", steps=3, cost={}, seconds=2.0, **stamps)
     stamps["investigation"] = made.id
     made = replace(made, investigation=made.id)
     cost = {"forward_rows": 4, "forward_tokens": 40, "backward": 0, "seconds": 0.5}
@@ -69,7 +70,8 @@ def unit_records(index: int, sign: int = 1, sentence: str = "fires on the word â
          "corrupt": 0.1} for d, c in (("denoise", 0.4), ("noise", 0.2))
     ] + [{"role": "control", "unit": "x", "direction": "denoise", "carried": 0.01, "carried_repeats": 0.0,
           "metric": 0.0, "clean": None, "corrupt": None}]  # fmt: skip
-    where = [{"where": w, "delta_ce": d, "low": d - 0.1, "high": d + 0.1, "n": 9} for w, d in (("firing", 0.3), ("after", 0.0))]
+    where = [{"where": w, "delta_ce": d, "low": d - 0.1, "high": d + 0.1, "n": 9}
+             for w, d in (("firing", 0.3), ("after", 0.0))]  # fmt: skip
     lens = [{"side": s, "rank": 1, "token": text, "id": 3, "score": 1.0, "z": z, "beyond": True}
             for s, z in (("top", 5.0), ("bottom", -5.0))]  # fmt: skip
     steps = [
@@ -82,10 +84,8 @@ def unit_records(index: int, sign: int = 1, sentence: str = "fires on the word â
     ]  # fmt: skip
     kept = Hypothesis(author="playbook", sentence=sentence, rule={"clauses": []}, rule_text=f"word {text}", kept=True,
                       evidence=[steps[0].id], tune_f1=0.9, **stamps)  # fmt: skip
-    beaten = replace(kept, id=Hypothesis(author="x", sentence="s", rule=None, rule_text=None, kept=False).id, kept=False,
-                     sentence=f"another: {text}")  # fmt: skip
-    pushes = replace(beaten, id=Investigation(planner="", status="", steps=0, cost={}, seconds=0.0).id, kept=True,
-                     side="output", sentence=f"pushes {text}", rule=None, rule_text=None)  # fmt: skip
+    beaten = replace(kept, id=uuid7(), kept=False, sentence=f"another: {text}")
+    pushes = replace(beaten, id=uuid7(), kept=True, side="output", sentence=f"pushes {text}", rule=None, rule_text=None)
     turn = Turn(question=f"is it {text}", by="playbook", tool="substitute", evidence=steps[1].id, ok=True,
                 predictions={kept.id: [True, False], beaten.id: [False, False]}, outcome=[True, False],
                 killed=[{"hypothesis": beaten.id, "by": kept.id, "difference": 0.2, "low": 0.1, "high": 0.3}],
@@ -110,7 +110,8 @@ def fill(home: Path) -> Path:
     (home / "pictures").mkdir(parents=True)
     (home / "pictures" / f"{ARTIFACT}.png").write_bytes(PNG)
     (home / "secret.txt").write_text("nobody reads this")
-    broken = Failure(kind="Timeout", message=HOSTILE, step=HOSTILE, attempt=1, unit=f"{MODEL}/2-mlp/9", sign=1, run="run-1")
+    where = {"unit": f"{MODEL}/2-mlp/9", "sign": 1, "run": "run-1"}
+    broken = Failure(kind="Timeout", message=HOSTILE, step=HOSTILE, attempt=1, **where)
     by_hand = Evidence(tool="activate", summary="by hand", unit=f"{MODEL}/1-mlp/7", sign=1,
                        rows=[{"position": 1, "token": HOSTILE, "id": 2, "activation": 2.0}])  # fmt: skip
     Findings(home / "findings.duckdb").append([

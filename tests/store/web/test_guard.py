@@ -11,6 +11,7 @@ from lamplighter.store.records import Refused
 
 HOME = "http://127.0.0.1:8600"
 IN = {"origin": HOME}
+ELSEWHERE = {"sec-fetch-site": "cross-site"}
 
 # method, path, headers, body → status. The client has a cookie unless the row says otherwise.
 TABLE = [
@@ -32,9 +33,9 @@ TABLE = [
     ("another's cookie of the same name, first", "GET", "/", {"cookie": "lamplighter-8600=x"}, None, 401),
     ("a wrong token", "GET", "/?token=guess", {"cookie": ""}, None, 403),
     ("a wrong bearer", "GET", "/api/v1/units", {"authorization": "Bearer guess", "cookie": ""}, None, 401),
-    ("a foreign page reads", "GET", "/api/v1/units", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"}, None, 403),
+    ("a foreign page reads", "GET", "/api/v1/units", ELSEWHERE | {"sec-fetch-mode": "cors"}, None, 403),
     ("a foreign page embeds", "GET", "/", {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"}, None, 403),
-    ("a link from elsewhere", "GET", "/", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, None, 200),
+    ("a link from elsewhere", "GET", "/", ELSEWHERE | {"sec-fetch-mode": "navigate"}, None, 200),
     ("a foreign form", "POST", "/try", {"origin": "https://evil.example"}, b"unit=x&text=y", 403),
     ("a form of another port", "POST", "/try", {"origin": "http://127.0.0.1:1"}, b"unit=x&text=y", 403),
     ("a form of nowhere", "POST", "/try", {"origin": "null"}, b"unit=x&text=y", 403),
@@ -151,8 +152,11 @@ def test_where_loopback_is() -> None:
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "")))
 
 
-@pytest.mark.parametrize(("host", "known"), [("10.0.0.7:80", True), ("[fe80::1]:80", True), ("box:80", True),
-                                             ("box", True), ("evil.example:80", False), ("10.0.0.7:81", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [("10.0.0.7:80", True), ("[fe80::1]:80", True), ("box:80", True), ("box", True), ("evil.example:80", False),
+     ("10.0.0.7:81", False)],
+)  # fmt: skip
 def test_hosts_of_an_open_server(host, known) -> None:
     doors = Doors("0.0.0.0", 80, b"k", {"ann": "t"}, frozenset({"box"}))
     assert doors.knows(host) is known
@@ -199,7 +203,7 @@ def test_a_body_in_chunks_is_counted(spoken, running) -> None:
         ("two hosts", "GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost: evil.example\r\n\r\n"),
         ("no host", "GET / HTTP/1.1\r\n\r\n"),
         ("no HTTP", "\x16\x03\x01 hello\r\n\r\n"),
-        ("two lengths", "POST /try HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 1\r\nContent-Length: 9\r\n\r\na"),
+        ("two lengths", "POST / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 1\r\nContent-Length: 9\r\n\r\na"),
         ("a long head", "GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nX: {long}\r\n\r\n"),
     ],
 )
