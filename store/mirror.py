@@ -28,15 +28,15 @@ from .work import Busy
 POLL_SECONDS = 1.0       # between looks at whether the findings were written
 PACE = 10.0              # a copy that took a second to make is kept for so many seconds
 LEFT_SECONDS = 3600.0    # a draft so old was left by a process that was killed
-MEMORY = "1GB"
+MEMORY = "1GB"           # of one copy that is read; one that is made may take more, and spills to disk beside it
+MAKING = "2GB"
 BEHIND = ("evidence", "exemplars", "turns", "scores", "hypotheses", "units")     # whose rows an investigation has
 
 Rows = list[dict[str, Any]]
 
-_CONFIG = {
-    "autoinstall_known_extensions": "false", "autoload_known_extensions": "false", "memory_limit": MEMORY,
-    "enable_external_access": "false",
-}  # fmt: skip
+_OFFLINE = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+_MAKING = _OFFLINE | {"memory_limit": MAKING}
+_READING = _OFFLINE | {"memory_limit": MEMORY, "enable_external_access": "false", "temp_directory": ""}
 _PARTS = r"'^(.*)/([^/]+)/([^/]+)$'"
 
 # One row a unit and sign that anything is known of, in the order of pages.
@@ -67,10 +67,11 @@ _CARDS = f"""
     LEFT JOIN standing s ON s.unit = known.unit AND s.sign IS NOT DISTINCT FROM known.sign
     LEFT JOIN measured m ON m.unit = known.unit AND m.sign IS NOT DISTINCT FROM known.sign
     LEFT JOIN failed f ON f.unit = known.unit AND f.sign IS NOT DISTINCT FROM known.sign
-    ORDER BY model, layer, site, "index", known.sign DESC
 """
 _NUMBERED = """
-    CREATE TABLE page_units AS SELECT (row_number() OVER ()) - 1 AS place, * FROM page_cards ORDER BY place
+    CREATE TABLE page_units AS
+    SELECT row_number() OVER (ORDER BY model, layer, site, "index", sign DESC) - 1 AS place, * FROM page_cards
+    ORDER BY place
 """
 _PLACED = "JOIN page_units p ON p.unit = t.unit AND p.sign IS NOT DISTINCT FROM t.sign"
 _FOUND = "SELECT '{table}' AS part, investigation, any_value(unit) AS unit, any_value(sign) AS sign, " \
@@ -221,10 +222,10 @@ class Mirror:
             path = str(Path(draft) / self.findings.path.name)
             with Findings(Path(path))._open(write=True):      # its views are brought up to date
                 pass
-            with duckdb.connect(path, config=dict(_CONFIG)) as con:
+            with duckdb.connect(path, config=_MAKING | {"temp_directory": f"{draft}/spill"}) as con:
                 for sql in _MADE:
                     con.execute(sql)
-            opened = duckdb.connect(path, read_only=True, config=dict(_CONFIG))
+            opened = duckdb.connect(path, read_only=True, config=dict(_READING))
         opened.execute("SET TimeZone = 'UTC'")
         when = datetime.fromtimestamp(state[0] / 1e9, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
         self._made += 1

@@ -24,12 +24,15 @@ _NAME = re.compile(r"(?P<unit>(?P<model>.+)/(?P<site>[^/]+)/(?P<index>\d{1,8}))(
 _NEAREST = """
     WITH this AS (
         SELECT model, vector FROM embeddings WHERE hypothesis = $hypothesis ORDER BY created_at DESC, id DESC LIMIT 1
+    ), near AS (
+        SELECT e.hypothesis, list_cosine_similarity(e.vector, this.vector) AS similarity
+        FROM embeddings e, this
+        WHERE e.model = this.model AND len(e.vector) = len(this.vector) AND e.hypothesis <> $hypothesis
+        ORDER BY similarity DESC LIMIT $some
     )
     SELECT p.unit, p.sign, p.explanation, p.state, p.input_f1, p.input_f1_low, p.input_f1_high, p.floor_f1,
-           max(list_cosine_similarity(e.vector, this.vector)) AS similarity
-    FROM this JOIN embeddings e ON e.model = this.model AND len(e.vector) = len(this.vector)
-    JOIN page_units p ON p.hypothesis = e.hypothesis
-    WHERE p.hypothesis <> $hypothesis
+           max(similarity) AS similarity
+    FROM near JOIN page_units p ON p.hypothesis = near.hypothesis
     GROUP BY ALL ORDER BY similarity DESC, p.unit, p.sign DESC LIMIT $top
 """
 _NO_TURN: dict[str, Any] = {"question": None, "by": None, "predictions": {}, "outcome": [], "killed": []}
@@ -123,7 +126,7 @@ def nearest(copy: Copy, this: Named, top: int = NEAR) -> list[dict[str, Any]]:
     )
     if not rows or rows[0]["hypothesis"] is None:
         return []
-    found = copy.ask(_NEAREST, {"hypothesis": rows[0]["hypothesis"], "top": top})
+    found = copy.ask(_NEAREST, {"hypothesis": rows[0]["hypothesis"], "top": top, "some": 10 * top})
     return [{"name": signed(row), **row} for row in found]
 
 
