@@ -34,8 +34,12 @@ _STOPPED = {
     "sweep": "nothing is kept of a sweep that was not through, and the same command begins it anew.",
     "models": "each part that was fetched whole is kept, and the same command goes on from there.",
     "try": "the reading was not recorded unless it was printed, and the same command makes it anew.",
+    "review": "what was said and what was scored is kept, and the same command goes on from there.",
     "backup": "nothing is kept of a backup that was not through, and the same command makes it anew.",
     "serve": "the pages are gone; what was recorded is kept, and whoever was let in comes in again.",
+    "export": "nothing is kept of an export that was not through, and the same command makes it anew.",
+    "import": "what was read is kept, and the same command brings in the rest.",
+    "score": "what was scored is kept, and the same command goes on from there.",
     "tool": "the experiment was not recorded unless it was printed, and the same command runs it anew.",
 }
 
@@ -561,3 +565,6 @@ def replay(
     _emit(found, as_json, shown.replay_facts)
     if not found["equal"]:
         raise typer.Exit(ERROR)
+
+
+from . import exchange_cli  # noqa: E402, F401 — its commands join `app`, and take options from above

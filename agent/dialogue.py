@@ -13,7 +13,7 @@ from typing import Any
 from .. import prompts
 from ..store.records import Refused
 from ..tools.toolbox import describe
-from .llm import Capabilities, Client, LLMError, Reply, Stamps, json_object
+from .llm import UNUSABLE, Capabilities, Client, LLMError, Reply, Stamps, json_object
 
 MAX_TOKENS = 400
 WHY = 120        # characters of a reason
@@ -121,9 +121,9 @@ class Dialogue:
         try:
             reply = self.client.ask(purpose, self.messages, max_tokens=MAX_TOKENS, **form, **self.stamps)
         except LLMError as error:
-            if error.kind != "cut off":
+            if error.kind not in UNUSABLE:
                 raise
-            raise Refused(f"the reply was longer than {MAX_TOKENS} tokens.") from error
+            raise Refused(f"the reply was longer than {MAX_TOKENS} tokens, or of another form.") from error
         self.replies.append(reply)
         try:
             act = self._read(reply, names)

@@ -17,11 +17,10 @@ from .. import prompts
 from ..tools.judged import EXPECTED, INTEGERS, Unanswered, Written
 from ..tools.snippets import Marked
 from .brief import plain
-from .llm import Capabilities, Client, Later, LLMError, Message, OutOfBudget, Reply, Stamps, json_object
+from .llm import UNUSABLE, Capabilities, Client, Later, LLMError, Message, OutOfBudget, Reply, Stamps, json_object
 
 TEXTS = 10             # in one request
 LIKELIEST = 20         # tokens whose log-probabilities are asked for in each place
-NO_ANSWER = ("cut off", "empty")     # outcomes that are the question's fault: a shorter one may do better
 
 _DIGIT = re.compile(r'"(\d+)"\s*:\s*(\d)')
 
@@ -112,7 +111,7 @@ class LLMJudge:
         except (Later, OutOfBudget):
             raise
         except LLMError as error:
-            if error.kind in NO_ANSWER:
+            if error.kind in (*UNUSABLE, "empty"):
                 return None
             raise Unanswered(str(error)) from error
 

@@ -13,8 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from ..store.findings import drain
-from ..store.plain import signed
-from ..store.records import Failure, Refused
+from ..store.records import Failure, Refused, signed
 from ..store.work import Busy, RunState, Worker
 from ..tools import measures
 from .config import Home
@@ -99,6 +98,8 @@ def open_runs(home: Home) -> list[RunState]:
 def command(home: Home, run: RunState) -> str | None:
     """The command that continues a run; None for one that no command of this version continues."""
     asked = run.asked
+    if asked.get("edits"):
+        return " ".join(["lamplighter review score", *_elsewhere(home)])
     if not {"model", "corpus", "units"} <= asked.keys() or asked.get("measures") != measures.VERSION:
         return None
     planner, judge = str(asked.get("planner")), asked.get("judge")
@@ -116,6 +117,11 @@ def command(home: Home, run: RunState) -> str | None:
     before = [f"{name}={shlex.quote(model)}" for name, model in models.items() if model]
     words = [str(word) for name, value in options.items() if value not in (None, "") for word in (name, value)]
     return " ".join([*before, "lamplighter", "run", shlex.join(words)])
+
+
+def _elsewhere(home: Home) -> list[str]:
+    """The option that names a home which is not the usual one."""
+    return ["--home", shlex.quote(str(home.path))] if home.path != Home.resolve(None).path else []
 
 
 def _asked_of(label: str | None) -> tuple[str | None, str | None]:

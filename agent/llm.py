@@ -35,7 +35,11 @@ PROBE = "This is a test of the connection."     # begins every question of `prob
 WORD = "lamplighter"
 
 _PASSING = ("http 408", "http 409", "http 429", "timeout", "connection")    # and every http 5xx: may be well next time
-_LACKING = re.compile(r"http (400|404|405|415|422|500|501)|empty|cut off|unreadable")   # a probe: not capable
+_LACKING = re.compile(r"http (400|404|405|415|422|500|501)|empty|cut off|unparsed|unreadable")   # a probe: not capable
+# How llama.cpp's server tells, with a 500, that what its model said is not of the form asked for, most often since it
+# was cut off: at temperature 0 it would come the same again.
+_UNPARSED = re.compile(r"output that does not match the expected \S+ format")
+UNUSABLE = ("cut off", "unparsed")       # kinds of LLMError that the model made: to another question it may do well
 # What reasoning models refuse, and how it is said to them instead; None: not at all.
 _ELSEWISE = {"seed": None, "temperature": None, "max_tokens": "max_completion_tokens"}
 _UNSUPPORTED = re.compile(r"(?i)unsupported|not support|not permitted|extra_forbidden|unrecogni[sz]ed|unknown")
@@ -402,6 +406,7 @@ _ENDS = {
     "unreadable": ("sent what is no chat completion", "is it an OpenAI-compatible server?"),
     "empty": ("sent a reply without an answer", "try another model."),
     "cut off": ("was cut off before its answer was whole", "choose a model that says less."),
+    "unparsed": ("could not read what its model said", "choose a model that keeps to a form."),
 }
 
 
@@ -437,6 +442,8 @@ def _exchange(api: "OpenAI", request: dict[str, Any] | None, timeout: float) -> 
     except APIConnectionError:
         return _Answer("connection")
     except APIStatusError as error:
+        if _UNPARSED.search(error.response.text):
+            return _Answer("unparsed", said=error.response.text)
         wait = _retry_after(error.response.headers.get("retry-after"))
         return _Answer(f"http {error.status_code}", said=error.response.text, wait=wait)
     body = json_object(raw.content)

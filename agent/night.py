@@ -495,22 +495,7 @@ class _Night:
         return self.home.work.claim_once(f"score-side:{hypothesis}")
 
     def _conclude(self, state: RunState) -> list[Record]:
-        """Verdicts with the false-discovery rate over the run, for every unit that ended."""
-        findings = self.home.findings
-        ended = findings.read(records.Investigation, run=state.id)
-        scores: dict[str | None, list[records.Score]] = {}
-        for score in findings.read(records.Score, run=state.id):
-            scores.setdefault(score.investigation, []).append(score)
-        last = {v.investigation: v for v in findings.read(Verdict, run=state.id)}
-        decided = verdict.conclude([(i.status, scores.get(i.id, [])) for i in ended])
-        made: list[Record] = []
-        for investigation, (word, reason, q) in zip(ended, decided, strict=True):
-            before = last[investigation.id]
-            if word in verdict.ENDED:
-                word, reason = before.verdict, before.reason
-            now = replace(before, id=records.uuid7(), created_at=records.utc_now())
-            made.append(replace(now, verdict=word, reason=reason, q=q))
-        return made
+        return concluded(self.home, state.id)
 
     def _open_units(self, state: RunState) -> list[str]:
         return [job.unit for job in self.home.work.jobs(state.id) if job.status not in ("done", "failed")]
@@ -541,6 +526,25 @@ def _outcome(home: Home, state: RunState, status: str, repeated: bool = False) -
     left = [job.unit for job in jobs if job.status not in ("done", "failed")]
     failed = [job.unit for job in jobs if job.status == "failed"]
     return Outcome(state.id, status, state.units, left, failed, repeated)
+
+
+def concluded(home: Home, run: str) -> list[Record]:
+    """Verdicts with the false-discovery rate over a run, for every unit of it that ended."""
+    findings = home.findings
+    ended = findings.read(records.Investigation, run=run)
+    scores: dict[str | None, list[records.Score]] = {}
+    for score in findings.read(records.Score, run=run):
+        scores.setdefault(score.investigation, []).append(score)
+    last = {v.investigation: v for v in findings.read(Verdict, run=run)}
+    decided = verdict.conclude([(i.status, scores.get(i.id, [])) for i in ended])
+    made: list[Record] = []
+    for investigation, (word, reason, q) in zip(ended, decided, strict=True):
+        before = last[investigation.id]
+        if word in verdict.ENDED:
+            word, reason = before.verdict, before.reason
+        now = replace(before, id=records.uuid7(), created_at=records.utc_now())
+        made.append(replace(now, verdict=word, reason=reason, q=q))
+    return made
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
-from ..store.plain import signed
-from ..store.records import VERDICTS, Refused, utc_now
+from ..store.records import VERDICTS, Refused, signed, utc_now
 from ..tools import measures
 from .config import Home
 from .verdict import NO_RULE

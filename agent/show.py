@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..store.plain import bounded, clean, number, signed
-from ..store.records import Refused, Turn
+from ..store.plain import bounded, clean, number
+from ..store.records import PERSON, Refused, Review, Turn, signed
 from ..tools.units import UnitId
 from .config import Home
 
@@ -162,7 +162,7 @@ def _failure(row: Mapping[str, Any]) -> str:
 
 def unit_facts(home: Home, unit: str) -> dict[str, Any]:
     """The unit's card, the scores, hypotheses and experiments of its newest explanation, the failures of all runs, and
-    under `by_hand` the experiments of `tool` and `try`."""
+    under `by_hand` the experiments of `tool` and `try`, under `imported` what other tools say of the unit."""
     named = UnitId.parse(unit)
 
     def rows(table: str, where: str, *given: Any) -> list[dict[str, Any]]:
@@ -170,14 +170,27 @@ def unit_facts(home: Home, unit: str) -> dict[str, Any]:
 
     this, key = "unit = ? AND sign = ?", (named.bare, named.sign)
     cards = home.findings.sql(f"SELECT * FROM unit_cards WHERE {this}", key, unpack=True)
-    failures, by_hand = rows("failures", this, *key), rows("evidence", f"{this} AND run IS NULL", *key)
-    if not cards and not failures and not by_hand:
+    failures = rows("failures", this, *key)
+    by_hand = rows("evidence", f"{this} AND run IS NULL AND tool <> 'import'", *key)
+    others = _imported(home, key)
+    if not cards and not failures and not by_hand and not others:
         raise Refused(f"nothing is recorded about {unit!r}; {_would_be(named)}")
     investigation = cards[0]["investigation"] if cards else None
     parts = {t: rows(t, "investigation = ?", investigation) for t in ("hypotheses", "scores", "evidence", "verdicts")}
     turns = [asdict(turn) for turn in home.findings.read(Turn, investigation=investigation)] if investigation else []
-    told = {"turns": turns, "by_hand": by_hand, "failures": failures}
+    said = home.findings.read(Review, unit=named.bare, sign=named.sign)
+    back = {event.undoes for event in said}
+    reviews = [asdict(event) for event in said if event.verdict != "undo" and event.id not in back]
+    told = {"turns": turns, "reviews": reviews, "by_hand": by_hand, "failures": failures, "imported": others}
     return {"card": cards[0] if cards else None, **parts, **told}
+
+
+def _imported(home: Home, key: Sequence[Any]) -> list[dict[str, Any]]:
+    """What other tools say of a unit; a file from before there were imports holds nothing of the kind."""
+    if not home.findings.sql("SELECT 1 FROM duckdb_views() WHERE view_name = 'imported'"):
+        return []
+    sql = "SELECT * FROM imported WHERE unit = ? AND sign = ? ORDER BY created_at, hypothesis"
+    return home.findings.sql(sql, key, unpack=True)
 
 
 def _would_be(unit: UnitId | str) -> str:
@@ -194,7 +207,9 @@ def unit_card(facts: dict[str, Any]) -> None:
     if card is not None:
         _explained(facts)
     elif not newer:
-        say(f"{signed(by_hand[0])} was not investigated; {_would_be(signed(by_hand[0]))}")
+        named = signed([*by_hand, *facts["imported"]][0])
+        say(f"{named} was not investigated; {_would_be(named)}")
+    _by_others(facts["imported"])
     if by_hand:
         _experiments("experiments by hand, with tool or try", by_hand)
     for failure in older:
@@ -234,15 +249,40 @@ def _explained(facts: Mapping[str, Any]) -> None:
         say(f"output:      {clean(card['output_explanation'])}{scored}")
     for verdict in facts["verdicts"][-1:]:
         say(f"verdict:     {verdict['verdict']} ({clean(verdict['reason'])})")
+    if card["verdict"] is None and str(card["planner"]).startswith(PERSON):
+        say("verdict:     none yet; `lamplighter review score` scores what people wrote")
     if card["created_at"] is not None:
         say(f"recorded:    {_when(card)}")
     _scores(facts["scores"])
     _experiments("experiments", facts["evidence"])
     _turns(facts["turns"], {h["id"]: h["sentence"] for h in facts["hypotheses"]})
+    if facts["reviews"]:
+        table("reviews", ("when", "by", "verdict", "tags", "blind"), [
+            (r["created_at"][:16].replace("T", " "), r["reviewer"], r["verdict"], ", ".join(r["tags"]),
+             "yes" if r["blind"] else "no") for r in facts["reviews"]
+        ])  # fmt: skip
     table("hypotheses", ("author", "", "sentence", "rule", "F1 on tune"), [
         (h["author"], "kept" if h["kept"] else "", h["sentence"], h["rule_text"], number(h["tune_f1"]))
         for h in facts["hypotheses"]
     ])  # fmt: skip
+
+
+def _by_others(rows: list[dict[str, Any]]) -> None:
+    """Explanations by other tools: what their source claims, by source, and beside it what was measured here."""
+    if rows:
+        heads = ("source", "explanation", "claimed by source", "detection F1 [95 %]", "floor", "verdict")
+        table("explanations by other tools; which text they were made from is unknown", heads, [
+            (r["author"], r["explanation"], claimed(r["claimed"]),
+             bounded(r["detection"], r["detection_low"], r["detection_high"]) if r["judge"] else "",
+             number(r["floor"]) if r["judge"] else "", r["verdict"] or "not scored here")
+            for r in rows
+        ])  # fmt: skip
+
+
+def claimed(claims: list[dict[str, Any]] | None) -> str:
+    """What a source states of its explanation, in its own terms."""
+    said = (f"{c['scorer']} {c['metric']} {number(c['value'])}" for c in claims or ())
+    return "; ".join(said) or "nothing"
 
 
 def _experiments(title: str, evidence: list[dict[str, Any]]) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 from ..store import findings as findings_module
 from ..store import work as work_module
 from ..store.findings import Findings
-from ..store.plain import signed
-from ..store.records import TABLES, Refused
+from ..store.records import PERSON, TABLES, Refused, signed
 from .backup import FINDINGS, MANIFEST, WORK, findings_rows, findings_version, read_only, sha256, work_rows
 
 NAMED = 3            # of what is wrong, so many are named
 _PARTS = ("units", "exemplars", "evidence", "turns", "hypotheses", "scores", "verdicts")
 _FIELDS = ("id", "run", "investigation", "unit", "sign")
+_MORE = {"hypotheses": ("author",)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def verify(folder: Path) -> dict[str, Any]:
     if queue is not None and (readable or not findings.path.exists()):
         checks += [_done(queue, records), _failed(queue, records), _runs(queue, records), _calls(queue, records)]
     if readable:
-        checks += [*_parts(records), *_whole(records)]
+        checks += [*_parts(records), _reviews(records), *_whole(records)]
         checks += [] if backup else [_sweeps(folder, findings)]
     rows = [check.facts() for check in checks]
     ok = not any(row["wrong"] for row in rows)
@@ -186,6 +186,11 @@ class _Records:
 
     def of(self, table: str, *more: str) -> list[dict[str, Any]]:
         """Their ids, stamps and the fields named; oldest first."""
+        rows = self.every(table, *more)
+        return [row for row in rows if table == "llm_calls" or (row["run"], signed(row)) not in self._open]
+
+    def every(self, table: str, *more: str) -> list[dict[str, Any]]:
+        """The same, with those of units that were open."""
         names = (*_FIELDS, *more)
         rows: dict[str, dict[str, Any]] = {}
         if self._findings is not None and table in self._tables:
@@ -194,7 +199,7 @@ class _Records:
                 rows[row["id"]] = row
         for body in self._waiting.get(table, []):
             rows.setdefault(body["id"], {name: body.get(name) for name in names})
-        return [row for row in rows.values() if table == "llm_calls" or (row["run"], signed(row)) not in self._open]
+        return list(rows.values())
 
 
 def _ids(findings: Findings) -> Check:
@@ -238,13 +243,22 @@ def _calls(queue: _Queue, records: _Records) -> Check:
 
 
 def _parts(records: _Records) -> Iterator[Check]:
-    """What names an investigation or a hypothesis names one that is there."""
-    parts = {table: records.of(table) for table in _PARTS}
+    """What names an investigation or a hypothesis names one that is there.
+
+    What a person wrote has its investigation once it is scored, and none where it was taken back before that.
+    """
+    parts = {table: records.of(table, *_MORE.get(table, ())) for table in _PARTS}
     scored = [row for row in records.of("scores", "hypothesis") if row["investigation"] is not None]
-    decided = [row for row in records.of("verdicts", "hypothesis") if row["hypothesis"] is not None]
+    decided = [
+        row for table in ("verdicts", "import_verdicts") for row in records.of(table, "hypothesis")
+        if row["hypothesis"] is not None
+    ]  # fmt: skip
     hypotheses = {row["id"] for row in records.of("hypotheses")}
     investigations = {row["id"] for row in records.of("investigations")}
-    named = [(table, row) for table, rows in parts.items() for row in rows if row["investigation"] is not None]
+    named = [
+        (table, row) for table, rows in parts.items() for row in rows
+        if row["investigation"] is not None and not str(row.get("author")).startswith(PERSON)
+    ]  # fmt: skip
     yield Check("rows have their investigation", len(named), [
         f"{table} {row['id']} names {row['investigation']}" for table, row in named
         if row["investigation"] not in investigations
@@ -252,6 +266,17 @@ def _parts(records: _Records) -> Iterator[Check]:
     yield Check("scores and verdicts have their hypothesis", len(scored) + len(decided), [
         f"{row['id']} names {row['hypothesis']}" for row in (*scored, *decided) if row["hypothesis"] not in hypotheses
     ])  # fmt: skip
+
+
+def _reviews(records: _Records) -> Check:
+    """Reviews, and what they put in place or take back, name what is there."""
+    events = records.every("reviews", "hypothesis", "edit", "undoes")
+    known = {row["id"] for row in (*records.every("hypotheses"), *events)}
+    wrong = [
+        f"review {row['id']} names {row[field]}" for row in events for field in ("hypothesis", "edit", "undoes")
+        if row[field] is not None and row[field] not in known
+    ]  # fmt: skip
+    return Check("reviews have their explanation", len(events), wrong)
 
 
 def _whole(records: _Records) -> Iterator[Check]:

@@ -1,1 +1,1 @@
-"""Remembers: findings in DuckDB, work in progress in SQLite, and search over both."""
+"""Remembers: findings in DuckDB, work in progress in SQLite, search over both, and what people say of them."""

@@ -27,7 +27,7 @@ import duckdb
 from .records import Record, Refused, utc_now
 from .work import LOCK_SECONDS, Busy, Work, ddl_after, line_of, worker_id
 
-VERSION = 7                # of findings.sql; kept in the table schema_version
+VERSION = 9                # of findings.sql; kept in the table schema_version
 STORAGE = "v1.5.0"         # the file format of new files: read by DuckDB 1.5 and 2.x
 WAIT_SECONDS = 2.0
 RETRY_SECONDS = 0.05
@@ -73,6 +73,16 @@ class Findings:
             added = sum(_insert(con, table, batch) for table, batch in lines.items())
             con.execute("COMMIT")
         return added
+
+    def bring_up_to_date(self) -> None:
+        """Gives a file of an older version what it lacks now, and not at the next append."""
+        if not self.path.exists():
+            return
+        with self._open(write=False) as con:
+            current = self._version(con) == VERSION
+        if not current:
+            with self._open(write=True):
+                pass
 
     def read(self, kind: type[R], **equals: str | int | float | bool | None) -> list[R]:
         """The records of one kind whose fields equal the given values, oldest first, as they were appended.

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .mirror import Copy
-from .plain import signed
-from .records import VERDICTS, Refused
+from .records import VERDICTS, Refused, signed
 
 BINS = 10                # lamps of a layer, each a tenth of F1
 EACH = 50                # units on a page of a list

@@ -220,8 +220,7 @@ class Mirror:
         with tempfile.TemporaryDirectory(prefix="pages-", dir=self.folder) as draft:
             self.findings.copy_to(Path(draft))
             path = str(Path(draft) / self.findings.path.name)
-            with Findings(Path(path))._open(write=True):      # its views are brought up to date
-                pass
+            Findings(Path(path)).bring_up_to_date()
             with duckdb.connect(path, config=_MAKING | {"temp_directory": f"{draft}/spill"}) as con:
                 for sql in _MADE:
                     con.execute(sql)

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from .. import __version__
 from . import plain
 from .lamps import BINS, ORDERS, Wanted, unit_list
-from .records import VERDICTS, Refused
+from .records import VERDICTS, Refused, signed
 from .unit_page import Missing, heat, level, named, nearest, unit_facts
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Pages:
             "when": plain.when, "text": visible, "unit_url": unit_url, "level": level, "short": short,
         }  # fmt: skip
         self._made.globals |= {
-            "bounded": plain.bounded, "signed": plain.signed, "version": __version__, "live": live, "bins": BINS,
+            "bounded": plain.bounded, "signed": signed, "version": __version__, "live": live, "bins": BINS,
             "verdicts": VERDICTS, "orders": list(ORDERS), "effects": _EFFECTS, "address": address, "heat": heat,
         }  # fmt: skip
 

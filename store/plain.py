@@ -1,6 +1,5 @@
 """How values are told to people: numbers, intervals, and text in which nothing is hidden."""
 
-from collections.abc import Mapping
 from typing import Any
 
 
@@ -18,11 +17,6 @@ def number(value: float | None, digits: int = 2) -> str:
 def bounded(value: float | None, low: float | None, high: float | None) -> str:
     """A number with its interval."""
     return "undefined" if value is None else f"{value:.2f} [{number(low)}, {number(high)}]"
-
-
-def signed(row: Mapping[str, Any]) -> str:
-    """A row's unit with its sign, as the queue names it."""
-    return str(row["unit"]) + ("-" if row["sign"] == -1 else "")
 
 
 def cut(text: str | None, most: int = 300) -> str:
@@ -50,4 +44,4 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-__all__ = ["bounded", "clean", "count", "cut", "duration", "number", "signed", "when"]
+__all__ = ["bounded", "clean", "count", "cut", "duration", "number", "when"]

@@ -7,6 +7,7 @@ A record goes to JSON and comes back equal; `SCHEMA` is raised when a field chan
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
@@ -15,6 +16,8 @@ from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
 VERDICTS = ("accepted", "rejected", "unclear", "abstained", "failed", "undefined")
+REVIEWS = ("accept", "reject", "edit", "unsure", "skip")     # what a person may say of an explanation; or `undo`
+PERSON = "person:"       # what the author of a hypothesis begins with who is a person
 
 
 class Refused(ValueError):
@@ -34,6 +37,11 @@ def uuid7() -> str:
 def utc_now() -> str:
     """The time now in UTC, as records carry it: ISO 8601 to the microsecond, without a zone."""
     return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00")
+
+
+def signed(row: Mapping[str, Any]) -> str:
+    """A row's unit with its sign, as the queue names it."""
+    return str(row["unit"]) + ("-" if row["sign"] == -1 else "")
 
 
 @cache
@@ -225,6 +233,7 @@ class Hypothesis(Record):
     """A sentence about a unit and, where possible, a rule; `kept` marks the one submitted.
 
     side: input (when it fires; a rule is that of tools/rules.py) or output (what it pushes: ids it raises and lowers).
+    One that another tool made says so in `provenance["imported_from"]`; it is never `kept`.
     """
 
     TABLE = "hypotheses"
@@ -242,7 +251,8 @@ class Hypothesis(Record):
 class Score(Record):
     """One number about one hypothesis. `value` is null when undefined, and `reason` then says why.
 
-    `low`, `high` bound the 95 % interval; `floors` decide the verdict, `references` never do.
+    `low`, `high` bound the 95 % interval; `floors` decide the verdict, `references` never do. The metric
+    `claimed_score`, of side `source`, is what an imported explanation's source states of it: nothing was measured here.
     """
 
     TABLE = "scores"
@@ -270,6 +280,40 @@ class Verdict(Record):
     reason: str
     p: float | None = None
     q: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Review(Record):
+    """What a person said of an explanation: one event. Nothing is changed afterwards; `undo` takes one back.
+
+    hypothesis: the explanation; run, investigation: those that it came from. verdict: one of REVIEWS, or `undo`.
+    seconds: spent on the card; card: digest of what was shown; client: by what, with its version. blind: neither scores
+    nor what others said had been shown to this person. reasons: why the explanation waited. edit: the hypothesis that
+    the person put in its place; undoes: the event that is taken back.
+    """
+
+    TABLE = "reviews"
+    hypothesis: str
+    reviewer: str
+    verdict: str
+    tags: list[str] = field(default_factory=list)
+    seconds: float | None = None
+    card: str | None = None
+    client: str
+    blind: bool = True
+    reasons: list[str] = field(default_factory=list)
+    edit: str | None = None
+    undoes: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportVerdict(Verdict):
+    """The same on an explanation that another tool made; `q` is over all that the same judge has scored.
+
+    Apart from verdicts, since no investigation of ours found it: it is measured here, and stands for no unit.
+    """
+
+    TABLE = "import_verdicts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,11 +346,12 @@ class LLMCall(Record):
     """One HTTP request to a language model's endpoint, answered or not: what the ledger holds.
 
     `endpoint` is `scheme://host:port/path`, or `embedded`. `outcome` is `ok`, or what went wrong: `http 429`,
-    `timeout`, `connection`, `interrupted`, `unreadable`, `empty`, `cut off`. Tokens are the server's count, null where
-    no reply came; `estimated`: it gave none, and they are a quarter of the UTF-8 bytes of request and reply.
-    `tokens_cached` are among `tokens_in`. `usd` is null where the cost is not known: the model has no price, or the
-    reply did not arrive. tokens_most, usd_most: what it can have cost at most; for a lost reply as estimated and with
-    all the tokens that it was allowed. `request` is the digest of what was asked, the same for each try.
+    `timeout`, `connection`, `interrupted`, `unreadable`, `empty`, `cut off`, `unparsed` (the server could not read what
+    its model said). Tokens are the server's count, null where no reply came; `estimated`: it gave none, and they are a
+    quarter of the UTF-8 bytes of request and reply. `tokens_cached` are among `tokens_in`. `usd` is null where the cost
+    is not known: the model has no price, or the reply did not arrive. tokens_most, usd_most: what it can have cost at
+    most; for a lost reply as estimated and with all the tokens that it was allowed. `request` is the digest of what was
+    asked, the same for each try.
     """
 
     TABLE = "llm_calls"
@@ -329,6 +374,6 @@ TABLES: dict[str, type[Record]] = {
     kind.TABLE: kind
     for kind in (
         Model, Sweep, Unit, Exemplar, Run, Investigation,
-        Evidence, Turn, Hypothesis, Score, Verdict, Embedding, Failure, LLMCall,
+        Evidence, Turn, Hypothesis, Score, Verdict, ImportVerdict, Review, Embedding, Failure, LLMCall,
     )
 }

@@ -12,8 +12,7 @@ from typing import Any
 
 from .lamps import card
 from .mirror import Copy
-from .plain import signed
-from .records import Refused
+from .records import Refused, signed
 
 BANDS = ("top", "high", "mid", "boundary", "low", "random")
 TEXTS = 6                # exemplars of a band and side on a page; of the rest it is said how many there are

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from .records import TABLES, Failure, LLMCall, Record, Refused, utc_now, uuid7
 
-VERSION = 4            # of work.sql; kept in the file as SQLite's user_version
+VERSION = 6            # of work.sql; kept in the file as SQLite's user_version
 MAX_ATTEMPTS = 3
 BUSY_SECONDS = 5.0     # how long a use waits for another process's transaction
 LOCK_SECONDS = 30.0    # lease of a named lock
@@ -257,6 +257,12 @@ class Work:
         """Every run, oldest first."""
         with self._use() as con:
             return [_run_state(row) for row in con.execute("SELECT * FROM runs ORDER BY rowid")]
+
+    def begin_run(self, run: str) -> None:
+        """Marks a run as one that is worked on; raises Refused if there is no such run."""
+        with self._change() as con:
+            if con.execute("UPDATE runs SET status = 'running' WHERE id = ?", (run,)).rowcount != 1:
+                raise self._no_run(run)
 
     def close_run(self, run: str, status: str) -> str:
         """Marks a run `done`, `budget` or `drained`, and returns which; only `done` ends it for good.
@@ -592,6 +598,14 @@ class Work:
             raise refusal from error
         except OSError as error:
             raise Refused(f"{self.path} cannot be made ({error}); choose another --home.") from error
+
+    # For what else is kept in this file (claims.py): one transaction, one look, and records that go with a transaction.
+    change, use, post_within = _change, _use, _post
+
+    @property
+    def now(self) -> float:
+        """Seconds since 1970 by the clock of this store."""
+        return self._clock()
 
     def _held(self) -> sqlite3.Connection | None:
         """This thread's open connection, if it made one since the last fork."""

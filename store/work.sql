@@ -90,3 +90,56 @@ CREATE TABLE workers (
     seen   REAL NOT NULL,
     PRIMARY KEY (run, worker)
 );
+
+-- version 6
+
+-- What waits for review, as of the last look at the findings. A look writes its rows in small parts under a number of
+-- its own, and they count once it stands in review_looks. Who has which card is in review_slots alone.
+CREATE TABLE review_items (
+    item          TEXT NOT NULL,        -- the explanation: a hypothesis
+    look          INTEGER NOT NULL,
+    place         INTEGER NOT NULL,     -- lower goes first
+    unit          TEXT NOT NULL,        -- without its sign
+    sign          INTEGER,
+    run           TEXT,
+    investigation TEXT,
+    author        TEXT,
+    reasons       TEXT NOT NULL,        -- JSON list
+    reviews       INTEGER NOT NULL,     -- rows of review_slots with status 'submitted'
+    PRIMARY KEY (item, look)
+);
+CREATE INDEX review_items_by_place ON review_items (look, place);
+
+CREATE TABLE review_looks (
+    look     INTEGER NOT NULL,
+    findings TEXT NOT NULL,             -- what the file of the findings looked like
+    at       REAL NOT NULL
+);
+
+CREATE VIEW review_waiting AS SELECT * FROM review_items WHERE look = (SELECT look FROM review_looks);
+
+-- One row for each explanation and person that it was given to; kept for ever, so that nobody gets one twice.
+CREATE TABLE review_slots (
+    item          TEXT NOT NULL,
+    reviewer      TEXT NOT NULL,
+    status        TEXT NOT NULL CHECK (status IN ('held', 'submitted', 'skipped')),
+    since         REAL NOT NULL,        -- when the card was given
+    expires       REAL,                 -- held: until then; skipped: not given to this person again before
+    revealed      INTEGER NOT NULL DEFAULT 0,   -- 1: scores and what others said were shown
+    card          TEXT,                 -- digest of what was shown last
+    review        TEXT,                 -- the event that stands, with what it says:
+    verdict       TEXT,
+    tags          TEXT,                 -- JSON list
+    seconds       REAL,
+    edit          TEXT,                 -- the explanation that this person put in its place
+    edit_run      TEXT,                 -- the run in which that is to be scored
+    at            REAL,
+    unit          TEXT NOT NULL,
+    sign          INTEGER,
+    run           TEXT,
+    investigation TEXT,
+    reasons       TEXT NOT NULL,
+    PRIMARY KEY (item, reviewer)
+);
+CREATE INDEX review_slots_by_reviewer ON review_slots (reviewer, status);
+CREATE INDEX review_slots_held ON review_slots (expires) WHERE status = 'held';

@@ -213,6 +213,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("retry", 1),
         ("backup", 0),
         ("show smollm2-135m/5-mlp/511", 1),
+        ("review list", 0),
+        ("review next --reviewer ann", 0),
+        ("review submit accept --reviewer ann", 1),
+        ("review undo --reviewer ann", 1),
+        ("review agreement", 0),
+        ("review calibration", 0),
+        ("review score --help", 0),
         ("models list", 0),
     ],
 )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..store.records import Refused
+from .hooks import HOOKS, KINDS
 from .units import coder_name
 
 EMBEDDED = Path(__file__).with_name("saes")      # those that come with this package
@@ -42,13 +43,6 @@ TENSORS = {
 SAME = {"matryoshka_batchtopk": "batchtopk"}      # architectures that run as another does
 OLDER = {"hook_point": "hook_name", "activation_fn_str": "activation_fn", "hook_point_head_index": "hook_head_index"}
 NORMS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
-
-# Where the hooks of TransformerLens are (`adapters.PLACES`), and the kind of site that features read there belong to.
-HOOKS = {
-    "hook_resid_post": "resid", "attn.hook_z": "attn", "hook_attn_out": "attn_out", "ln2.hook_normalized": "mlp_in",
-    "mlp.hook_in": "mlp_in", "mlp.hook_post": "mlp", "hook_mlp_out": "mlp_out",
-}  # fmt: skip
-KINDS = {"resid": "resid", "attn": "attn", "attn_out": "attn", "mlp_in": "mlp", "mlp": "mlp", "mlp_out": "mlp"}
 WRITTEN = ("resid", "attn_out", "mlp_out")        # places in the stream's own basis, which TransformerLens may centre
 
 

@@ -86,6 +86,12 @@ def floor_rules(subject: Subject, sweep: Sweep, unit: UnitId, make_rule: MakeRul
     )
 
 
+def nearest_unit(subject: Subject, sweep: Sweep, unit: UnitId, make_rule: MakeRule) -> UnitId | None:
+    """The first of `floor_rules`' nearest units, found without the others; None where it has none."""
+    found, _ = _collect(sweep, list(_by_cosine(subject, unit)), make_rule, 1)
+    return found[0][0] if found else None
+
+
 def _by_cosine(subject: Subject, unit: UnitId) -> Iterator[UnitId]:
     """Both sides of every other unit of the site, the one that writes most alike first."""
     cosine = unit.sign * subject.likeness(unit).cpu()
@@ -97,13 +103,13 @@ def _by_cosine(subject: Subject, unit: UnitId) -> Iterator[UnitId]:
 
 
 def _collect(
-    sweep: Sweep, units: Sequence[UnitId], make_rule: MakeRule
+    sweep: Sweep, units: Sequence[UnitId], make_rule: MakeRule, most: int = FLOOR_UNITS
 ) -> tuple[list[tuple[UnitId, Rule]], int]:
-    """The first five units that have a rule, with it, and how many were passed over."""
+    """The first `most` units that have a rule, with it, and how many were passed over."""
     found: list[tuple[UnitId, Rule]] = []
     tried = 0
     for unit in units[:TRIES]:
-        if len(found) == FLOOR_UNITS:
+        if len(found) == most:
             break
         tried += 1
         rule = make_rule(unit) if sweep.exemplars(unit, "explain", "top") else None

@@ -34,6 +34,7 @@ from .units import UnitId
 METRICS = ("detection", "fuzzing", "simulation", "generation")
 EXPECTED, INTEGERS = "expected digit", "plain integers"     # the forms of a judge's values
 TOP = 9.0              # the highest value that a judge gives
+NO_ANSWER = "the judge gave no answer"            # begins the reason of what it could not be asked
 FIRING = "firing texts that have a silent one beside them"
 
 T = TypeVar("T")
@@ -198,7 +199,7 @@ def judged(
             if stopped is None:
                 found[metric] = judged_by(metric, ground, sentence, judge, other=other, sizes=sizes, seed=seed)
         except Unanswered as end:
-            stopped = f"the judge gave no answer: {end}"
+            stopped = f"{NO_ANSWER}: {end}"
         if stopped is not None:
             found[metric] = answers.undefined(stopped)
     return found
@@ -349,5 +350,5 @@ _METRICS: dict[str, Callable[[_Case], Fields]] = {
     "detection": _detection, "fuzzing": _fuzzing, "simulation": _simulation, "generation": _generation,
 }  # fmt: skip
 
-__all__ = ["EXPECTED", "INTEGERS", "METRICS", "Judge", "Qualification", "Sizes", "Unanswered", "Written", "judged",
-           "judged_by", "score_judged"]  # fmt: skip
+__all__ = ["EXPECTED", "INTEGERS", "METRICS", "NO_ANSWER", "Judge", "Qualification", "Sizes", "Unanswered", "Written",
+           "judged", "judged_by", "score_judged"]  # fmt: skip

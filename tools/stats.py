@@ -8,18 +8,19 @@ Sources: Efron & Tibshirani, An Introduction to the Bootstrap (1993), percentile
 Bootstrap Methods (1997), the +1 in p values; Benjamini & Hochberg, JRSS B 57 (1995).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, norm
 from sklearn.metrics import average_precision_score
 
 from .measures import BOOTSTRAP, CONFIDENCE, MIN_CLUSTERS
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Bound = tuple[float | None, float | None]
 
 _CELLS = 2**22     # cluster choices held in memory at once
@@ -48,16 +49,17 @@ def resampled(totals: Floats, seed: int, draws: int = BOOTSTRAP) -> Floats:
 
     Equal seeds and cluster counts give the same draws: columns of one call, and calls that agree in both, are paired.
     """
-    count = len(totals)
+    return np.concatenate([times @ totals for times in times_drawn(len(totals), seed, draws)])
+
+
+def times_drawn(count: int, seed: int, draws: int = BOOTSTRAP) -> Iterator[Ints]:
+    """How often each of `count` clusters is drawn in each of B draws with replacement, as blocks [b, C] in order."""
     generator = np.random.default_rng(seed)
-    result = np.empty((draws, totals.shape[1]))
     step = max(1, _CELLS // max(count, 1))
     for start in range(0, draws, step):
         lines = min(step, draws - start)
         picks = generator.integers(count, size=(lines, count)) + count * np.arange(lines)[:, None]
-        times = np.bincount(picks.ravel(), minlength=lines * count).reshape(lines, count)
-        result[start : start + lines] = times @ totals
-    return result
+        yield np.bincount(picks.ravel(), minlength=lines * count).reshape(lines, count)
 
 
 def interval(draws: Floats, clusters: int) -> Bound:
@@ -89,6 +91,34 @@ def false_discovery(p: Sequence[float]) -> list[float]:
     q₍ᵢ₎ = min over j ≥ i of p₍ⱼ₎ m / j; independent of the order of `p`, empty for no values.
     """
     return [float(q) for q in false_discovery_control(list(p), method="bh")] if len(p) else []
+
+
+def wilson(part: int, whole: int) -> Bound:
+    """Wilson's 95 % interval of a share, part of whole; undefined (None, None) of nothing.
+
+    (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n): it never leaves 0 to 1, and is not empty at 0 or 1. Source:
+    Wilson, JASA 22 (1927).
+    """
+    if not whole:
+        return None, None
+    z, p = float(norm.ppf((1 + CONFIDENCE) / 2)), part / whole
+    middle, half = p + z * z / (2 * whole), z * float(np.sqrt(p * (1 - p) / whole + (z / (2 * whole)) ** 2))
+    scale = 1 + z * z / whole
+    return (middle - half) / scale if part else 0.0, (middle + half) / scale if part < whole else 1.0
+
+
+def auroc(labels: Flags, scores: Floats, weights: ArrayLike) -> Floats:
+    """The share of pairs of a true and a false case in which the true one scores higher, ties counting half.
+
+    labels, scores [N]; weights [B, N], a row for each answer; NaN where a row has no true or no false case.
+    """
+    levels, level = np.unique(scores, return_inverse=True)
+    order = np.argsort(level, kind="stable")
+    firsts = np.searchsorted(level[order], np.arange(len(levels)))
+    weighed = np.atleast_2d(np.asarray(weights, dtype=np.float64))[:, order]
+    true, false = (np.add.reduceat(weighed * side[order], firsts, axis=1) for side in (labels, ~labels))
+    below = false.cumsum(axis=1) - false / 2
+    return ratio((true * below).sum(axis=1), true.sum(axis=1) * false.sum(axis=1))
 
 
 def weighted_auprc(labels: Floats, predictions: Floats, weights: Floats) -> float | None:

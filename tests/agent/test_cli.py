@@ -460,7 +460,9 @@ def test_sql_prints_an_array_and_nothing_else(cli: Cli, finished: Any) -> None:
 def test_show(cli: Cli, finished: Any, project: Any) -> None:
     said = cli("show", unit(project, "0-mlp/2-"), "--json", "--home", finished.home.path)
     facts = said.json
-    assert facts.keys() == {"card", "hypotheses", "scores", "evidence", "turns", "verdicts", "by_hand", "failures"}
+    assert facts.keys() == {
+        "card", "hypotheses", "scores", "evidence", "turns", "verdicts", "reviews", "by_hand", "failures", "imported",
+    }  # fmt: skip
     for name in ("rows", "checks", "arguments", "cost", "warnings", "provenance"):
         assert all(isinstance(e[name], list if name in ("rows", "warnings") else dict) for e in facts["evidence"])
     assert facts["card"]["statistics"]["tokens"].keys() == {"explain", "tune", "score"}

@@ -242,6 +242,8 @@ def test_a_turn_can_be_repeated_to_any_server_even_with_broken_arguments():
 
 # Faults: each ends in one clear way, is one row a request, and is never an answer
 
+PEG = "The model produced output that does not match the expected peg-native format"      # llama.cpp's words
+
 FAULTS = {
     "wrong key": ([Status(401)], {}, "http 401", 1),
     "forbidden": ([Status(403)], {}, "http 403", 1),
@@ -264,6 +266,7 @@ FAULTS = {
     "no object": ([Raw("[]")], {}, "unreadable", 1),
     "too deep": ([Raw("[" * 99_999)], {}, "unreadable", 1),
     "half a character": ([Raw('{"choices": [{"message": {"content": "\\ud83d"}}]}')], {}, "unreadable", 1),
+    "of another form": ([Status(500, message=PEG)], {"schema": SCHEMA}, "unparsed", 1),
     "cut arguments": ([CutJson()], {"tools": [TOOL]}, "cut off", 1),
     "cut JSON": ([CutJson('{"a": ')], {"schema": SCHEMA}, "cut off", 1),
     "cut before the first word": ([CutJson("")], {}, "cut off", 1),

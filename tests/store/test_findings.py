@@ -8,13 +8,10 @@ import time
 from collections import Counter
 from dataclasses import fields, replace
 from hashlib import sha256
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
 
 import duckdb
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lamplighter.store import findings as module
 from lamplighter.store.findings import Findings, drain
@@ -89,38 +86,9 @@ def child(script, *arguments):
 
 # Round trips
 
-FINITE = st.floats(allow_nan=False, allow_infinity=False)
-WHOLE = st.integers(-(2**63), 2**63 - 1)
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | FINITE | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
-)
-PLAIN = {str: st.text(), int: WHOLE, float: FINITE, bool: st.booleans(), Any: JSON, type(None): st.none()}
-
-
-def values(hint):
-    if isinstance(hint, UnionType):
-        return st.one_of(*map(values, get_args(hint)))
-    if get_origin(hint) is list:
-        return st.lists(values(get_args(hint)[0]), max_size=3)
-    if get_origin(hint) is dict:
-        return st.dictionaries(st.text(), values(get_args(hint)[1]), max_size=3)
-    return PLAIN[hint]
-
-
-def records(kind):
-    hints = get_type_hints(kind)
-    drawn = {field.name: values(hints[field.name]) for field in fields(kind)}
-    drawn["id"] = st.uuids().map(str)
-    drawn["created_at"] = st.datetimes().map(lambda when: when.isoformat(timespec="microseconds"))
-    if kind is Embedding:
-        drawn["vector"] = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False))
-    return st.builds(kind, **drawn)
-
 
 @pytest.mark.parametrize("kind", TABLES.values())
-def test_what_is_read_is_what_was_appended(shared, kind):
+def test_what_is_read_is_what_was_appended(shared, kind, records):
     drawn = {}
 
     @settings(max_examples=15, deadline=None, database=None)

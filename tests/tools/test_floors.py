@@ -126,6 +126,7 @@ def test_the_nearest_units_write_alike_and_units_without_a_rule_are_replaced(lla
     assert list(found.nearest_units) == names[:5] and found.skipped == {"nearest": 0, "random": 0}
     assert len(set(found.random_units) - set(found.nearest_units)) == 5 and len(found.rules) == 10
     assert not {str(unit), unit.bare, unit.bare + "-"} & {*found.nearest_units, *found.random_units}
+    assert str(floors.nearest_unit(llama, sweep(), unit, lambda other: RULE)) == names[0]
     asked: list[UnitId] = []
 
     def make(other: UnitId) -> Rule | None:
@@ -143,6 +144,7 @@ def test_the_search_for_floor_rules_ends(llama: Any) -> None:
     unit = UnitId("tiny-llama", "0-mlp", 0)
     found = floors.floor_rules(llama, sweep(), unit, lambda other: None)
     assert found.rules == {} and found.skipped == {"nearest": floors.TRIES, "random": floors.TRIES}
+    assert floors.nearest_unit(llama, sweep(), unit, lambda other: None) is None
     with pytest.raises(Refused):
         floors.floor_rules(llama, sweep(), UnitId("tiny-llama", "0-attn", 0), lambda other: RULE)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from lamplighter.tools import measures, stats
 
@@ -168,3 +168,41 @@ def test_f1_is_sklearns_with_its_limit_at_nothing_right(rows: list[tuple[bool, b
         assert stats.f1(precision, recall) == pytest.approx(f1_score(truth, guess))
     else:
         assert np.isnan(stats.f1(precision, recall))
+
+
+# Shares, and ranks
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilson_by_hand(part, whole, low, high):
+    """The last is Newcombe's (1998) example."""
+    assert stats.wilson(part, whole) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_of_nothing_is_undefined():
+    assert stats.wilson(0, 0) == (None, None)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=30))
+def test_auroc_is_that_of_scikit_learn_with_weights_and_ties(rows):
+    labels, scores = np.array([r[0] for r in rows]), np.array([float(r[1]) for r in rows])
+    weights = np.array([[r[2] for r in rows], [1] * len(rows)], dtype=float)
+    found = stats.auroc(labels, scores, weights)
+    for row, value in zip(weights, found, strict=True):
+        if row[labels].sum() == 0 or row[~labels].sum() == 0:
+            assert np.isnan(value)
+        else:
+            assert value == pytest.approx(roc_auc_score(labels, scores, sample_weight=row))
+
+
+def test_draws_in_blocks_are_the_same_draws(monkeypatch):
+    """Sums and counts of one seed are paired, however many draws fit into memory at a time."""
+    totals = np.arange(12.0).reshape(6, 2)
+    whole = stats.resampled(totals, 3, 50)
+    times = np.concatenate(list(stats.times_drawn(6, 3, 50)))
+    assert (times.sum(axis=1) == 6).all() and np.array_equal(times @ totals, whole)
+    monkeypatch.setattr(stats, "_CELLS", 6 * 7)
+    assert np.array_equal(stats.resampled(totals, 3, 50), whole)
