@@ -510,6 +510,9 @@ def serve(
     reviewers: Annotated[
         list[str] | None, typer.Option("--reviewer", help="Somebody who may come in; each gets an address.")
     ] = None,
+    overlap: Annotated[
+        int, typer.Option("--overlap", envvar="LAMPLIGHTER_OVERLAP", min=1, help="Reviews wanted of an explanation.")
+    ] = 2,
     live: Annotated[bool, typer.Option("--live", help="Load the subject when somebody tries a text.")] = False,
     device: DeviceOption = None, dtype: DtypeOption = None, home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -523,6 +526,7 @@ def serve(
     place = Home.resolve(home)
     names = [socket.gethostname(), socket.getfqdn()]
     doors = open_doors(place.path, host, port, reviewers or [], getpass.getuser(), names)
+    from ..store.review_pages import MirroredDesk
     from ..store.server import create_app, listen, run, services
     from .live import reader, searcher
 
@@ -534,7 +538,7 @@ def serve(
     facts = {"addresses": {name: doors.address(name) for name in doors.tokens}, "home": str(place.path)}
     _emit(facts, as_json, shown.addresses)
     sys.stdout.flush()
-    run(create_app(given, doors), sock)
+    run(create_app(given, doors, MirroredDesk(place.work, place.findings, given.mirror, overlap)), sock)
 
 
 @app.command("rebuild")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote
 
+from .claims import reviewer_name
 from .records import Refused
 
 Scope = MutableMapping[str, Any]
@@ -43,7 +44,6 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
-_NAME = re.compile(r"[\w][\w.@-]{0,63}")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(\d{1,5}))?")
 
 
@@ -132,16 +132,21 @@ def _is_address(text: str) -> bool:
 def open_doors(home: Path, host: str, port: int, reviewers: Iterable[str], me: str, names: Iterable[str] = ()) -> Doors:
     """Doors with new tokens. Raises Refused for another address than loopback without named reviewers, and for a name
     that is none."""
-    known = [name.strip().lower() for name in reviewers]
-    for name in known:
-        if not _NAME.fullmatch(name):
-            raise Refused(f"the reviewer {name!r} is no name; give one of letters, digits and . _ @ -, as in ann.")
+    known = [reviewer_name(name) for name in reviewers]
     if not known and not is_loopback(host):
         raise Refused(
             f"{host} can be reached from other machines; name who may come in, as in --reviewer ann --reviewer bob."
         )
-    tokens = {name: secrets.token_urlsafe(32) for name in known or [me]}
+    tokens = {name: secrets.token_urlsafe(32) for name in known or [_my_name(me)]}
     return Doors(host, port, _secret(home), tokens, frozenset(name.lower() for name in names))
+
+
+def _my_name(me: str) -> str:
+    """The name that the system knows its user by, where reviews can be kept under it."""
+    try:
+        return reviewer_name(me)
+    except Refused:
+        return "me"
 
 
 def _secret(home: Path) -> bytes:

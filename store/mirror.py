@@ -27,6 +27,7 @@ from .work import Busy
 
 POLL_SECONDS = 1.0       # between looks at whether the findings were written
 PACE = 10.0              # a copy that took a second to make is kept for so many seconds
+QUICK_SECONDS = 1.0      # a copy that takes less is made while somebody waits
 LEFT_SECONDS = 3600.0    # a draft so old was left by a process that was killed
 MEMORY = "1GB"           # of one copy that is read; one that is made may take more, and spills to disk beside it
 MAKING = "2GB"
@@ -168,6 +169,16 @@ class Mirror:
         if self._copy is None:
             raise self._why or self._nothing()
         return self._copy
+
+    @property
+    def held(self) -> bool:
+        """Whether there is a copy, or could be one."""
+        return self._copy is not None or self._state() is not None
+
+    @property
+    def quick(self) -> bool:
+        """Whether a copy is made in less time than a person waits for."""
+        return self._copy is None or self._copy.seconds < QUICK_SECONDS
 
     def start(self) -> None:
         """Looks after the copy in a thread, until `close`."""

@@ -36,8 +36,11 @@ _EFFECTS = {"kills": "kills it", "keeps": "keeps it", "raises": "raises it", "un
 class Pages:
     """The templates, and what all of them know."""
 
-    def __init__(self, live: bool) -> None:
-        self.live = live
+    def __init__(self, live: bool, review: bool = False) -> None:
+        self.nav = [("/units", "Units"), ("/search", "Search"), ("/sql", "SQL")]
+        if review:
+            self.nav += [("/review", "Review"), ("/agreement", "Agreement")]
+        self.nav.append(("/api/v1", "API"))
         self._made = Environment(
             autoescape=True, finalize=_finalize, loader=FunctionLoader(_source), undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True, auto_reload=False,
@@ -49,6 +52,7 @@ class Pages:
         self._made.globals |= {
             "bounded": plain.bounded, "signed": signed, "version": __version__, "live": live, "bins": BINS,
             "verdicts": VERDICTS, "orders": list(ORDERS), "effects": _EFFECTS, "address": address, "heat": heat,
+            "nav": self.nav,
         }  # fmt: skip
 
     def show(self, name: str, request: Request, status: int = 200, **facts: Any) -> Response:
@@ -94,7 +98,7 @@ def page_routes(given: "Services", pages: Pages) -> APIRouter:
         try:
             facts = unit_facts(copy, this, investigation)
         except Missing:
-            if not given.mirror.refresh():       # recorded since the copy was made?
+            if not (given.mirror.quick and given.mirror.refresh()):       # recorded since the copy was made?
                 raise
             copy = given.mirror.copy
             facts = unit_facts(copy, this, investigation)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -25,6 +25,7 @@ from .lamps import start_facts
 from .mirror import Mirror
 from .pages import Pages, page_routes
 from .records import Refused
+from .review_pages import MirroredDesk, review_routes
 from .unit_page import Missing
 from .work import Busy
 
@@ -61,25 +62,29 @@ def services(
     return Services(findings, mirror, home / "pictures", search, sql, read)
 
 
-def create_app(given: Services, doors: Doors, more: Sequence[APIRouter] = ()) -> Guard:
-    """The application behind its guard. more: further routes, each with pages of its own."""
+def create_app(given: Services, doors: Doors, desk: MirroredDesk | None = None) -> Guard:
+    """The application behind its guard; with a desk people can review at it."""
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
         given.mirror.start()
+        if desk is not None:
+            desk.start()
         yield
         given.mirror.close()
+        if desk is not None:
+            desk.close()
 
     app = FastAPI(
         title="lamplighter", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=alive,
         description="What is known of the units of language models. Everything wants the cookie of the pages, or the "
         "token that lamplighter serve printed, as Authorization: Bearer TOKEN.",
     )  # fmt: skip
-    pages = Pages(live=given.read is not None)
+    pages = Pages(live=given.read is not None, review=desk is not None)
     app.include_router(page_routes(given, pages))
     app.include_router(api_routes(given, pages, app), prefix="/api/v1")
-    for router in more:
-        app.include_router(router)
+    if desk is not None:
+        app.include_router(review_routes(desk, pages))
     _add_static(app)
     _add_answers(app, pages)
     return Guard(app, doors)
@@ -107,7 +112,8 @@ def _add_answers(app: FastAPI, pages: Pages) -> None:
         if request.url.path.startswith("/api/"):
             error, _, hint = sentence.partition("; ")
             return JSONResponse({"ok": False, "error": error, "hint": hint or None}, status)
-        return pages.show("problem", request, status=status, sentence=sentence, code=status)
+        fragment = "hx-request" in request.headers
+        return pages.show("problem", request, status=status, sentence=sentence, code=status, fragment=fragment)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:

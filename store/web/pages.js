@@ -18,9 +18,17 @@
     }
   }
 
+  // The next or the previous text of a card; where there are none, the next unit.
+  function move(step) {
+    const texts = [...document.querySelectorAll(".one-text")];
+    if (!texts.length) return go(step > 0 ? "next" : "prev");
+    const at = texts.indexOf(document.activeElement);
+    texts[Math.min(texts.length - 1, Math.max(0, at < 0 ? 0 : at + step))].focus();
+  }
+
   const keys = {
-    j: () => go("next"),
-    k: () => go("prev"),
+    j: () => move(1),
+    k: () => move(-1),
     c: () => { if (find("#copy")) copy(); },
     "/": () => find("#jump").focus(),
   };
@@ -40,10 +48,41 @@
   });
   document.addEventListener("keydown", (event) => {
     if (!on || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-    if (event.target.closest("input, textarea, select, [contenteditable]")) return;
+    if (event.repeat || event.target.closest("input:not([type=checkbox]), textarea, select, [contenteditable]")) return;
     const act = keys[event.key];
-    if (act) { event.preventDefault(); act(); }
+    const pressed = find(`[data-key="${CSS.escape(event.key)}"]`);
+    if (act) { event.preventDefault(); act(); } else if (pressed) { event.preventDefault(); pressed.click(); }
   });
+
+  // Reviewing: whoever opens the edit types; a new card has the focus; a card in sight stays in hand.
+  document.addEventListener("toggle", (event) => {
+    if (event.target.matches(".edit[open]")) event.target.querySelector("textarea").focus();
+  }, true);
+  const desk = find("#desk");
+  if (desk) {
+    let item = find("#card [name=item]")?.value;
+    new MutationObserver(() => {
+      const now = find("#card [name=item]")?.value;
+      if (now !== item) { item = now; find("#card-name")?.focus(); }
+    }).observe(desk, { childList: true });
+    const beat = async () => {
+      const card = find("#card");
+      if (!card || document.visibilityState !== "visible") return;
+      const lost = find("#beat-lost");
+      try {
+        const told = await fetch("/review/beat", { method: "POST", body: new URLSearchParams({ item: card.item.value }),
+          headers: { "hx-request": "true" } });
+        lost.hidden = told.ok;
+        if (!told.ok) lost.textContent = "This card is not in your hands any more; reload the page for another.";
+      } catch {
+        lost.hidden = false;
+        lost.textContent = "The server does not answer; what was said before is kept.";
+      }
+    };
+    setInterval(beat, 1000 * Number(find("#card")?.dataset.beat || 60));
+    document.addEventListener("visibilitychange", beat);
+  }
+
   const button_copy = find("#copy");
   if (button_copy) { button_copy.hidden = false; button_copy.addEventListener("click", copy); }
 })();

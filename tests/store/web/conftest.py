@@ -1,11 +1,14 @@
 """A home with three units on record, one of them with hostile text, and the pages over it."""
 
 import importlib.util
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +149,17 @@ def read(unit: str, text: str) -> dict[str, Any]:
 def make_app(filled: Path) -> Callable[..., Any]:
     """Pages over a home for doors on a port: `(app, doors)`."""
     from lamplighter.store.guard import open_doors
+    from lamplighter.store.review_pages import MirroredDesk
     from lamplighter.store.server import create_app, services
+    from lamplighter.store.work import Work
 
-    def make(port: int = 8600, live: bool = True, home: Path = filled, **more: Any) -> tuple[Any, Any]:
+    def make(
+        port: int = 8600, live: bool = True, home: Path = filled, reviewers: Any = (), overlap: int = 2
+    ) -> tuple[Any, Any]:
         findings = Findings(home / "findings.duckdb")
-        doors = open_doors(home, more.pop("host", "127.0.0.1"), port, more.pop("reviewers", []), "me", **more)
+        doors = open_doors(home, "127.0.0.1", port, reviewers, "me")
         given = services(findings, home, found, findings.sql, read if live else None)
-        return create_app(given, doors), doors
+        return create_app(given, doors, MirroredDesk(Work(home / "work.sqlite"), findings, given.mirror, overlap)), doors
 
     return make
 
@@ -169,28 +176,48 @@ def served(make_app: Callable[..., Any]) -> Iterator[Any]:
         yield client
 
 
-@pytest.fixture(scope="session")
-def running(make_app: Callable[..., Any]) -> Iterator[tuple[str, int]]:
-    """A real server: the address that lets one in, and its port."""
+@contextmanager
+def serving(make_app: Callable[..., Any], port: int = 0, **more: Any) -> Iterator[tuple[Any, int]]:
+    """A real server: its doors and its port."""
     import uvicorn
 
     from lamplighter.store import server
 
+    sock = server.listen("127.0.0.1", port)
+    app, doors = make_app(sock.getsockname()[1], **more)
+    app.seconds = 1.0
+    made = uvicorn.Server(uvicorn.Config(app, http=server.Prompt, ws="none", log_level="error", lifespan="on"))
+    thread = threading.Thread(target=made.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not made.started and time.monotonic() < deadline:
+        time.sleep(0.02)
+    yield doors, doors.port
+    made.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def serve(make_app: Callable[..., Any]) -> Callable[..., AbstractContextManager[tuple[Any, int]]]:
+    """Real servers, over a home of the test's own."""
+    return partial(serving, make_app)
+
+
+@pytest.fixture(scope="session")
+def running(make_app: Callable[..., Any]) -> Iterator[tuple[str, int]]:
+    """A real server: the address that lets one in, and its port. Connections that say nothing end after a second."""
+    from lamplighter.store import server
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server, "KEEP_ALIVE", 1.0)
-        sock = server.listen("127.0.0.1", 0)
-        port = sock.getsockname()[1]
-        app, doors = make_app(port)
-        app.seconds = 1.0
-        made = uvicorn.Server(uvicorn.Config(app, http=server.Prompt, ws="none", log_level="error", lifespan="on"))
-        thread = threading.Thread(target=made.run, kwargs={"sockets": [sock]}, daemon=True)
-        thread.start()
-        deadline = time.monotonic() + 20
-        while not made.started and time.monotonic() < deadline:
-            time.sleep(0.02)
-        yield doors.address("me"), port
-        made.should_exit = True
-        thread.join(10)
+        with serving(make_app) as (doors, port):
+            yield doors.address("me"), port
+
+
+@pytest.fixture
+def own(filled: Path, tmp_path: Path) -> Path:
+    """A copy of the home, to be written to."""
+    return Path(shutil.copytree(filled, tmp_path / "own", ignore=shutil.ignore_patterns("snapshots", "work.sqlite*")))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 CHROMIUM = os.environ.get("LAMPLIGHTER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 AXE = os.environ.get("LAMPLIGHTER_AXE")      # axe.min.js of axe-core, which is too large to keep here
 PAGES = ["/", "/units", "/units/org/tiny/1-mlp/7", "/units/org/tiny/2-resid:sae/9", "/near/org/tiny/1-mlp/7",
-         "/search?q=left", "/sql?q=select+unit+from+units", "/api/v1"]  # fmt: skip
+         "/search?q=left", "/sql?q=select+unit+from+units", "/api/v1", "/review", "/agreement"]  # fmt: skip
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
@@ -147,6 +147,65 @@ def test_a_cookie_comes_along_a_link_from_elsewhere(browser, running, tmp_path: 
         page.click("a")
         page.wait_for_url(f"http://127.0.0.1:{running[1]}/")
         assert page.locator("h1").inner_text() == "What is known"
+
+
+def entered(browser: Any, address: str, port: int) -> Any:
+    page = browser.new_context().new_page()
+    page.set_default_timeout(15_000)
+    page.problems = []
+    page.on("console", lambda said: said.type in ("error", "warning") and page.problems.append(said.text))
+    page.goto(address)
+    page.wait_for_url(f"http://127.0.0.1:{port}/")
+    return page
+
+
+def test_a_card_is_judged_by_keyboard(browser, serve, own) -> None:
+    with serve(home=own) as (doors, port):
+        page = at(entered(browser, doors.address("me"), port), "/review")
+        first = page.inner_text("#card-name")
+        assert page.locator("text=F1").count() == 0, "blind"
+        page.keyboard.press("2")
+        assert page.is_checked("[data-key='2']")
+        page.keyboard.press("j")
+        assert page.evaluate("document.activeElement.className") == "one-text"
+        page.keyboard.press("r")
+        page.wait_for_selector(f".last:has-text('{first}')")
+        assert page.evaluate("document.activeElement.id") in ("card-name", "main", "")
+        page.keyboard.press("u")
+        page.wait_for_function(f"document.querySelector('#card-name')?.textContent === {first!r}")
+        page.keyboard.press("a")
+        page.wait_for_selector(f".last:has-text('{first} accept')")
+        page.keyboard.press("v")
+        page.wait_for_selector("#behind .card")
+        assert "0.80 [0.70, 0.90]" in page.inner_text("#behind")
+        assert page.problems == []
+
+
+def test_an_explanation_is_edited_by_keyboard(browser, serve, own) -> None:
+    with serve(home=own) as (doors, port):
+        page = at(entered(browser, doors.address("me"), port), "/review")
+        page.keyboard.press("e")
+        page.wait_for_function("document.activeElement.id === 'sentence'")
+        page.fill("#sentence", "fires on my words")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".last:has-text('edit')")
+        assert page.problems == []
+
+
+def test_two_people_get_no_card_twice_and_a_restart_loses_nothing(browser, serve, own) -> None:
+    with serve(home=own, reviewers=["ann", "bob"], overlap=1) as (doors, port):
+        pages = [at(entered(browser, doors.address(name), port), "/review") for name in ("ann", "bob")]
+        cards = [page.inner_text("#card-name") for page in pages]
+        assert len(set(cards)) == 2
+    with serve(port=port, home=own, reviewers=["ann", "bob"], overlap=1):
+        for page, card in zip(pages, cards, strict=True):
+            page.reload()
+            assert page.inner_text("#card-name") == card, "the same card, by the same cookie"
+        pages[0].keyboard.press("a")
+        pages[0].wait_for_selector(f".last:has-text('{cards[0]}')")
+        assert pages[0].locator("#card-name").count() == 0 or pages[0].inner_text("#card-name") not in cards
 
 
 @pytest.mark.skipif(AXE is None, reason="LAMPLIGHTER_AXE names no axe.min.js")

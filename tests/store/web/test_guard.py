@@ -41,6 +41,10 @@ TABLE = [
     ("a form of nowhere", "POST", "/try", {"origin": "null"}, b"unit=x&text=y", 403),
     ("a write that hides its origin", "POST", "/try", {"origin": None}, b"unit=x&text=y", 403),
     ("a write that says it is foreign", "POST", "/try", {**IN, "sec-fetch-site": "same-site"}, b"unit=x&text=y", 403),
+    ("a foreign review", "POST", "/review", {"origin": "https://evil.example"}, b"item=x&verdict=accept", 403),
+    ("a review of nothing", "POST", "/review", IN, b"item=x&verdict=accept", 400),
+    ("no cookie, a card", "GET", "/review", {"cookie": ""}, None, 401),
+    ("scores before a verdict", "GET", "/review/behind/x", {}, None, 400),
     ("another method", "DELETE", "/units/org/tiny/1-mlp/7", IN, None, 405),
     ("a method that proxies speak", "TRACE", "/", IN, None, 405),
     ("a page that is read, written", "POST", "/units", IN, b"", 405),
@@ -74,7 +78,8 @@ TABLE = [
 @pytest.mark.parametrize(("what", "method", "path", "heads", "body", "status"), TABLE, ids=[row[0] for row in TABLE])
 def test_a_hostile_request(served, what, method, path, heads, body, status) -> None:
     request = served.build_request(method, path, content=body)
-    kinds = {"/try": "application/x-www-form-urlencoded", "/api/v1/sql": "application/json"}
+    form = "application/x-www-form-urlencoded"
+    kinds = {"/try": form, "/review": form, "/api/v1/sql": "application/json"}
     if path in kinds:
         request.headers["content-type"] = kinds[path]
     for name, value in heads.items():
@@ -143,6 +148,7 @@ def test_other_addresses_want_named_reviewers(tmp_path, host) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "x" * 80, "a;b"])
 def test_a_name_that_is_none(tmp_path, name) -> None:
+    assert set(open_doors(tmp_path, "127.0.0.1", 1, [], name).tokens) == {"me"}
     with pytest.raises(Refused, match="no name"):
         open_doors(tmp_path, "127.0.0.1", 1, [name], "me")
 

@@ -19,7 +19,8 @@ UNIT = "/units/org/tiny/1-mlp/7"
 HOSTILE_UNIT = "/units/org/tiny/2-resid:sae/9"
 PAGES = ["/", "/units", "/units?order=best&low=0.5&high=1", UNIT, "/units/org/tiny/1-mlp/8-", HOSTILE_UNIT,
          "/units/org/tiny/2-mlp/9", "/near/org/tiny/1-mlp/7", "/search", "/search?q=left", "/sql", "/sql?q=select+1",
-         "/sql?q=select+sentence+from+hypotheses", "/api/v1", "/units/org/tiny/1-mlp/99", "/nowhere"]  # fmt: skip
+         "/sql?q=select+sentence+from+hypotheses", "/api/v1", "/review", "/agreement",
+         "/agreement?audit=1", "/units/org/tiny/1-mlp/99", "/nowhere"]  # fmt: skip
 
 
 class Tags(HTMLParser):
