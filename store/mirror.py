@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,20 @@ _MADE = (_CARDS, _NUMBERED, "DROP TABLE page_cards", _INVESTIGATIONS, _VERDICTS,
 
 @dataclass(frozen=True)
 class Copy:
-    """One copy. as_of: when the findings that it holds were written (UTC); made: a number that names it."""
+    """One copy. state: when the findings that it holds were written [ns since 1970], and their size; made: a number
+    that names it; seconds: what it took; start: what the start page says."""
 
     con: duckdb.DuckDBPyConnection
-    as_of: str
+    state: tuple[int, int]
     made: int
     seconds: float
     start: dict[str, Any]
+
+    @property
+    def as_of(self) -> str:
+        """When the findings that it holds were written (UTC)."""
+        when = datetime.fromtimestamp(self.state[0] / 1e9, UTC)
+        return when.isoformat(timespec="seconds").removesuffix("+00:00")
 
     def ask(self, sql: str, given: Sequence[Any] | Mapping[str, Any] = (), unpack: bool = False) -> Rows:
         """The rows of a SELECT, as `Findings.sql` gives them."""
@@ -171,11 +178,6 @@ class Mirror:
         return self._copy
 
     @property
-    def held(self) -> bool:
-        """Whether there is a copy, or could be one."""
-        return self._copy is not None or self._state() is not None
-
-    @property
     def quick(self) -> bool:
         """Whether a copy is made in less time than a person waits for."""
         return self._copy is None or self._copy.seconds < QUICK_SECONDS
@@ -190,7 +192,9 @@ class Mirror:
 
     def refresh(self, now: bool = True) -> bool:
         """Makes a new copy if the findings were written since; unless `now`, not before the last has had its time."""
-        with self._making:
+        if not self._making.acquire(blocking=self._copy is None):
+            return False                 # another thread makes one
+        try:
             state = self._state()
             if state == self._held or (not now and time.monotonic() < self._next):
                 return False
@@ -208,6 +212,8 @@ class Mirror:
                 return False
             self._next = time.monotonic() + PACE * self._copy.seconds
             return True
+        finally:
+            self._making.release()
 
     def _nothing(self) -> Refused:
         return Refused(f"Nothing is recorded in {self.findings.path.parent} yet; run `lamplighter run` first.")
@@ -237,10 +243,10 @@ class Mirror:
                     con.execute(sql)
             opened = duckdb.connect(path, read_only=True, config=dict(_READING))
         opened.execute("SET TimeZone = 'UTC'")
-        when = datetime.fromtimestamp(state[0] / 1e9, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
         self._made += 1
-        copy = Copy(opened, when, self._made, 0.0, {})
-        return Copy(opened, when, self._made, time.monotonic() - began, self.summary(copy))
+        copy = Copy(opened, state, self._made, 0.0, {})
+        start = self.summary(copy)
+        return replace(copy, seconds=time.monotonic() - began, start=start)
 
     def _clear(self) -> None:
         """Removes what killed processes left."""

@@ -8,12 +8,12 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
+from .. import __version__
 from . import review
 from .claims import LEASE, OVERLAP, TAGS
 from .edits import LONGEST, Edit
@@ -27,6 +27,7 @@ from .work import Busy, Work
 
 AHEAD = 3                # cards that are read before they are asked for
 KEPT = 64                # answers of a copy that are kept
+CLIENT = f"lamplighter {__version__} pages"
 LOOK_SECONDS = 5.0       # between looks at what is to be delivered and what waits
 
 # What can be said of a card: the verdict, its key, its name on a button.
@@ -70,7 +71,8 @@ class MirroredDesk(Desk):
 
     def _look(self) -> str:
         """What names the state that the copy holds, as `Desk` has it for the file."""
-        return f"{VERSION} copy {self.mirror.copy.as_of} {self.mirror.copy.made}" if self.mirror.held else "none"
+        written, size = self.mirror.copy.state
+        return f"{VERSION} {written} {size}"
 
     def start(self) -> None:
         """Delivers what was said, and takes in what waits, in a thread until `close`."""
@@ -114,17 +116,17 @@ def review_routes(desk: MirroredDesk, pages: Pages) -> APIRouter:
 
 
 def _add_cards(routes: APIRouter, desk: MirroredDesk, pages: Pages) -> None:
-    def card(request: Request, said: dict[str, Any] | None = None, problem: str | None = None) -> Response:
+    def card(request: Request, problem: str | None = None) -> Response:
         """The card in hand, else the next; what was said last stays in sight, to be taken back."""
         name = request.state.reviewer
         if desk.claims.looked() is None:
             desk.refresh()
         given = desk.next(name)
         threading.Thread(target=_quietly, args=(desk.warm, name), daemon=True).start()
-        facts = None if given is None else given.facts() | {"texts": [ended(row) | row for row in given.examples]}
+        facts = None if given is None else given.facts() | {"texts": [row | ended(row) for row in given.examples]}
         last = next(iter(desk.recent(name)), None)
         return pages.show(
-            "review", request, status=400 if problem else 200, card=facts, last=said or last, told=desk.progress(name),
+            "review", request, status=400 if problem else 200, card=facts, last=last, told=desk.progress(name),
             sayings=SAYINGS, tags=TAGS, longest=LONGEST, problem=problem, fragment="hx-request" in request.headers,
             beat=round(LEASE / 5),
         )  # fmt: skip
@@ -142,21 +144,16 @@ def _add_cards(routes: APIRouter, desk: MirroredDesk, pages: Pages) -> None:
         name = request.state.reviewer
         edit = _edit(desk, item, sentence, rule == "same") if verdict == "edit" else None
         try:
-            told = desk.submit(
-                item, name, verdict, tags=tag or [], edit=edit, card=digest or None, client="lamplighter pages"
-            )
+            desk.submit(item, name, verdict, tags=tag or [], edit=edit, card=digest or None, client=CLIENT)
         except Refused as refusal:
             return card(request, problem=str(refusal))
         desk.said()
-        if "hx-request" not in request.headers:
-            return RedirectResponse("/review", 303)
-        unit = next((row for row in desk.recent(name) if row["item"] == item), {"unit": "", "sign": 1})
-        return card(request, said={**asdict(told), "unit": unit["unit"], "sign": unit["sign"]})
+        return card(request) if "hx-request" in request.headers else RedirectResponse("/review", 303)
 
     @routes.post("/review/undo")
     def undo(request: Request) -> Response:
         try:
-            desk.undo(request.state.reviewer, client="lamplighter pages")
+            desk.undo(request.state.reviewer, client=CLIENT)
         except Refused as refusal:
             return card(request, problem=str(refusal))
         desk.said()

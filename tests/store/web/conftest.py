@@ -82,7 +82,8 @@ def unit_records(index: int, sign: int = 1, sentence: str = "fires on the word â
         evidence("substitute", [swapped], {"kept_text": text}),
         evidence("patch", carried, {"clean_text": text + token, "corrupt_text": text + " right", "original": "left",
                                     "substitute": "right"}),
-        evidence("ablate", where, {"pushed": [[text, 1.0, 3]], "held_down": [[" right", -1.0, 4]]}, warnings=[text]),
+        evidence("ablate", where, {"pushed": [[text, 1.0, 3]], "held_down": [[" right", -1.0, 4]], "effect": "shown"},
+                 warnings=[text]),
         evidence("lens", lens, {}, artifact=ARTIFACT),
     ]  # fmt: skip
     kept = Hypothesis(author="playbook", sentence=sentence, rule={"clauses": []}, rule_text=f"word {text}", kept=True,
@@ -128,7 +129,7 @@ def fill(home: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home; read it, never write to it."""
+    """The home; its findings are read and never written."""
     return fill(tmp_path_factory.mktemp("web") / "home")
 
 
@@ -159,7 +160,8 @@ def make_app(filled: Path) -> Callable[..., Any]:
         findings = Findings(home / "findings.duckdb")
         doors = open_doors(home, "127.0.0.1", port, reviewers, "me")
         given = services(findings, home, found, findings.sql, read if live else None)
-        return create_app(given, doors, MirroredDesk(Work(home / "work.sqlite"), findings, given.mirror, overlap)), doors
+        desk = MirroredDesk(Work(home / "work.sqlite"), findings, given.mirror, overlap)
+        return create_app(given, doors, desk), doors
 
     return make
 
