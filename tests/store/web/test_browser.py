@@ -105,7 +105,7 @@ def test_keys_can_be_turned_off(page) -> None:
 def test_a_unit_is_copied_as_json(page) -> None:
     at(page, "/units/org/tiny/1-mlp/7")
     page.keyboard.press("c")
-    page.wait_for_function("document.querySelector('#copied').textContent === 'copied'")
+    page.wait_for_selector("#copied:text-is('copied')")
     assert '"fires on the word “left”"' in page.evaluate("navigator.clipboard.readText()")
 
 
@@ -170,9 +170,9 @@ def test_a_card_is_judged_by_keyboard(browser, serve, own) -> None:
         assert page.evaluate("document.activeElement.className") == "one-text"
         page.keyboard.press("r")
         page.wait_for_selector(f".last:has-text('{first}')")
-        assert page.evaluate("document.activeElement.id") in ("card-name", "main", "")
+        page.wait_for_selector("#card-name:focus")
         page.keyboard.press("u")
-        page.wait_for_function(f"document.querySelector('#card-name')?.textContent === {first!r}")
+        page.wait_for_selector(f"#card-name:text-is('{first}')")
         page.keyboard.press("a")
         page.wait_for_selector(f".last:has-text('{first} accept')")
         page.keyboard.press("v")
@@ -185,7 +185,7 @@ def test_an_explanation_is_edited_by_keyboard(browser, serve, own) -> None:
     with serve(home=own) as (doors, port):
         page = at(entered(browser, doors.address("me"), port), "/review")
         page.keyboard.press("e")
-        page.wait_for_function("document.activeElement.id === 'sentence'")
+        page.wait_for_selector("#sentence:focus")
         page.fill("#sentence", "fires on my words")
         page.keyboard.press("Tab")
         page.keyboard.press("Tab")

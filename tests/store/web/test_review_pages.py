@@ -97,8 +97,11 @@ def test_a_skipped_card_goes_to_others(seats) -> None:
     mine = card(ann)["item"]
     say(ann, "skip")
     assert card(ann).get("item") != mine
-    say(bob, "accept")
-    assert card(bob)["item"] == mine
+    given = [card(bob)["item"]]
+    while say(bob, "accept") and (item := card(bob).get("item")):
+        given.append(item)
+    assert mine in given
+    assert len(given) == len(set(given))
 
 
 def test_a_card_of_another_is_not_judged(seats) -> None:
