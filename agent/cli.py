@@ -23,10 +23,7 @@ from .config import Home
 from .progress import progress
 
 if TYPE_CHECKING:
-    from ..store.records import Evidence
     from ..tools.features import Coder
-    from ..tools.toolbox import Toolbox
-    from ..tools.units import UnitId
 
 DONE, ERROR, BUDGET, FAILED, DRAINED = 0, 1, 3, 4, 130
 SUBJECT = "smollm2-135m"
@@ -39,6 +36,7 @@ _STOPPED = {
     "try": "the reading was not recorded unless it was printed, and the same command makes it anew.",
     "review": "what was said and what was scored is kept, and the same command goes on from there.",
     "backup": "nothing is kept of a backup that was not through, and the same command makes it anew.",
+    "serve": "the pages are gone; what was recorded is kept, and whoever was let in comes in again.",
     "export": "nothing is kept of an export that was not through, and the same command makes it anew.",
     "import": "what was read is kept, and the same command brings in the rest.",
     "score": "what was scored is kept, and the same command goes on from there.",
@@ -437,6 +435,7 @@ def _use_tool(
     """Runs a tool, prints its report and how strong what it read is, and records it."""
     from ..tools.toolbox import describe
     from ..tools.units import UnitId
+    from .live import strength
 
     describe(name)
     chosen, place = UnitId.parse(unit), Home.resolve(home)
@@ -446,25 +445,8 @@ def _use_tool(
         raise Refused(evidence.summary)
     place.work.post([evidence])
     facts = {"id": evidence.id, "recalled": evidence.provenance.get("recalled"), "picture": place.picture(evidence)}
-    _emit(evidence.report() | facts | _strength(toolbox, chosen, evidence), as_json, people)
+    _emit(evidence.report() | facts | strength(toolbox, chosen, evidence), as_json, people)
     _deliver(place)
-
-
-def _strength(toolbox: "Toolbox", unit: "UnitId", evidence: "Evidence") -> dict[str, Any]:
-    """{scale, fires}: P and τ of the home's largest sweep of the unit, and whether the text's reading reaches τ.
-
-    Nothing for a tool that reads no one text (checks["peak"]). Both are None where no sweep has the unit; `fires` also
-    where the sweep never saw it active, so that τ is 0.
-    """
-    if "text" not in evidence.arguments or "peak" not in evidence.checks:
-        return {}
-    try:
-        sweep = toolbox.sweep(unit)
-        known = sweep.statistics(unit)
-    except Refused:
-        return {"scale": None, "fires": None}
-    scale = {"peak": known.peak, "threshold": known.threshold, "sweep": sweep.digest, "corpus": sweep.corpus}
-    return {"scale": scale, "fires": evidence.checks["peak"] >= known.threshold if known.peak > 0 else None}
 
 
 def _deliver(place: Home) -> None:
@@ -566,6 +548,45 @@ def mcp(
     place = Home.resolve(home)
     budget = Allowance(minutes, llm_tokens, usd, planner, endpoint, corpus, device) if allow_run else None
     make_server(place, budget).run("stdio")
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Where to listen; 0 takes a free one.")] = 8600,
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+    reviewers: Annotated[
+        list[str] | None, typer.Option("--reviewer", help="Somebody who may come in; each gets an address.")
+    ] = None,
+    overlap: Annotated[
+        int, typer.Option("--overlap", envvar="LAMPLIGHTER_OVERLAP", min=1, help="Reviews wanted of an explanation.")
+    ] = 2,
+    live: Annotated[bool, typer.Option("--live", help="Load the subject when somebody tries a text.")] = False,
+    device: DeviceOption = None, dtype: DtypeOption = None, home: HomeOption = None, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Serves the pages of this home, to this machine alone, and prints the address that lets you in."""
+    import getpass
+    import socket
+    from dataclasses import replace
+
+    from ..store.guard import open_doors
+
+    place = Home.resolve(home)
+    names = [socket.gethostname(), socket.getfqdn()]
+    doors = open_doors(place.path, host, port, reviewers or [], getpass.getuser(), names)
+    from ..store.review_pages import MirroredDesk
+    from ..store.server import create_app, listen, run, services
+    from .live import reader, searcher
+
+    sock = listen(host, port)
+    doors = replace(doors, port=sock.getsockname()[1])
+    given = services(
+        place.findings, place.path, searcher(place), lambda query: place.snapshots.sql(query).answer.rows,
+        reader(place, device, dtype) if live else None,
+    )
+    facts = {"addresses": {name: doors.address(name) for name in doors.tokens}, "home": str(place.path)}
+    _emit(facts, as_json, shown.addresses)
+    sys.stdout.flush()
+    run(create_app(given, doors, MirroredDesk(place.work, place.findings, given.mirror, overlap)), sock)
 
 
 @app.command("rebuild")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..store.exchange import Wanted
+from ..store.plain import bounded, clean, number
 from ..store.records import VERDICTS, Refused
 from . import show as shown
 from .cli import (
@@ -149,12 +150,12 @@ def _scored(facts: dict[str, Any]) -> None:
     heads = ("unit", "source", "explanation", "claimed by source", "detection F1 [95 %]", "floor", "verdict", "ours")
     shown.table(f"scored by {facts['judge']}", heads, [
         (shown.signed(row), row["source"], row["explanation"], shown.claimed(row["claimed"]),
-         shown.bounded(row["detection"], row["detection_low"], row["detection_high"]), shown.number(row["floor"]),
+         bounded(row["detection"], row["detection_low"], row["detection_high"]), number(row["floor"]),
          row["verdict"], _ours(row))
         for row in facts["scored"]
     ])  # fmt: skip
     for row in facts["left_out"]:
-        shown.say(f"left out ({row['count']:,}): {shown.clean(row['why'])}")
+        shown.say(f"left out ({row['count']:,}): {clean(row['why'])}")
     if facts["waiting"]:
         shown.say(f"the budget was reached; {facts['waiting']:,} wait, and the same command goes on from there.")
 
@@ -162,4 +163,4 @@ def _scored(facts: dict[str, Any]) -> None:
 def _ours(row: dict[str, Any]) -> str:
     if row["ours_verdict"] is None:
         return "—"
-    return f"{row['ours_verdict']}, F1 {shown.bounded(row['ours_f1'], row['ours_low'], row['ours_high'])}"
+    return f"{row['ours_verdict']}, F1 {bounded(row['ours_f1'], row['ours_low'], row['ours_high'])}"

@@ -13,11 +13,10 @@ from datetime import datetime
 from typing import Any
 
 from ..store.findings import drain
-from ..store.records import Failure, Refused
+from ..store.records import Failure, Refused, signed
 from ..store.work import Busy, RunState, Worker
 from ..tools import measures
 from .config import Home
-from .show import signed
 
 ROOM = 2**30           # bytes that must be free on the home's file system for work to go on
 UNKNOWN = "unknown"    # kind of a failure of which no record is left

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 
 from .. import __version__
 from ..store.confined import Limits
+from ..store.plain import clean
 from ..store.records import Refused, signed
 from ..store.search import Filters, compared, explained, search, why_none
 from . import show
@@ -313,10 +314,10 @@ def printable(value: Any) -> Any:
     """The same with every text on one line, invisible characters written out, and long texts cut."""
     match value:
         case str():
-            text = show.clean(value[:LONGEST])
+            text = clean(value[:LONGEST])
             return text if len(value) <= LONGEST else f"{text}… ({len(value):,} characters)"
         case dict():
-            return {show.clean(key): printable(item) for key, item in value.items()}
+            return {clean(key): printable(item) for key, item in value.items()}
         case list() | tuple():
             return [printable(item) for item in value]
     return value

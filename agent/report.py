@@ -11,10 +11,9 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
-from ..store.records import VERDICTS, Refused, utc_now
+from ..store.records import VERDICTS, Refused, signed, utc_now
 from ..tools import measures
 from .config import Home
-from .show import signed
 from .verdict import NO_RULE
 
 BEST = 10               # explanations shown at most

@@ -13,9 +13,9 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import store
+from ..store.plain import bounded, clean, count, cut, duration, number, when
 from ..store.records import Refused
 from .report import LIMITS
-from .show import bounded, clean, number
 
 # Punctuation that means something in Markdown, links that some readers make of bare addresses included.
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>|~&$#!]|:(?=//)|(?<=www)\.", re.IGNORECASE)
@@ -36,7 +36,7 @@ def render(facts: dict[str, Any], markdown: bool = False) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     made.filters |= {
-        "cut": _cut, "number": number, "count": _count, "when": _when, "spell": _spell, "duration": _duration,
+        "cut": cut, "number": number, "count": count, "when": when, "spell": _spell, "duration": duration,
     }  # fmt: skip
     page = made.get_template("report.md.jinja" if markdown else "report.html.jinja")
     text = page.render(**facts, bounded=bounded, explained=_EXPLAINED, limits=LIMITS)
@@ -76,32 +76,9 @@ def _as_markdown(value: Any) -> Any:
     return value if isinstance(value, Markup) else Markup(_MARKDOWN.sub(r"\\\g<0>", clean(value)))
 
 
-def _cut(text: str | None, most: int = 300) -> str:
-    """The beginning of a long text."""
-    text = text or ""
-    return text if len(text) <= most else f"{text[:most]}…"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _when(moment: str | None) -> str:
-    return "not yet" if moment is None else f"{moment[:16].replace('T', ' ')} UTC"
-
-
 def _spell(value: Any) -> str:
     """A setting as people write it."""
     return ", ".join(map(str, value)) if isinstance(value, list) else str("not set" if value is None else value)
-
-
-def _duration(seconds: float | None) -> str:
-    """Seconds as people say them."""
-    whole = round(seconds or 0)
-    if whole < 120:
-        return f"{whole} s"
-    minutes = round(whole / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 __all__ = ["render", "target", "write"]

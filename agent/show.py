@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..store.excerpt import about
+from ..store.plain import bounded, clean, number
 from ..store.records import PERSON, Refused
 from ..store.records import signed as signed
 from ..tools.units import UnitId
@@ -41,12 +43,6 @@ def console() -> Console:
     return out if out.is_terminal else Console(highlight=False, width=WIDTH)
 
 
-def clean(value: Any) -> str:
-    """One line of printable text: control, bidi and zero-width characters are shown as escapes."""
-    text = "" if value is None else str(value)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Prints rows under heads; every cell is text, never markup."""
     made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
@@ -62,19 +58,9 @@ def say(line: str) -> None:
     console().print(Text(line))
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A number for people; None is “undefined”."""
-    return "undefined" if value is None else f"{value:.{digits}f}"
-
-
 def interval(row: Mapping[str, Any]) -> str:
     """An F1 is never shown without its interval."""
     return bounded(row["input_f1"], row["input_f1_low"], row["input_f1_high"])
-
-
-def bounded(value: float | None, low: float | None, high: float | None) -> str:
-    """A number with its interval."""
-    return "undefined" if value is None else f"{value:.2f} [{number(low)}, {number(high)}]"
 
 
 # Models, machine, sweep
@@ -338,6 +324,13 @@ def _clauses(clauses: list[dict[str, Any]]) -> None:
         table("each clause by itself", ("clause", "precision [95 %]", "recall [95 %]", "F1 [95 %]", "n"), [
             (c["clause"], *(bounded(**c[name]) for name in ("precision", "recall", "f1")), c["judged"]) for c in clauses
         ])  # fmt: skip
+
+
+def addresses(facts: dict[str, Any]) -> None:
+    """Where the pages are, for each who may come in."""
+    for name, address in facts["addresses"].items():
+        sys.stdout.write(f"{address}\n" if len(facts["addresses"]) == 1 else f"{name}: {address}\n")
+    say(f"serving {facts['home']}; Ctrl-C ends it.")
 
 
 # Experiments, queries

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..store.plain import clean
 from .life import ALIKE
-from .show import clean, say, table
+from .show import say, table
 
 LISTED = 20      # units of a plan that are named
 

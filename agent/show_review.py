@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..store.claims import TAGS
-from .show import bounded, clean, interval, number, say, signed, table
+from ..store.plain import bounded, clean, number
+from ..store.records import signed
+from .show import interval, say, table
 
 CONTEXT = 110        # characters of a text before the token that was read
 

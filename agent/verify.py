@@ -15,9 +15,8 @@ from typing import Any
 from ..store import findings as findings_module
 from ..store import work as work_module
 from ..store.findings import Findings
-from ..store.records import PERSON, TABLES, Refused
+from ..store.records import PERSON, TABLES, Refused, signed
 from .backup import FINDINGS, MANIFEST, WORK, findings_rows, findings_version, read_only, sha256, work_rows
-from .show import signed
 
 NAMED = 3            # of what is wrong, so many are named
 _PARTS = ("units", "exemplars", "evidence", "turns", "hypotheses", "scores", "verdicts")

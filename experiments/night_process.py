@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..agent.config import Home
-from ..agent.show import signed
-from ..store.records import Refused
+from ..store.records import Refused, signed
 
 PATIENCE = 24 * 3600.0      # seconds without an end after which a run is given up
 GOODBYE = 300.0             # … after it was asked to stop

@@ -28,7 +28,7 @@ ARROWS = {
     "prompts": ("prompts",),
 }
 LEAVES = ("tools.measures", "tools.stats")   # anyone may import these; they import only each other
-HEAVY = ("jinja2", "langgraph", "mcp", "sentence_transformers", "torch", "transformers")
+HEAVY = ("fastapi", "jinja2", "langgraph", "mcp", "sentence_transformers", "torch", "transformers", "uvicorn")
 
 
 def dotted(path: Path) -> str:
@@ -201,6 +201,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--help", 0),
         ("run --help", 0),
         ("sql --help", 0),
+        ("serve --help", 0),
+        ("serve --host 0.0.0.0", 1),
         ("show --help", 0),
         ("sql 'select status from runs'", 0),
         ("query --help", 0),

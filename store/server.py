@@ -1,0 +1,184 @@
+"""The pages, put together and served: what they read, the routes, and the answers to what cannot be done."""
+
+import hashlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .. import __version__
+from .api import api_routes
+from .findings import Findings
+from .guard import Doors, Guard
+from .lamps import start_facts
+from .mirror import Mirror
+from .pages import Pages, page_routes
+from .records import Refused
+from .review_pages import MirroredDesk, review_routes
+from .unit_page import Missing
+from .work import Busy
+
+KEEP_ALIVE = 15.0        # seconds for which a connection may say nothing
+HEAD_BYTES = 16 * 1024   # of a request's head
+CONNECTIONS = 200
+STATIC = {
+    "base.css": "text/css", "pages.css": "text/css", "pages.js": "text/javascript", "htmx.min.js": "text/javascript",
+    "lamp.svg": "image/svg+xml",
+}  # fmt: skip
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the pages rest on. read: a unit's readings on a text, where a subject can be loaded; search, sql: as the
+    commands do it. pictures: the folder of the pictures that evidence names."""
+
+    findings: Findings
+    mirror: Mirror
+    pictures: Path
+    search: Callable[..., Rows]
+    sql: Callable[[str], Rows]
+    read: Callable[[str, str], dict[str, Any]] | None = None
+
+
+def services(
+    findings: Findings, home: Path, search: Callable[..., Rows], sql: Callable[[str], Rows],
+    read: Callable[[str, str], dict[str, Any]] | None = None,
+) -> Services:  # fmt: skip
+    """Services on a home's files; the mirror is made on the first look."""
+    mirror = Mirror(findings, home / "snapshots", start_facts)
+    return Services(findings, mirror, home / "pictures", search, sql, read)
+
+
+def create_app(given: Services, doors: Doors, desk: MirroredDesk | None = None) -> Guard:
+    """The application behind its guard; with a desk people can review at it."""
+
+    @asynccontextmanager
+    async def alive(_: FastAPI) -> AsyncIterator[None]:
+        given.mirror.start()
+        if desk is not None:
+            desk.start()
+        yield
+        given.mirror.close()
+        if desk is not None:
+            desk.close()
+
+    app = FastAPI(
+        title="lamplighter", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=alive,
+        description="What is known of the units of language models. Everything wants the cookie of the pages, or the "
+        "token that lamplighter serve printed, as Authorization: Bearer TOKEN.",
+    )  # fmt: skip
+    pages = Pages(live=given.read is not None, review=desk is not None)
+    app.include_router(page_routes(given, pages))
+    app.include_router(api_routes(given, pages, app), prefix="/api/v1")
+    if desk is not None:
+        app.include_router(review_routes(desk, pages))
+    _add_static(app)
+    _add_answers(app, pages)
+    return Guard(app, doors)
+
+
+def _add_static(app: FastAPI) -> None:
+    """A table of files: what is asked for is a key of it and never a path."""
+    held = {name: files(__package__).joinpath("web", name).read_bytes() for name in STATIC}
+    marks = {name: f'"{hashlib.sha256(body).hexdigest()[:32]}"' for name, body in held.items()}
+
+    @app.get("/static/{name}", include_in_schema=False)
+    def static(name: str, request: Request) -> Response:
+        if name not in held:
+            raise HTTPException(404)
+        heads = {"etag": marks[name], "cache-control": "public, max-age=3600"}
+        if request.headers.get("if-none-match") == marks[name]:
+            return Response(status_code=304, headers=heads)
+        return Response(held[name], media_type=STATIC[name], headers=heads)
+
+
+def _add_answers(app: FastAPI, pages: Pages) -> None:
+    """A sentence for whatever cannot be done: JSON under /api, else a page."""
+
+    def answer(request: Request, status: int, sentence: str) -> Response:
+        if request.url.path.startswith("/api/"):
+            error, _, hint = sentence.partition("; ")
+            return JSONResponse({"ok": False, "error": error, "hint": hint or None}, status)
+        fragment = "hx-request" in request.headers
+        return pages.show("problem", request, status=status, sentence=sentence, code=status, fragment=fragment)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        status = 404 if isinstance(error, Missing) else 503 if isinstance(error, Busy) else 400
+        return answer(request, status, str(error))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        told = {404: "There is no such page; the start page leads to all that there are.",
+                405: "That page is not asked for in this way; open it from the start page."}  # fmt: skip
+        return answer(request, error.status_code, told.get(error.status_code, str(error.detail)))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+        return answer(request, 422, f"{where}: {first['msg']}; correct it and ask again.")
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        logging.getLogger("lamplighter").error("%s %s", request.method, request.url.path, exc_info=error)
+        return answer(request, 500, "This page met an error of its own; the terminal of `lamplighter serve` has it.")
+
+
+class Prompt(H11Protocol):
+    """Connections whose next request does not come whole within KEEP_ALIVE are closed, however slowly they speak."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._seen: object = None
+        self.loop.call_later(KEEP_ALIVE, self._watch)
+
+    def _watch(self) -> None:
+        if self.transport is None or self.transport.is_closing():
+            return
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self._seen is self.cycle:
+            self.transport.close()
+            return
+        self._seen = self.cycle
+        self.loop.call_later(KEEP_ALIVE, self._watch)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is listened on; port 0 takes a free one. Raises Refused where it cannot be had."""
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(kind)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+    except (OSError, OverflowError) as error:
+        made.close()
+        why = getattr(error, "strerror", None) or error
+        raise Refused(f"{host}:{port} cannot be listened on ({why}); choose another --port or --host.") from error
+    return made
+
+
+def run(app: Guard, sock: socket.socket) -> None:
+    """Serves until the process is told to stop."""
+    config = uvicorn.Config(
+        app, http=Prompt, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
+        h11_max_incomplete_event_size=HEAD_BYTES, timeout_keep_alive=int(KEEP_ALIVE), limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=3,
+    )  # fmt: skip
+    uvicorn.Server(config).run(sockets=[sock])
+
+
+__all__ = ["Services", "create_app", "listen", "run", "services"]
