@@ -7,6 +7,7 @@ run, and a finished one is shown, not repeated, unless a fresh one is asked for.
 import hashlib
 import json
 import logging
+import math
 import signal
 import threading
 import time
@@ -47,6 +48,8 @@ from .workers import Workers
 
 LEASE = 600.0          # seconds a unit is held without a sign of life
 WAIT = 0.5             # seconds between looks at what a run waits for
+SAID_AGAIN = 60.0      # seconds after which it is said again that work.sqlite cannot be used
+DELIVER = 2.0          # seconds between two moves of finished units to the findings, each of which opens these
 PACE = 2.0             # seconds between two lines of its pace
 _NO_MORE = ("budget", "no time", "timeout")            # kinds of LLMError that a spent budget makes
 
@@ -122,6 +125,7 @@ class _Night:
         self.pace: Pace | None = None
         self.otherwise = 0                  # units that ended on other inputs than those of now
         self.told_pace = -PACE
+        self.delivered = 0.0                # when results were last moved to the findings
         self.others: dict[UnitId, Induced] = {}
         self.second: Sweep | None = None
         self.qualified: dict[str, Qualification] = {}
@@ -142,7 +146,7 @@ class _Night:
         for one in _asked(self.planners, self.judge):
             one.begin(state.id)
         self.budget.spent_on_llm = lambda: home.work.spent(state.id)
-        with log.open_log(home, state.id):
+        with log.open_log(home, state.id), self._patient():
             log.event("begins", units=len(state.units), open=len(self._open_units(state)), asked=self.request.asked())
             outcome = self._carried_out(state, toolbox, sweep)
             log.event("ends", status=outcome.status, left=len(outcome.left), failed=len(outcome.failed))
@@ -270,6 +274,9 @@ class _Night:
                 # StaleAttempt: another worker has the unit by now; this attempt is not recorded.
                 with suppress(StaleAttempt), log.bound(unit=job.unit, attempt=job.attempt, worker=me):
                     self._unit(state, job, toolbox, sweep)
+            except Busy:                     # a store is in use: what was done of the unit is recalled next time
+                work.release(job)
+                continue
             except Later as later:
                 work.release(job)
                 self._deliver()
@@ -282,7 +289,8 @@ class _Night:
                 raise
             finally:
                 self.held.pop(me, None)
-            self._deliver()
+            if self.budget.elapsed - self.delivered >= DELIVER:
+                self._deliver()
             self.progress.ended(job.unit, work.status(state.id, job.unit), self._ended(state), total)
             self._tell_pace(state)
 
@@ -339,6 +347,26 @@ class _Night:
             self.progress.step(what, why)
         self.waits.append(why)
 
+    @contextmanager
+    def _patient(self) -> Iterator[None]:
+        """Where work.sqlite cannot be used for a while, work stands still and says so, until asked to stop."""
+        said = -math.inf
+
+        def patience(busy: Busy) -> bool:
+            nonlocal said
+            if self.budget.elapsed - said > SAID_AGAIN:
+                said = self.budget.elapsed
+                log.event("waits", level=logging.WARNING, why=str(busy))
+                self.progress.step("waiting", str(busy))
+            time.sleep(WAIT)
+            return not self.asked_to_stop()
+
+        before, self.home.work.patience = self.home.work.patience, patience
+        try:
+            yield
+        finally:
+            self.home.work.patience = before
+
     def _wait(self, unit: str, later: Later) -> bool:
         """Whether the endpoint takes requests again before the run's minutes end, once it has been waited for.
 
@@ -355,6 +383,7 @@ class _Night:
 
     def _deliver(self) -> None:
         """Moves what was found to the findings; while somebody else holds them it waits in the outbox."""
+        self.delivered = self.budget.elapsed
         with suppress(Busy):
             drain(self.home.work, self.home.findings)
 
@@ -460,7 +489,7 @@ class _Night:
                 None if self.judge is None else LLMJudge(self.judge.client, self.judge.can, stamps), self.qualified,
             )  # fmt: skip
             found = investigate(unit, by)
-        except (Drained, StaleAttempt, Later):
+        except (Drained, StaleAttempt, Later, Busy):
             raise
         except Exception as error:  # noqa: BLE001
             passing = isinstance(error, LLMError) and error.passing

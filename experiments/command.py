@@ -16,7 +16,6 @@ from ..agent.progress import ATLAS, Lines, Live, progress
 from ..store.records import Refused
 from ..tools.measures import SIDES
 from ..tools.units import coder_name
-from .report import Report
 
 MISSED = 5      # exit code: a claim does not hold
 BENCHES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("bench_*.py")))
@@ -46,6 +45,8 @@ def experiment(
     home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Measures what the README claims; exit code 5 when a claim does not hold."""
+    from .report import Report  # brings statistics, which take a second
+
     if name not in BENCHES:
         raise Refused(f"{name!r} is no experiment; there are {', '.join(BENCHES)}.")
     parts = import_module(f".{name}", __package__).PARTS

@@ -46,6 +46,7 @@ _CONFINED = OFFLINE | {
 }  # fmt: skip
 _HELD = re.compile(r"Could not set lock|different configuration than existing|already attached")
 _DAMAGED = re.compile(r"not a valid DuckDB database|Could not read enough bytes|Corrupt database|checksum")
+_FULL = re.compile(r"No space left on device")
 _NEWER = re.compile(r"database file with version number (\d+)")
 
 # DuckDB's file locks are between processes; inside one, uses of the same file take turns.
@@ -266,6 +267,8 @@ class Findings:
                 f"{self.path} is damaged ({line}); move it (and its .wal file) away: the sweeps and whatever "
                 "waits in the outbox are kept, and the next run makes a new one."
             )
+        if _FULL.search(text):
+            return Busy(f"{self.path} cannot be written ({line}); make room on its disk, then try again.")
         if isinstance(error, duckdb.IOException):
             return Refused(f"{self.path} cannot be used ({line}); make room or give access, then try again.")
         return None

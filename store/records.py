@@ -24,6 +24,13 @@ class Refused(ValueError):
     """A request that cannot be carried out as asked; its one sentence says what is wrong and what to do."""
 
 
+class Busy(Refused):
+    """The file cannot be used just now: another process holds it, or its disk is full.
+
+    Nothing was changed, and the same call may be made again.
+    """
+
+
 def uuid7() -> str:
     """A version-7 UUID (RFC 9562): 48 bits of milliseconds, then randomness, so ids sort by time."""
     stamp = (time.time_ns() // 1_000_000).to_bytes(6, "big")

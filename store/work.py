@@ -13,26 +13,33 @@ import re
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, wraps
 from hashlib import blake2s
 from pathlib import Path
-from typing import Any, TypeVar
+from shutil import disk_usage
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import uuid4
 
 from .records import TABLES, Failure, LLMCall, Record, Refused, utc_now, uuid7
+from .records import Busy as Busy
 
-VERSION = 6            # of work.sql; kept in the file as SQLite's user_version
+VERSION = 7            # of work.sql; kept in the file as SQLite's user_version
 MAX_ATTEMPTS = 3
 BUSY_SECONDS = 5.0     # how long a use waits for another process's transaction
 LOCK_SECONDS = 30.0    # lease of a named lock
+ROOM = 2**24           # bytes free on a disk below which an error of writing is taken for a full disk
+PACKED = 512           # characters of a cached text from which it is kept packed
 SILENT_SECONDS = 600.0   # a process of another machine that has asked for nothing so long is taken for ended
 JOB_STATUSES = ("queued", "running", "done", "failed")
 RUN_ENDS = ("done", "budget", "drained")
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+P = ParamSpec("P")
 
 _DDL = Path(__file__).with_name("work.sql")
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -41,17 +48,12 @@ _NO_ACCESS = (
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
 )
 # Connections made before a fork are the parent's: a child that used or closed one would break its locks.
 _INHERITED: list[sqlite3.Connection] = []
 _END = "status = ?, worker = NULL, expires = NULL"
 _LOST = "status = 'running' AND (expires <= :now OR is_gone(worker))"
-
-
-class Busy(Refused):
-    """Another process holds the file; nothing was changed, and the same call may be made again."""
 
 
 class StaleAttempt(RuntimeError):
@@ -208,20 +210,57 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
+def _patient(use: Callable[Concatenate["Work", P], T]) -> Callable[Concatenate["Work", P], T]:
+    """Where the file cannot be used just now, a method is tried again for as long as the store's `patience` says."""
+
+    @wraps(use)
+    def patiently(work: "Work", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            try:
+                return use(work, *args, **kwargs)
+            except Busy as busy:
+                if not work.patience(busy):
+                    raise
+
+    return patiently
+
+
 class Work:
     """The file `work.sqlite` of a home; threads and forked processes may share an instance.
 
-    `clock` gives seconds since 1970. Every method raises Refused if the file is damaged, made by a newer
-    version or cannot be written, and Busy if another process held it for BUSY_SECONDS.
+    `clock` gives seconds since 1970; the usual one is no further on than others' of this machine, whatever happens to
+    the machine's own (`_steady`). Every method raises Refused if the file is damaged, made by a newer version or cannot
+    be written, and Busy if another process held it for BUSY_SECONDS or its disk is full. What a unit's work rests on is
+    tried again then while `patience` is True of that; it may wait, and it may raise.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] | None = None) -> None:
         self.path = Path(path).absolute()
-        self._clock = clock
+        self.patience: Callable[[Busy], bool] = lambda busy: False
         self._mine = threading.local()
         self._counting = threading.Lock()
         self.recalls = (0, 0)    # of so many keys asked for (second), so many were remembered (first)
-        self.pending()           # a file that cannot be used is told at once
+        self._clock = clock or self._steady()      # a file that cannot be used is told at once
+
+    def _steady(self) -> Callable[[], float]:
+        """What the clock said when the file was first used since the machine started, and the time since then.
+
+        So a clock that is set while units are in hand ends no lease and lengthens none, and all processes agree. Where
+        starts of the machine cannot be told apart, or the time since one, it is the machine's clock.
+        """
+        boot = _proc("sys/kernel/random/boot_id").strip()
+        if not boot or not hasattr(time, "CLOCK_BOOTTIME"):
+            self.pending()
+            return time.time
+        with self._use() as con:
+            row = con.execute("SELECT began FROM boots WHERE boot = ?", (boot,)).fetchone()
+        if row is None:
+            with self._change() as con:
+                began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+                con.execute("INSERT INTO boots VALUES (?, ?) ON CONFLICT (boot) DO NOTHING", (boot, began))
+                row = con.execute("SELECT began FROM boots WHERE boot = ?", (boot,)).fetchone()
+        began = float(row["began"])
+        return lambda: began + time.clock_gettime(time.CLOCK_BOOTTIME)
 
     # Runs
 
@@ -295,6 +334,7 @@ class Work:
             if con.execute("UPDATE runs SET paused = ? WHERE id = ?", (paused, run)).rowcount != 1:
                 raise self._no_run(run)
 
+    @_patient
     def paused(self, run: str) -> bool:
         """Whether the run is paused; raises Refused if there is no such run."""
         with self._use() as con:
@@ -367,6 +407,7 @@ class Work:
                 con.execute("UPDATE runs SET status = 'drained' WHERE id = ? AND status = 'done'", (run,))
         return [unit for unit, _ in sorted(rows, key=lambda row: row["position"])]
 
+    @_patient
     def claim(self, run: str, worker: str, lease: float = 60.0) -> Job | None:
         """Takes one unit for `lease` seconds, or None if none can be had now.
 
@@ -410,11 +451,13 @@ class Work:
         ).fetchall()
         self._post(con, [_lost(run, unit, attempt) for unit, attempt in rows])
 
+    @_patient
     def heartbeat(self, job: Job) -> None:
         """Holds the job for another lease from now; raises StaleAttempt if it is no longer ours."""
         with self._change() as con:
             self._fenced(con, job, "expires = ? + lease", self._clock())
 
+    @_patient
     def finish(self, job: Job, records: Iterable[Record], rung: str | None = None) -> None:
         """Records what was found and ends the unit, both or neither. rung: how far up the ladder it came.
 
@@ -425,6 +468,7 @@ class Work:
             self._fenced(con, job, f"{_END}, rung = ?", "done", rung)
             self._post(con, lines)
 
+    @_patient
     def fail(self, job: Job, failure: Failure, retry: bool) -> bool:
         """Records a failed attempt; True if the unit is queued again: `retry`, and tries are left.
 
@@ -436,6 +480,7 @@ class Work:
             self._post(con, [failure])
         return again
 
+    @_patient
     def release(self, job: Job) -> None:
         """Gives a claimed unit back untried, as at Ctrl-C; raises StaleAttempt if it is no longer ours."""
         with self._change() as con:
@@ -446,6 +491,7 @@ class Work:
         if con.execute(sql, (*values, job.run, job.unit, job.token)).rowcount != 1:
             raise StaleAttempt(f"attempt {job.attempt} at {job.unit} was taken over or is over; not recorded")
 
+    @_patient
     def counts(self, run: str) -> dict[str, int]:
         """Units of a run by status: queued, running, done, failed."""
         sql = "SELECT status, count(*) FROM jobs WHERE run = ? GROUP BY status"
@@ -453,6 +499,7 @@ class Work:
             rows = con.execute(sql, (run,)).fetchall()
         return dict.fromkeys(JOB_STATUSES, 0) | {status: n for status, n in rows}
 
+    @_patient
     def status(self, run: str, unit: str) -> str:
         """Where one unit of a run stands."""
         with self._use() as con:
@@ -468,6 +515,7 @@ class Work:
 
     # Outbox
 
+    @_patient
     def post(self, records: Iterable[Record]) -> int:
         """Puts records on their way to the findings, all or none; how many were new (an id is taken once)."""
         lines = list(records)
@@ -509,6 +557,7 @@ class Work:
 
     # Ledger
 
+    @_patient
     def charge(self, call: LLMCall) -> None:
         """Writes a request into the ledger and, in the same transaction, puts its copy on the way to the findings."""
         row = asdict(call) | {"provenance": json.dumps(call.provenance)}
@@ -517,6 +566,7 @@ class Work:
             con.execute(sql, row)
             self._post(con, [call])
 
+    @_patient
     def spent(self, run: str, unit: str | None = None, sign: int | None = None) -> Spent:
         """The sums of the ledger over a run, or over one unit of it, every process that worked on it included."""
         sql = """SELECT count(*), coalesce(sum(coalesce(tokens_in, 0) + coalesce(tokens_out, 0)), 0), total(usd),
@@ -529,27 +579,31 @@ class Work:
 
     # Evidence cache
 
+    @_patient
     def recall(self, key: str) -> str | None:
         """The text remembered under `key`, or None."""
         with self._use() as con:
             row = con.execute("SELECT text FROM cache WHERE key = ?", (key,)).fetchone()
         with self._counting:
             self.recalls = self.recalls[0] + (row is not None), self.recalls[1] + 1
-        return None if row is None else str(row[0])
+        return None if row is None else _unpacked(row[0])
 
+    @_patient
     def claim_once(self, key: str) -> bool:
         """True for the first caller with this key, in any process; False for every later one."""
         with self._change() as con:
             sql = "INSERT INTO cache (key, text) VALUES (?, ?) ON CONFLICT (key) DO NOTHING"
             return con.execute(sql, (key, utc_now())).rowcount == 1
 
+    @_patient
     def remember(self, key: str, text: str) -> None:
         """Keeps `text` under `key`; the first text stays, so that a replay sees what was seen before."""
         with self._change() as con:
-            con.execute("INSERT INTO cache VALUES (?, ?) ON CONFLICT (key) DO NOTHING", (key, text))
+            con.execute("INSERT INTO cache VALUES (?, ?) ON CONFLICT (key) DO NOTHING", (key, _packed(text)))
 
     # Locks
 
+    @_patient
     def lock(self, name: str, holder: str) -> bool:
         """Takes or keeps a named lock for LOCK_SECONDS; False if a living other has it.
 
@@ -563,6 +617,7 @@ class Work:
             con.execute("INSERT OR REPLACE INTO locks VALUES (?, ?, ?)", (name, holder, now + LOCK_SECONDS))
             return True
 
+    @_patient
     def unlock(self, name: str, holder: str) -> None:
         """Gives a lock back; somebody else's stays."""
         with self._change() as con:
@@ -677,6 +732,8 @@ class Work:
                 f"{self.path} is damaged ({error}); move it and its -wal file away: the findings and sweeps "
                 "are kept, and the next run makes a new one and queues its units again."
             )
+        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and disk_usage(self.path.parent).free < ROOM):
+            return Busy(f"{self.path} cannot be written ({error}); make room on its disk, then try again.")
         if code in _NO_ACCESS:
             return Refused(f"{self.path} cannot be used ({error}); make room or give access, then try again.")
         return None
@@ -685,6 +742,15 @@ class Work:
 def _run_state(row: Any) -> RunState:
     asked, units = json.loads(row["asked"]), json.loads(row["units"])
     return RunState(row["id"], row["key"], row["status"], asked, units, bool(row["paused"]))
+
+
+def _packed(text: str) -> str | bytes:
+    """A long text as fewer bytes: about 0.4 of what evidence takes."""
+    return zlib.compress(text.encode()) if len(text) >= PACKED else text
+
+
+def _unpacked(kept: str | bytes) -> str:
+    return zlib.decompress(kept).decode() if isinstance(kept, bytes) else kept
 
 
 def _lost(run: str, unit: str, attempt: int) -> Failure:

@@ -143,3 +143,11 @@ CREATE TABLE review_slots (
 );
 CREATE INDEX review_slots_by_reviewer ON review_slots (reviewer, status);
 CREATE INDEX review_slots_held ON review_slots (expires) WHERE status = 'held';
+
+-- version 7
+
+-- Starts of machines, and when each was by the clock as it stood when this file was first used since then.
+CREATE TABLE boots (
+    boot  TEXT PRIMARY KEY,
+    began REAL NOT NULL
+);

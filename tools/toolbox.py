@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from .. import __version__
-from ..store.records import Evidence, Refused, utc_now, uuid7
+from ..store.records import Busy, Evidence, Refused, utc_now, uuid7
 from . import measures
 from .ablate import ablate
 from .activate import activate
@@ -146,17 +146,19 @@ class Toolbox:
                 raise Refused(f"{name} is not offered on {self.subject.name}: its load-time identities fail here.")
             options = _validate(tool, arguments)
             provided = self._provide(tool, unit, own_pair=options.get("corrupt") is not None)
-            provenance = self._provenance(unit, provided)
-            key = _key(name, unit, options, provenance)
-            known = self.recall(key)
-            if known is not None:
-                return _again(Evidence.from_json(known), stamps)
+        except Busy:
+            raise
+        except Refused as refusal:
+            return _not_done(name, unit, arguments, refusal, stamps)
+        provenance = self._provenance(unit, provided)
+        key = _key(name, unit, options, provenance)
+        known = self.recall(key)         # what a store refuses is no finding about the unit
+        if known is not None:
+            return _again(Evidence.from_json(known), stamps)
+        try:
             made = tool.function(**provided, unit=unit, **options)
         except Refused as refusal:
-            return Evidence(
-                tool=name, unit=unit.bare, sign=unit.sign, arguments=dict(arguments),
-                ok=False, summary=str(refusal), **stamps,
-            )  # fmt: skip
+            return _not_done(name, unit, arguments, refusal, stamps)
         said = [*made.warnings, *_on_ids(self.subject, options.get("ids")), *self.subject.doubts(unit.site)]
         made = replace(made, arguments=options, provenance=provenance, warnings=said, **stamps)
         picture = PICTURES[name](made) if name in PICTURES else None
@@ -241,6 +243,14 @@ def _takes(schema: Mapping[str, Any]) -> str:
     said = [names.get(part.get("type", ""), "another value") for part in kinds]
     said += [f"of {inner}s" for part in kinds if (inner := part.get("items", {}).get("type"))]
     return " ".join(said)
+
+
+def _not_done(
+    name: str, unit: UnitId, arguments: Mapping[str, Any], refusal: Refused, stamps: Mapping[str, Any]
+) -> Evidence:
+    return Evidence(
+        tool=name, unit=unit.bare, sign=unit.sign, arguments=dict(arguments), ok=False, summary=str(refusal), **stamps
+    )
 
 
 def _key(name: str, unit: UnitId, options: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:

@@ -624,3 +624,28 @@ def test_a_unit_that_has_spent_its_tokens_concludes_and_the_next_one_may_spend_i
     assert {h.unit for h in kept} == set(outcome.units)
     each = [swept.work.spent(outcome.run, unit, 1).tokens for unit in outcome.units]
     assert swept.work.spent(outcome.run).tokens == sum(each)
+
+
+# A store that cannot be used for a while
+
+
+def test_a_full_disk_in_a_unit_is_waited_for_and_changes_nothing(swept: Home, project: Any, told: Any) -> None:
+    """Not a failure of the unit, and no evidence about it: it ends as it does on a disk with room."""
+    home, waited = swept, []
+    con = home.work._connection()
+    room = con.execute("PRAGMA max_page_count").fetchone()[0]
+
+    def at_step(unit: str, what: str) -> None:
+        if what.startswith("top_examples") and not waited:
+            con.execute(f"PRAGMA max_page_count = {con.execute('PRAGMA page_count').fetchone()[0]}")
+        if unit == "waiting":
+            waited.append(what)
+            con.execute(f"PRAGMA max_page_count = {room}")
+
+    told.at_step = at_step
+    outcome = project.run(home, told, units=QUICK)
+    assert (outcome.status, outcome.failed) == ("done", [])
+    assert waited and "make room on its disk" in waited[0]
+    assert not [e for e in home.findings.read(records.Evidence) if "make room" in e.summary]
+    assert home.findings.read(records.Failure) == []
+    assert home.work.patience(Busy("x")) is False, "others who use this home are told at once"

@@ -683,3 +683,11 @@ def test_while_another_drains_this_one_leaves_it_to_it(work, findings, monkeypat
     assert work.pending() == 3
     work.unlock("drain", other)
     assert drain(work, findings) == 3
+
+
+def test_a_full_disk_at_the_end_of_a_transaction_is_busy(findings):
+    """Worded as DuckDB 1.5 words it (met on a file system of 8 MB)."""
+    told = 'TransactionContext Error: Failed to commit: Could not write file "x.wal": No space left on device'
+    refusal = findings._refusal(duckdb.TransactionException(told))
+    assert isinstance(refusal, Busy) and "make room on its disk" in str(refusal)
+    assert findings._refusal(duckdb.TransactionException("TransactionContext Error: conflict")) is None

@@ -805,7 +805,7 @@ def test_a_file_of_version_1_is_brought_up_to_date_and_keeps_what_is_in_it(tmp_p
     assert [record for _, record in work.outbox(1)] == [A_FAILURE]
     assert work.claim("r", worker_id()).unit == "u"
     Work(tmp_path / "new.sqlite")
-    later = {"llm_calls", "workers", "review_items", "review_slots", "review_looks"}
+    later = {"llm_calls", "workers", "review_items", "review_slots", "review_looks", "boots"}
     assert schema(path) == schema(tmp_path / "new.sqlite") == (module.VERSION, tables | later)
 
 
@@ -855,7 +855,7 @@ def test_whoever_waited_for_another_to_bring_a_file_up_to_date_leaves_it_so(tmp_
 
     class Late(sqlite3.Connection):
         def execute(self, sql, *arguments):
-            if sql == "BEGIN IMMEDIATE":
+            if sql == "BEGIN IMMEDIATE" and schema(path)[0] == 1:
                 other = sqlite3.connect(path)
                 other.executescript(f"{real(module._DDL, 1)} PRAGMA user_version = 77;")
                 other.close()
@@ -954,3 +954,79 @@ def test_an_interrupted_change_leaves_the_file_as_it_was(work, monkeypatch):
             work.finish(job, [found("u")])
     assert work.counts(run)["running"] == 1
     work.finish(job, [found("u")])
+
+
+# When the file cannot be used for a while
+
+
+def full(work, pages=0):
+    """The disk is full for this thread's connection, as far as SQLite can tell; 0 takes that away."""
+    con = work._connection()
+    now = con.execute("PRAGMA page_count").fetchone()[0]
+    con.execute(f"PRAGMA max_page_count = {now if pages == 0 else pages}")
+
+
+def test_a_full_disk_is_busy_and_nothing_of_the_transaction_stays(work):
+    full(work)
+    with pytest.raises(Busy, match="make room on its disk"):
+        work.post([replace(found("m/5-mlp/0"), summary=os.urandom(50_000).hex())])
+    assert work.pending() == 0
+    full(work, 100_000)
+    assert work.post([found("m/5-mlp/0")]) == 1
+
+
+def test_a_patient_store_is_tried_again_until_it_can_be_used(work):
+    asked = []
+
+    def patience(busy):
+        asked.append(str(busy))
+        if len(asked) == 3:
+            full(work, 100_000)
+        return True
+
+    work.patience = patience
+    full(work)
+    text = os.urandom(50_000).hex()
+    work.remember("key", text)
+    assert work.recall("key") == text
+    assert len(asked) == 3 and all("make room" in why for why in asked)
+
+
+def test_patience_ends_where_it_says_so(work):
+    work.patience = lambda busy: False
+    full(work)
+    with pytest.raises(Busy):
+        work.remember("key", os.urandom(50_000).hex())
+
+
+@given(st.text(max_size=2_000))
+@settings(max_examples=50, deadline=None)
+def test_packed_texts_come_back_as_they_were(text):
+    assert module._unpacked(module._packed(text)) == text
+
+
+def test_evidence_is_packed_and_older_texts_are_read_as_they_stand(work):
+    text = replace(found("m/5-mlp/0"), rows=[{"token": f"t{i}", "ratio": i / 7} for i in range(200)]).to_json()
+    work.remember("new", text)
+    with work.change() as con:
+        con.execute("INSERT INTO cache VALUES ('old', ?)", (text,))
+    assert work.recall("new") == work.recall("old") == text
+    with work.use() as con:
+        kept = {key: len(body) for key, body in con.execute("SELECT key, text FROM cache")}
+    assert kept["new"] < kept["old"] / 2
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system does not tell the time since it started")
+def test_a_clock_that_is_set_ends_no_lease(tmp_path, monkeypatch):
+    path = tmp_path / "work.sqlite"
+    work = Work(path)
+    run = queued(work, 1)
+    assert work.claim(run, worker_id("one"), 600.0) is not None
+    real = time.time
+    for step in (3_600.0, -3_600.0):
+        monkeypatch.setattr(time, "time", lambda by=step: real() + by)
+        other = Work(path)             # as another process that begins now
+        assert abs(other.now - work.now) < 60
+        assert other.claim(run, worker_id("other"), 600.0) is None
+    naive = Work(path, clock=lambda: real() + 3_600.0)
+    assert naive.claim(run, worker_id("other"), 600.0) is not None

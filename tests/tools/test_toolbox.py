@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lamplighter.store.records import Evidence, Refused
+from lamplighter.store.records import Busy, Evidence, Refused
 from lamplighter.tools import measures
 from lamplighter.tools import toolbox as module
 from lamplighter.tools.corpus import Corpus, Document
@@ -259,6 +259,19 @@ def test_finished_evidence_comes_back_as_a_row_of_its_own(llama: Any) -> None:
     same = ("tool", "unit", "sign", "arguments", "ok", "summary", "rows", "checks", "warnings")
     assert [getattr(again, name) for name in same] == [getattr(first, name) for name in same]
     assert len(memory) == 1
+
+
+@pytest.mark.parametrize("hook", ["recall", "remember", "masked"])
+def test_a_store_that_is_in_use_is_no_evidence(llama: Any, hook: str) -> None:
+    """Else a unit would be explained by what happened to the machine."""
+
+    def busy(*_: Any) -> Any:
+        raise Busy("work.sqlite is in use; wait.")
+
+    box = Memory().box(llama)
+    setattr(box, hook, busy)
+    with pytest.raises(Busy):
+        box.call("substitute" if hook == "masked" else "activate", UNIT, {"text": TEXT})
 
 
 def test_what_is_asked_for_decides_what_is_recalled(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
