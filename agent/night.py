@@ -51,6 +51,7 @@ WAIT = 0.5             # seconds between looks at what a run waits for
 SAID_AGAIN = 60.0      # seconds after which it is said again that work.sqlite cannot be used
 DELIVER = 2.0          # seconds between two moves of finished units to the findings, each of which opens these
 PACE = 2.0             # seconds between two lines of its pace
+_OTHERWISE = "name units with --units, other --sites, or give more text"
 _NO_MORE = ("budget", "no time", "timeout")            # kinds of LLMError that a spent budget makes
 
 
@@ -414,6 +415,11 @@ class _Night:
         def told(what: str, done: int, total: int) -> None:
             if self.asked_to_stop():
                 raise Drained
+            if self.budget.seconds_left == 0:
+                raise BudgetSpent(
+                    f"{self.budget.reached} before {self.request.model} was swept, and a sweep begins anew; raise "
+                    "--minutes, or make it beforehand with `lamplighter sweep`."
+                )
             self.home.work.lock(lock, me)
             self.progress.sweeping(what, done, total)
 
@@ -431,7 +437,7 @@ class _Night:
         if not units:
             raise Refused(
                 f"{request.units} finds no unit on {', '.join(sweep.sites)} that is sparse, strong and fires in enough "
-                "documents; name units with --units, other --sites, or give more text."
+                f"documents; {_OTHERWISE}."
             )
         state = work.open_run(request.key, request.asked(), units, request.fresh)
         digests = {unit: self._input_digest(unit, toolbox, sweep) for unit in state.units}
@@ -456,6 +462,8 @@ class _Night:
             picks = pick_units(sweep, n)
             for one in picks:
                 self.progress.picked(str(one.unit), one.why)
+            if 0 < len(picks) < n:
+                self.progress.step(f"auto:{n}", f"only {len(picks)} units qualify; {_OTHERWISE}")
             return [one.unit for one in picks]
 
         return parse_spec(self.request.units, self.request.model, pick)

@@ -428,6 +428,28 @@ def test_auto_picks_the_planted_units_and_says_why(swept: Home, project: Any, to
     assert all("of tune tokens in" in why and " sd; " in why for _, why in told.picks)
 
 
+def test_auto_that_finds_fewer_says_so(swept: Home, project: Any, told: Any) -> None:
+    outcome = project.run(swept, told, units="auto:40", minutes=0)
+    assert 0 < len(outcome.left) < 40
+    assert (f"only {len(outcome.left)} units qualify" in dict(told.steps)["auto:40"]) is True
+    fewer = told.__class__()
+    project.run(swept, fewer, units="auto:2", minutes=0)
+    assert "auto:2" not in dict(fewer.steps)
+
+
+def test_minutes_that_end_in_the_sweep_end_the_run(
+    project: Any, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    real = night.Budget
+    monkeypatch.setattr(night, "Budget", lambda minutes, *_: real(minutes=minutes, clock=lambda: now[0]))
+    told.sweeping = lambda what, done, total: now.__setitem__(0, 61.0)
+    home = Home(tmp_path / "home")
+    with pytest.raises(night.BudgetSpent, match="minutes are spent before .* was swept.*lamplighter sweep"):
+        project.run(home, told, units=QUICK, minutes=1)
+    assert home.work.runs() == []
+
+
 def test_units_that_ended_on_other_inputs_are_told_and_stay(
     swept: Home, project: Any, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
