@@ -7,10 +7,8 @@ run, and a finished one is shown, not repeated, unless a fresh one is asked for.
 import hashlib
 import json
 import logging
-import math
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -44,11 +42,10 @@ from .playbook import Induce
 from .qualify import qualify
 from .recorded import embed_missing, model_record, sweep_record
 from .request import Outcome, Progress, Request
+from .waits import Waits
 from .workers import Workers
 
 LEASE = 600.0          # seconds a unit is held without a sign of life
-WAIT = 0.5             # seconds between looks at what a run waits for
-SAID_AGAIN = 60.0      # seconds after which it is said again that work.sqlite cannot be used
 DELIVER = 2.0          # seconds between two moves of finished units to the findings, each of which opens these
 PACE = 2.0             # seconds between two lines of its pace
 _OTHERWISE = "name units with --units, other --sites, or give more text"
@@ -122,7 +119,7 @@ class _Night:
         self.workers = Workers(request.workers)
         self._asked_to_stop = asked_to_stop
         self.held: dict[str, Job] = {}      # units in hand, by the worker that has each
-        self.waits: list[str] = []          # what workers wait for just now, which is said once
+        self.waits = Waits(home.work, progress, self.asked_to_stop, self._beat)
         self.pace: Pace | None = None
         self.otherwise = 0                  # units that ended on other inputs than those of now
         self.told_pace = -PACE
@@ -147,7 +144,7 @@ class _Night:
         for one in _asked(self.planners, self.judge):
             one.begin(state.id)
         self.budget.spent_on_llm = lambda: home.work.spent(state.id)
-        with log.open_log(home, state.id), self._patient():
+        with log.open_log(home, state.id), self.waits.patient():
             log.event("begins", units=len(state.units), open=len(self._open_units(state)), asked=self.request.asked())
             outcome = self._carried_out(state, toolbox, sweep)
             log.event("ends", status=outcome.status, left=len(outcome.left), failed=len(outcome.failed))
@@ -159,7 +156,7 @@ class _Night:
             self.qualified = self._qualify(state)
             self._each_unit(state, toolbox, sweep)
             status = "budget" if self._open_units(state) else "done"
-            with self._telling_what_waits(state), self._alone(f"conclude:{state.id}", state.id):
+            with self._telling_what_waits(state), self.waits.alone(f"conclude:{state.id}", state.id):
                 drain(home.work, home.findings)
                 if self._stands(state) != "done":        # else another process that worked on it has concluded it
                     home.work.post(self._conclude(state))
@@ -210,16 +207,6 @@ class _Night:
                 f"outbox, because {held}; run the same command again when it is free, which delivers them."
             ) from busy
 
-    @contextmanager
-    def _alone(self, name: str, what: str) -> Iterator[str]:
-        """What no two processes do at a time. Gives the holder, who keeps the lock where it takes long."""
-        work, me = self.home.work, worker_id()
-        self._until(lambda: None if work.lock(name, me) else "another process does this just now; waiting for it", what)
-        try:
-            yield me
-        finally:
-            work.unlock(name, me)
-
     def _stands(self, state: RunState) -> str:
         return next(run.status for run in self.home.work.runs() if run.id == state.id)
 
@@ -260,13 +247,13 @@ class _Night:
         """What one worker does: unit after unit, until none is left or the budget is reached."""
         work, total, me = self.home.work, len(state.units), worker_id()
         while not self.budget.reached:
-            self._until(lambda: life.room(self.home), "no room")
+            self.waits.until(lambda: life.room(self.home), "no room")
             job = work.claim(state.id, me, LEASE)
             if job is None and work.paused(state.id):
-                self._until(lambda: self._paused(state), state.id)
+                self.waits.until(lambda: self._paused(state), state.id)
                 continue
             if job is None and self._in_other_hands(state):
-                self._until(lambda: self._in_other_hands(state), state.id)
+                self.waits.until(lambda: self._in_other_hands(state), state.id)
                 continue
             if job is None:
                 return
@@ -322,52 +309,6 @@ class _Night:
         """Why nothing is begun now, where somebody has paused the run."""
         return "paused; `lamplighter resume` lets it go on" if self.home.work.paused(state.id) else None
 
-    def _until(self, keeps: Callable[[], str | None], what: str) -> None:
-        """Waits as long as `keeps` names something that keeps the run from going on, and says so once.
-
-        Raises Drained if the run is asked to stop meanwhile.
-        """
-        said = None
-        try:
-            while (why := keeps()) is not None:
-                if said is None:
-                    said = why
-                    self._say_waits(what, why)
-                if self.asked_to_stop():
-                    raise Drained
-                time.sleep(WAIT)
-                self._beat()
-        finally:
-            if said is not None:
-                self.waits.remove(said)
-
-    def _say_waits(self, what: str, why: str) -> None:
-        """Says why work stands still; not again for each worker that waits for the same."""
-        if why not in self.waits:
-            log.event("waits", level=logging.WARNING, why=why)
-            self.progress.step(what, why)
-        self.waits.append(why)
-
-    @contextmanager
-    def _patient(self) -> Iterator[None]:
-        """Where work.sqlite cannot be used for a while, work stands still and says so, until asked to stop."""
-        said = -math.inf
-
-        def patience(busy: Busy) -> bool:
-            nonlocal said
-            if self.budget.elapsed - said > SAID_AGAIN:
-                said = self.budget.elapsed
-                log.event("waits", level=logging.WARNING, why=str(busy))
-                self.progress.step("waiting", str(busy))
-            time.sleep(WAIT)
-            return not self.asked_to_stop()
-
-        before, self.home.work.patience = self.home.work.patience, patience
-        try:
-            yield
-        finally:
-            self.home.work.patience = before
-
     def _wait(self, unit: str, later: Later) -> bool:
         """Whether the endpoint takes requests again before the run's minutes end, once it has been waited for.
 
@@ -379,7 +320,7 @@ class _Night:
             return False
         end = self.budget.elapsed + later.seconds
         why = f"waiting {later.seconds:,.0f} seconds: {later}"
-        self._until(lambda: why if self.budget.elapsed < end else None, unit)
+        self.waits.until(lambda: why if self.budget.elapsed < end else None, unit)
         return True
 
     def _deliver(self) -> None:
@@ -423,7 +364,7 @@ class _Night:
             self.home.work.lock(lock, me)
             self.progress.sweeping(what, done, total)
 
-        with self._alone(lock, "sweep") as me:
+        with self.waits.alone(lock, "sweep") as me:
             return make_sweep(toolbox.subject, corpus, sites, self.home.path, self.request.tokens, told)
 
     def _sites(self, layers: int, named: Sequence[UnitId]) -> list[str]:
@@ -480,7 +421,7 @@ class _Night:
             nonlocal step
             if self.asked_to_stop():
                 raise Drained
-            self._until(lambda: self._paused(state), job.unit)
+            self.waits.until(lambda: self._paused(state), job.unit)
             step = what
             self.home.work.heartbeat(job)
             self._tell_pace(state)

@@ -67,10 +67,17 @@ class Model:
     """The scripted model on one port: it may be `down`, so that nobody listens, or `ill`, so that it answers 503."""
 
     def __init__(self) -> None:
-        self.ill = False
         self._server = ScriptedEndpoint(self._answer)
         self._server.__enter__()
         self.url = self._server.url
+
+    @property
+    def ill(self) -> bool:
+        return not self._server.probes
+
+    @ill.setter
+    def ill(self, ill: bool) -> None:
+        self._server.probes = not ill          # a short question is answered as any other
 
     def _answer(self, body: dict[str, Any]) -> Step:
         return Status(503) if self.ill else answer(body)
