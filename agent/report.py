@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from .. import __version__
@@ -68,6 +69,17 @@ _RUNS = """
 """
 
 # Lower ends decide, so that a high score on little text is no best one.
+# The F1 of a rule on the second corpus of its run beside that on the first.
+_SECOND = """
+    SELECT s.unit, s.sign, s.details->>'$.corpus' AS corpus, f.value AS first, s.value AS second,
+           f.low > s.high OR f.high < s.low AS apart
+    FROM scores s JOIN scores f ON f.hypothesis = s.hypothesis AND f.metric = 'f1' AND f.side = 'score'
+    WHERE s.run = $run AND s.metric = 'f1_second_corpus' AND s.value IS NOT NULL AND f.value IS NOT NULL
+          AND f.judge IS NULL
+    QUALIFY row_number() OVER (PARTITION BY s.hypothesis ORDER BY s.created_at DESC, s.id DESC, f.id DESC) = 1
+    ORDER BY s.unit, s.sign
+"""
+
 _BEST = f"""
     SELECT * FROM ({_KNOWN})
     WHERE value > floor AND lead_low > 0 AND verdict NOT IN ('rejected', 'failed')
@@ -90,8 +102,8 @@ _MATTERS = f"""
         SELECT investigation, CAST("rows"->>'$[0].delta_ce' AS DOUBLE) AS effect,
                CAST("rows"->>'$[0].low' AS DOUBLE) AS effect_low, CAST("rows"->>'$[0].high' AS DOUBLE) AS effect_high
         FROM evidence
-        WHERE run = $run AND tool = 'ablate' AND ok AND checks->>'$.effect' = 'shown'
-              AND "rows"->>'$[0].where' = 'firing'
+        WHERE run = $run AND tool = 'ablate' AND ok AND (checks->>'$.effect') = 'shown'
+              AND ("rows"->>'$[0].where') = 'firing'
         QUALIFY row_number() OVER (PARTITION BY investigation ORDER BY created_at DESC, id DESC) = 1
     )
     SELECT k.*, effect, effect_low, effect_high, least(abs(effect_low), abs(effect_high)) AS gap
@@ -158,8 +170,8 @@ def report_facts(home: Home, run: str | None = None, against: str | None = None)
     return {
         "run": told.about(), "version": __version__, "made": utc_now(), "progress": told.progress(),
         "verdicts": told.verdicts(), "not_explained": told.not_explained(), "failures": told.failures(),
-        "spend": told.spend(), "sites": told.sites(), "best": told.best(), "surprising": told.surprising(),
-        "review": told.review(), "against": told.against(against),
+        "spend": told.spend(), "sites": told.sites(), "second": told.second(), "best": told.best(),
+        "surprising": told.surprising(), "review": told.review(), "against": told.against(against),
     }  # fmt: skip
 
 
@@ -302,6 +314,26 @@ class _Told:
             for one in (b for b in bins if b["site"] == row["site"]):
                 row["bins"][one["bin"]] = one["units"]
         return rows
+
+    def second(self) -> dict[str, Any] | None:
+        """How far F1 on the second corpus agrees with that on the first, over the units that have both; None: no unit.
+
+        {corpus, units, first, second: mean F1, change: the mean difference, low, high, rank: Spearman's ρ, apart: units
+        whose intervals do not meet}. What is undefined is None.
+        """
+        rows = self._ask(_SECOND)
+        if not rows:
+            return None
+        from ..tools.stats import mean_interval, rank_correlation  # statistics take a second to load
+
+        first, second = ([row[name] for row in rows] for name in ("first", "second"))
+        change = [after - before for before, after in zip(first, second, strict=True)]
+        low, high = mean_interval(change, seed=0)
+        return {
+            "corpus": rows[0]["corpus"], "units": len(rows), "first": fmean(first), "second": fmean(second),
+            "change": fmean(change), "low": low, "high": high, "rank": rank_correlation(first, second),
+            "apart": sum(bool(row["apart"]) for row in rows),
+        }  # fmt: skip
 
     def best(self) -> list[dict[str, Any]]:
         """The explanations whose F1 is surely above every floor, the highest lower end first."""

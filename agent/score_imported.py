@@ -40,7 +40,7 @@ from .request import Progress
 _WAITING = f"""
     SELECT id, unit, sign, author, sentence, regexp_extract(unit, '{UNIT}', 1) AS model FROM hypotheses h
     WHERE json_exists(provenance, '$.imported_from')
-      AND ($source IS NULL OR provenance->>'$.imported_from' = $source)
+      AND ($source IS NULL OR (provenance->>'$.imported_from') = $source)
       AND ($model IS NULL OR regexp_extract(unit, '{UNIT}', 1) = $model)
       AND ($site IS NULL OR regexp_extract(unit, '{UNIT}', 2) = $site)
       AND NOT EXISTS (SELECT 1 FROM scores s WHERE s.hypothesis = h.id AND s.side = 'score' AND s.judge = $judge)

@@ -3,7 +3,7 @@
 Raise VERSION when a constant or a definition changes: scores of different versions are never compared.
 """
 
-VERSION = 4
+VERSION = 5
 
 # Documents, near copies and sides
 SALT = "lamplighter-1"
@@ -12,6 +12,9 @@ COMMON_SHINGLE = 5     # a shingle in more documents than this (or than COMMON_S
 COMMON_SHARE = 0.005
 NEAR_SHARE = 0.2       # |G ∩ G'| / min(|G|, |G'|) from which two documents are near copies
 NEAR_RUN = 50          # … or a common run of this many words
+NEAR_ORDER = 0.6       # … or this share of the shorter one's words stands in the other in the same order, where
+ORDER_WORDS = 1000     # the shorter has at most so many: few shingles of a short copy may survive by chance
+ORDER_SIZES = 2.0      # … and the longer is at most so many times as long: in a long text much stands in order
 SKETCH = 256           # smallest shingle hashes compared to find candidates
 BIG_CLUSTER = 0.05     # a cluster with more than this share of all tokens goes to the explain side
 EXPLAIN_BELOW, TUNE_BELOW = 50, 65   # of 100; the rest is the score side

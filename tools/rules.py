@@ -82,6 +82,8 @@ _CLAUSE = {
         "piece": {"enum": list(PIECES), "description": "which token of the word (default last)"},
         "need": {"type": "array", "items": _NEAR, "maxItems": 3, "description": "all of these stand before it"},
         "not": {"type": "array", "items": _NEAR, "maxItems": 3, "description": "none of these stands before it"},
+        "position": {**_RANGE, "description": "only at these places of the text, from 1, whatever else stands there"},
+        "repeat": {"type": "boolean", "description": "only where it follows what it followed once before"},
     },
     "required": ["at"],
     "additionalProperties": False,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import false_discovery_control, norm
+from scipy.stats import false_discovery_control, norm, spearmanr
 from sklearn.metrics import average_precision_score
 
 from .measures import BOOTSTRAP, CONFIDENCE, MIN_CLUSTERS
@@ -74,6 +74,20 @@ def interval(draws: Floats, clusters: int) -> Bound:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(known, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float], seed: int) -> Bound:
+    """The interval of the mean of independent values, such as one a unit."""
+    totals = np.array([[value, 1.0] for value in values]).reshape(-1, 2)
+    draws = resampled(totals, seed)
+    return interval(ratio(draws[:, 0], draws[:, 1]), len(totals))
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's ρ; None where one of the two does not vary, or fewer than three values are there."""
+    if len(one) < 3 or len(set(one)) < 2 or len(set(other)) < 2:
+        return None
+    return float(spearmanr(one, other).statistic)
 
 
 def p_value(draws: Floats, bound: float) -> float:

@@ -78,7 +78,8 @@ class Statistics:
     """One unit and sign over the corpus. Counts are by side; strata run from y/P ≥ .8 down to < .1.
 
     `firings` and `strata` of the explain side come from a histogram of 8 bins an octave (P was not yet known there);
-    those of tune and score are exact. `clusters` counts near-copy clusters with a firing, for tune and score.
+    those of tune and score are exact from y = τ on, and below it estimated from LOW_TOKENS tokens drawn by hash.
+    `clusters` counts near-copy clusters with a firing, for tune and score.
     """
 
     peak: float
@@ -554,18 +555,25 @@ def _of_coder(site: str) -> bool:
 
 
 def _overlap(documents: list[Read]) -> dict[str, float]:
-    """Share of the 13-token runs in a side's windows that also stand in windows of the explain side.
+    """Share of the 13-token runs in a side's windows that also stand in windows of the explain side, and how many
+    windows have such a run (`tune_windows`, `score_windows`).
 
-    It is 0, since such windows are left out; measured on what is kept, by the tokens themselves, and stored.
+    Both are 0, since such windows are left out; measured on what is kept, by the tokens themselves, and stored.
     """
     n = measures.LEAK_RUN
 
-    def runs(side: str) -> set[int]:
-        windows = (w for d in documents if d.side == side for w in d.windows)
-        return {hash(tuple(w[i : i + n])) for w in windows for i in range(len(w) - n + 1)}
+    def runs(side: str) -> Iterator[set[int]]:
+        for window in (w for d in documents if d.side == side for w in d.windows):
+            yield {hash(tuple(window[i : i + n])) for i in range(len(window) - n + 1)}
 
-    explain = runs("explain")
-    return {s: len(found & explain) / len(found) if (found := runs(s)) else 0.0 for s in ("tune", "score")}
+    explain: set[int] = set().union(*runs("explain"))
+    found: dict[str, float] = {}
+    for side in ("tune", "score"):
+        windows = list(runs(side))
+        every: set[int] = set().union(*windows)
+        found[side] = len(every & explain) / len(every) if every else 0.0
+        found[f"{side}_windows"] = sum(not explain.isdisjoint(window) for window in windows)
+    return found
 
 
 def _store(

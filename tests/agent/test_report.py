@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import spearmanr
 
 from lamplighter.agent import cli as commands
 from lamplighter.agent.config import Home
@@ -378,6 +379,28 @@ def test_a_sentence_without_a_rule_has_a_qualified_judges_detection(empty: Home)
         ("m/0-mlp/2", "f1", 0.9), ("m/0-mlp/0", "detection", 0.7)
     ]  # fmt: skip
     assert "F1 of the judge's detection 0.70" in harmless(render(facts)).shown
+
+
+def test_agreement_on_a_second_corpus_is_told(empty: Home) -> None:
+    run = opened(empty, 12)
+    firsts = [0.5 + 0.03 * index for index in range(10)]
+    for index, first in enumerate(firsts):
+        made = found(run, index, f1=first)
+        score = next(one for one in made if isinstance(one, Score))
+        value = first - 0.2 if index else first + 0.01
+        empty.findings.append([*made, replace(
+            score, id=uuid7(), metric="f1_second_corpus", value=value, low=value - 0.05, high=value + 0.05,
+            details={"corpus": "other"},
+        )])  # fmt: skip
+    empty.findings.append(found(run, 10))                # scored on one corpus alone
+    told = report_facts(empty, run)["second"]
+    assert (told["corpus"], told["units"], told["apart"]) == ("other", 10, 9)
+    assert told["change"] == pytest.approx((0.01 - 9 * 0.2) / 10) and told["low"] < told["change"] < told["high"] < 0
+    assert told["second"] == pytest.approx(told["first"] + told["change"])
+    assert told["rank"] == pytest.approx(spearmanr(firsts, [0.51, *(f - 0.2 for f in firsts[1:])]).statistic)
+    for markdown in (False, True):
+        assert "On the second corpus, other, the F1 of 10 explanations" in render(report_facts(empty, run), markdown)
+    assert report_facts(empty, opened(empty, 1, units="x"))["second"] is None
 
 
 def test_surprising_is_what_each_definition_says(empty: Home) -> None:

@@ -1,6 +1,8 @@
 """The parts of bench_input, on the answer key: the oracle, the published loop, and what counts as confirmed."""
 
 import copy
+import json
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,8 @@ from lamplighter.experiments.input_permuted import permuted_subject
 from lamplighter.experiments.input_planted import is_smallest
 from lamplighter.experiments.input_real import _confirmed, _Label, _ratios
 from lamplighter.experiments.input_rules import Scored, _tables, f1_of
-from lamplighter.experiments.input_sweep import _Best, _keep, _own
+from lamplighter.experiments.input_sides import COPIES, shared_runs
+from lamplighter.experiments.input_sweep import _Best, _keep, _own, peaks
 from lamplighter.experiments.language import language
 from lamplighter.experiments.plant import SITE, PlantedUnit, plant
 from lamplighter.experiments.published import BEHIND, _paths, graph_fires, normal, published_loop
@@ -27,7 +30,7 @@ from lamplighter.tools.labels import ScoreSide, Truth
 from lamplighter.tools.prune import minimal_example
 from lamplighter.tools.rules import Rule, Text
 from lamplighter.tools.subject import Subject
-from lamplighter.tools.sweep import make_sweep
+from lamplighter.tools.sweep import Read, make_sweep
 from lamplighter.tools.units import UnitId
 
 
@@ -301,3 +304,34 @@ def test_best_documents_alone_are_those_of_the_whole_sweep(own: Subject, monkeyp
     for name in ("peak", "mean", "std", "explain.best_place"):
         assert torch.equal(best[name], whole[name])
     assert whole["explain.strata"].sum() > 0 == best["explain.strata"].sum()
+
+
+# Sides and memory
+
+
+def test_copies_are_other_texts_of_the_same_words() -> None:
+    text, draw = "In 1942 the regiment left; " * 20, random.Random(0)
+    made = {kind: copied(text, draw) for kind, copied in COPIES.items()}
+    assert len({text, *made.values()}) == 4
+    assert made["case"].casefold() == text.casefold() and made["digits"] == text.replace("1942", "2053")
+    share = len(made["30 % of words deleted"].split()) / len(text.split())
+    assert 0.55 < share < 0.85
+
+
+def test_shared_runs_are_found_where_there_are_some() -> None:
+    """The check of `split` can fail: a text on both sides is seen, at the windows that are looked at."""
+    one = Read(None, "explain", 0, list(range(200)))
+    other = Read(None, "score", 1, [*range(500, 563), *range(40, 60), *range(600, 700)])
+    assert shared_runs([one, other], 2) == (20 - 13 + 1, 2, 2)
+    assert shared_runs([one, other], 1) == (0, 1, 1), "what is looked at has none"
+    assert shared_runs([one, Read(None, "score", 1, list(range(500, 700)))], 9)[0] == 0
+
+
+def test_the_memory_of_two_sweeps_is_that_of_their_processes(llama: Any, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    llama.model.save_pretrained(tmp_path / "model")
+    llama.tokenizer.save_pretrained(tmp_path / "model")
+    texts = [" ".join("".join(draw.choices("abcdefgh", k=6)) for _ in range(60)) for _ in range(300)]
+    (tmp_path / "texts.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts), "utf-8")
+    small, large = peaks(30_000, str(tmp_path / "model"), str(tmp_path / "texts.jsonl"), sites=1)
+    assert 10**8 < small < large * 1.1 < 10**10

@@ -477,7 +477,10 @@ def test_windows_that_share_text_with_an_earlier_side_are_left_out(llama: Any, t
                       [*corpus.sides, "score"])  # fmt: skip
     clean = make_sweep(llama, corpus, ["0-mlp"], tmp_path)
     swept = make_sweep(llama, leaky, ["0-mlp"], tmp_path)
-    assert {side: swept.facts["overlap"][side] for side in ("tune", "score")} == {"tune": 0, "score": 0}
+    names = ("tune", "score", "tune_windows", "score_windows")
+    assert [swept.facts["overlap"][name] for name in names] == [0, 0, 0, 0]
+    before = module._overlap(module.tokenise(llama, leaky, None, lambda *_: None))
+    assert before["score"] > 0 and before["score_windows"] >= 2 and before["tune_windows"] == 0
     gone = swept.facts["overlap"]["score_left_out"] - clean.facts["overlap"]["score_left_out"]
     whole, copy_ = llama.encode(" ".join(text))[1:], llama.encode(copied.text)[1:]
     assert len(copy_) <= gone + 2 * 12 and gone < len(copy_) + 2 * STEP

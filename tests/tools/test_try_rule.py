@@ -224,7 +224,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
         return any(fits(value, one) for one in schema["anyOf"])
     if "enum" in schema:
         return value in schema["enum"]
-    kind = {"object": dict, "array": list, "string": str, "integer": int}[schema["type"]]
+    kind = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}[schema["type"]]
     if type(value) is not kind:
         return False
     if kind is dict:
@@ -234,7 +234,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
     if kind is list:
         inside = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
         return inside and all(fits(v, schema["items"]) for v in value)
-    return kind is int or len(value) <= schema.get("maxLength", len(value))
+    return kind in (int, bool) or len(value) <= schema.get("maxLength", len(value))
 
 
 def shaped(schema: dict[str, Any], odd: bool = False) -> st.SearchStrategy[Any]:
@@ -254,13 +254,15 @@ def shaped(schema: dict[str, Any], odd: bool = False) -> st.SearchStrategy[Any]:
     elif schema["type"] == "array":
         most = schema["maxItems"] + odd
         made = st.lists(shaped(schema["items"], odd), min_size=schema.get("minItems", 0) * (not odd), max_size=most)
+    elif schema["type"] == "boolean":
+        made = st.booleans()
     else:
         made = st.sampled_from(["War", "(?i)stop|red", r"\d+", "[a-z]{1,3}"])
     return made | st.sampled_from([None, "x", 3, [], {}]) if odd else made
 
 
 # What the schema leaves out, and what it asks for that the reader can do without.
-LEFT_OUT = ("ids", "value", "position", "repeat")
+LEFT_OUT = ("ids", "value")
 
 
 def accepted(value: Any) -> str | None:
