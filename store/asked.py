@@ -1,0 +1,63 @@
+"""What an address asks for, on pages and in the API alike: filters, a part of a list, and the parts beside it.
+
+A field that a form leaves empty is not asked.
+"""
+
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import Query, Request
+from pydantic import BeforeValidator
+
+from .filters import KINDS, ORDERS, REVIEWED, Filters
+from .lamps import BINS
+from .records import VERDICTS
+from .search import BY
+
+LONGEST = 1_000          # characters of what is searched for
+DEEPEST = 1_000_000      # of a list
+_EMPTY = BeforeValidator(lambda given: None if given == "" else given)
+
+
+def _one_of(values: tuple[Any, ...], about: str) -> Any:
+    return Query(description=about, json_schema_extra={"enum": list(values)}, max_length=40)
+
+
+Name = Annotated[str | None, _EMPTY, Query(max_length=1_000)]
+Text = Annotated[str | None, _EMPTY, Query(max_length=LONGEST)]
+Sign = Annotated[
+    int | None, _EMPTY, Query(description="1, or -1: the negative side", json_schema_extra={"enum": [1, -1]})
+]
+Score = Annotated[float | None, _EMPTY, Query(ge=0, le=1)]
+Kind = Annotated[str | None, _EMPTY, _one_of(KINDS, "neurons, heads, dimensions of the stream, or features")]
+Verdict = Annotated[str | None, _EMPTY, _one_of(VERDICTS, "by rule, from the scores")]
+Planner = Annotated[str | None, _EMPTY, Query(description="playbook, llm, person, or a whole label", max_length=200)]
+Review = Annotated[str | None, _EMPTY, _one_of(REVIEWED, "what people made of the explanation")]
+By = Annotated[
+    str | None, _EMPTY, _one_of(BY, "by default both, or word where there is no embedder; direction goes with like")
+]
+Order = Annotated[str, _one_of(tuple(ORDERS), "best, worst: by input F1")]
+Lamp = Annotated[int | None, _EMPTY, Query(ge=0, lt=BINS, description="an F1 in this tenth, 0 to 9")]
+Top = Annotated[int, Query(ge=1, le=500, description="how many")]
+Skip = Annotated[int, Query(ge=0, le=DEEPEST, description="after so many")]
+
+
+def filters(
+    model: Name = None, site: Name = None, sign: Sign = None, kind: Kind = None, min_score: Score = None,
+    max_score: Score = None, verdict: Verdict = None, planner: Planner = None, review: Review = None,
+) -> Filters:  # fmt: skip
+    """The filters of a request. Raises Refused for a value that there is not."""
+    return Filters(model, site, sign, kind, min_score, max_score, verdict, planner, review)
+
+
+def beside(request: Request, top: int, skip: int, more: bool) -> dict[str, str | None]:
+    """{next, previous}: addresses of the parts of a list beside this one."""
+
+    def at(place: int) -> str:
+        asked = {k: v for k, v in request.query_params.items() if v != ""} | {"skip": place}
+        return f"{request.url.path}?{urlencode(asked)}"
+
+    return {"next": at(skip + top) if more else None, "previous": at(max(0, skip - top)) if skip else None}
+
+
+__all__ = ["LONGEST", "By", "Lamp", "Name", "Order", "Score", "Sign", "Skip", "Text", "Top", "beside", "filters"]
