@@ -59,7 +59,7 @@ class Allowance:
         except Drained:
             raise Refused(f"{unit} was stopped on the way; ask again to go on.") from None
         finally:
-            tokens, usd = (now - then for now, then in zip(_spent(home, unit), before, strict=True))
+            tokens, usd = (after - then for after, then in zip(_spent(home, unit), before, strict=True))
             self.minutes = _less(self.minutes, (time.monotonic() - began) / 60)
             self.llm_tokens = None if self.llm_tokens is None else max(0, self.llm_tokens - round(tokens))
             self.usd = _less(self.usd, usd)

@@ -260,7 +260,7 @@ class _Desk:
         return Comparison(units=sides, pairs=[Pair(**pair) for pair in pairs], as_of=self.home.index.as_of)
 
     @_refusals_told
-    def run_sql(self, query: Annotated[str, Field(max_length=20_000)]) -> Answer:
+    def run_sql(self, query: Annotated[str, Field(max_length=20_000, description="one SELECT")]) -> Answer:
         """Runs one SELECT (DuckDB) on a snapshot of all records; `SHOW TABLES` and `DESCRIBE explanations` say what is
         there. At most 200 rows, 2 MB and 20 seconds; nothing but the tables can be read, and nothing changed."""
         told = self.home.snapshots.sql(query, SQL)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import Query, Request
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from .filters import KINDS, ORDERS, REVIEWED, Filters
 from .lamps import BINS
@@ -20,24 +20,25 @@ _EMPTY = BeforeValidator(lambda given: None if given == "" else given)
 
 
 def _one_of(values: tuple[Any, ...], about: str) -> Any:
-    return Query(description=about, json_schema_extra={"enum": list(values)}, max_length=40)
+    return Query(description=about, json_schema_extra={"enum": list(values)})
 
 
-Name = Annotated[str | None, _EMPTY, Query(max_length=1_000)]
-Text = Annotated[str | None, _EMPTY, Query(max_length=LONGEST)]
-Sign = Annotated[
-    int | None, _EMPTY, Query(description="1, or -1: the negative side", json_schema_extra={"enum": [1, -1]})
-]
-Score = Annotated[float | None, _EMPTY, Query(ge=0, le=1)]
-Kind = Annotated[str | None, _EMPTY, _one_of(KINDS, "neurons, heads, dimensions of the stream, or features")]
-Verdict = Annotated[str | None, _EMPTY, _one_of(VERDICTS, "by rule, from the scores")]
-Planner = Annotated[str | None, _EMPTY, Query(description="playbook, llm, person, or a whole label", max_length=200)]
-Review = Annotated[str | None, _EMPTY, _one_of(REVIEWED, "what people made of the explanation")]
+_Short = Annotated[str, Field(max_length=200)]
+Name = Annotated[Annotated[str, Field(max_length=1_000)] | None, _EMPTY, Query()]
+Text = Annotated[Annotated[str, Field(max_length=LONGEST)] | None, _EMPTY, Query()]
+Sign = Annotated[int | None, _EMPTY, _one_of((1, -1), "-1: the negative side")]
+Score = Annotated[Annotated[float, Field(ge=0, le=1)] | None, _EMPTY, Query(description="of input F1")]
+Kind = Annotated[_Short | None, _EMPTY, _one_of(KINDS, "neurons, heads, dimensions of the stream, or features")]
+Verdict = Annotated[_Short | None, _EMPTY, _one_of(VERDICTS, "by rule, from the scores")]
+Planner = Annotated[_Short | None, _EMPTY, Query(description="playbook, llm, person, or a whole label")]
+Review = Annotated[_Short | None, _EMPTY, _one_of(REVIEWED, "what people made of the explanation")]
 By = Annotated[
-    str | None, _EMPTY, _one_of(BY, "by default both, or word where there is no embedder; direction goes with like")
+    _Short | None, _EMPTY, _one_of(BY, "by default both, or word where there is no embedder; direction goes with like")
 ]
 Order = Annotated[str, _one_of(tuple(ORDERS), "best, worst: by input F1")]
-Lamp = Annotated[int | None, _EMPTY, Query(ge=0, lt=BINS, description="an F1 in this tenth, 0 to 9")]
+Lamp = Annotated[
+    Annotated[int, Field(ge=0, lt=BINS)] | None, _EMPTY, Query(description="an F1 in this tenth, 0 to 9")
+]
 Top = Annotated[int, Query(ge=1, le=500, description="how many")]
 Skip = Annotated[int, Query(ge=0, le=DEEPEST, description="after so many")]
 
@@ -50,7 +51,7 @@ def filters(
     return Filters(model, site, sign, kind, min_score, max_score, verdict, planner, review)
 
 
-def beside(request: Request, top: int, skip: int, more: bool) -> dict[str, str | None]:
+def beside(request: Request, top: int, skip: int, more: bool) -> dict[str, Any]:
     """{next, previous}: addresses of the parts of a list beside this one."""
 
     def at(place: int) -> str:

@@ -118,7 +118,7 @@ class Mirror:
         try:
             self.refresh()
             trouble = None if self._copy is None else self._copy.snapshot.why
-        except Busy:                           # by a run that writes, and only for now
+        except Busy:                           # somebody writes; the next look comes soon
             return
         except Refused as refused:
             trouble = str(refused)

@@ -187,8 +187,8 @@ def _newest(known: Iterable[tuple[int, int]], state: tuple[int, int]) -> tuple[i
 
 def _derive(path: Path) -> None:
     """Turns the views of a copied file into tables of the same names and columns, and adds those of the pages."""
-    config = OFFLINE | {"memory_limit": MEMORY, "temp_directory": str(path.with_name("spill"))}
-    with duckdb.connect(str(path), config=config) as con:
+    own = {"memory_limit": MEMORY, "temp_directory": str(path.with_name("spill"))}
+    with duckdb.connect(str(path), config={**OFFLINE, **own}) as con:
         upgrade(con, schema_of(con))
         derive(con, views(con))
         con.execute(_MADE.read_text("utf-8"))

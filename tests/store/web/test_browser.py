@@ -10,7 +10,7 @@ import pytest
 
 CHROMIUM = os.environ.get("LAMPLIGHTER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 AXE = os.environ.get("LAMPLIGHTER_AXE")      # axe.min.js of axe-core, which is too large to keep here
-PAGES = ["/", "/units", "/units/org/tiny/1-mlp/7", "/units/org/tiny/2-resid:sae/9", "/near/org/tiny/1-mlp/7",
+PAGES = ["/", "/units", "/units/org/tiny/1-mlp/7", "/units/org/tiny/2-resid:sae/9", "/search?like=org/tiny/1-mlp/7",
          "/search?q=left", "/sql?q=select+unit+from+units", "/api/v1", "/review", "/agreement"]  # fmt: skip
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
