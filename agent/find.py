@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..store.filters import Filters
 from ..store.findings import drain
 from ..store.records import Embedding, Refused
-from ..store.search import Searched, search, to_embed, unembedded, why_none
+from ..store.search import Searched, explained, search, to_embed, unembedded, why_none
 from ..store.work import Busy
 from .config import EMBEDDER, Embed, Home, load_embedder
 
@@ -65,11 +65,16 @@ class Finder:
             threading.Thread(target=self.embed, args=(["warm"],), daemon=True, name="embedder").start()
 
     def _written(self, like: str) -> "Directions":
+        from ..tools.units import UnitId
+
         if self.directions is None:
             raise Refused(
                 "What units write is read from their model, and none is loaded here; `lamplighter serve --live` "
                 "loads it."
             )
+        model = Filters(model=UnitId.parse(like).model)
+        if not explained(self.home.index, model, top=1)[1]:      # nobody has a model loaded, or fetched, for nothing
+            raise Refused(why_none(self.home.index, model))
         return self.directions(like)
 
 

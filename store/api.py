@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from .asked import By, Lamp, Name, Order, Sign, Skip, Text, Top, beside, filters
+from .asked import By, Lamp, Like, Name, Order, Sign, Skip, Text, Top, beside, filters
 from .confined import Limits
 from .filters import Filters
 from .lamps import start_facts, unit_list
@@ -51,7 +51,7 @@ class Found(Part):
 class Asked(BaseModel):
     """One SELECT."""
 
-    query: str = Field(max_length=20_000)
+    query: str = Field(max_length=20_000, description="DuckDB's SQL")
 
 
 class Answer(BaseModel):
@@ -89,7 +89,7 @@ def api_routes(given: "Services", pages: Pages, app: FastAPI) -> APIRouter:
 
     @routes.get("/search", summary="Explanations by meaning and by word (q), or units like one (like), with reasons")
     def search(
-        request: Request, wanted: Annotated[Filters, Depends(filters)], q: Text = None, like: Name = None,
+        request: Request, wanted: Annotated[Filters, Depends(filters)], q: Text = None, like: Like = None,
         by: By = None, top: Top = FOUND, skip: Skip = 0,
     ) -> Found:  # fmt: skip
         found = given.search(q, like=like, by=by, filters=wanted, top=top + 1, skip=skip)

@@ -14,7 +14,7 @@ from .lamps import BINS
 from .records import VERDICTS
 from .search import BY
 
-LONGEST = 1_000          # characters of what is searched for
+LONGEST = 1_000          # characters of a text or a name
 DEEPEST = 1_000_000      # of a list
 _EMPTY = BeforeValidator(lambda given: None if given == "" else given)
 
@@ -24,8 +24,11 @@ def _one_of(values: tuple[Any, ...], about: str) -> Any:
 
 
 _Short = Annotated[str, Field(max_length=200)]
-Name = Annotated[Annotated[str, Field(max_length=1_000)] | None, _EMPTY, Query()]
-Text = Annotated[Annotated[str, Field(max_length=LONGEST)] | None, _EMPTY, Query()]
+_Long = Annotated[str, Field(max_length=LONGEST)]
+Name = Annotated[_Long | None, _EMPTY]
+Text = Annotated[_Long | None, _EMPTY, Query(description="what units respond to")]
+Like = Annotated[_Long | None, _EMPTY, Query(description="units like this one, in place of a text: MODEL/SITE/INDEX")]
+Site = Annotated[_Long | None, _EMPTY, Query(description="as in 5-mlp or 8-resid:my-sae")]
 Sign = Annotated[int | None, _EMPTY, _one_of((1, -1), "-1: the negative side")]
 Score = Annotated[Annotated[float, Field(ge=0, le=1)] | None, _EMPTY, Query(description="of input F1")]
 Kind = Annotated[_Short | None, _EMPTY, _one_of(KINDS, "neurons, heads, dimensions of the stream, or features")]
@@ -37,14 +40,14 @@ By = Annotated[
 ]
 Order = Annotated[str, _one_of(tuple(ORDERS), "best, worst: by input F1")]
 Lamp = Annotated[
-    Annotated[int, Field(ge=0, lt=BINS)] | None, _EMPTY, Query(description="an F1 in this tenth, 0 to 9")
+    Annotated[int, Field(ge=0, le=BINS - 1)] | None, _EMPTY, Query(description="an F1 in this tenth")
 ]
 Top = Annotated[int, Query(ge=1, le=500, description="how many")]
 Skip = Annotated[int, Query(ge=0, le=DEEPEST, description="after so many")]
 
 
 def filters(
-    model: Name = None, site: Name = None, sign: Sign = None, kind: Kind = None, min_score: Score = None,
+    model: Name = None, site: Site = None, sign: Sign = None, kind: Kind = None, min_score: Score = None,
     max_score: Score = None, verdict: Verdict = None, planner: Planner = None, review: Review = None,
 ) -> Filters:  # fmt: skip
     """The filters of a request. Raises Refused for a value that there is not."""
@@ -61,4 +64,4 @@ def beside(request: Request, top: int, skip: int, more: bool) -> dict[str, Any]:
     return {"next": at(skip + top) if more else None, "previous": at(max(0, skip - top)) if skip else None}
 
 
-__all__ = ["LONGEST", "By", "Lamp", "Name", "Order", "Score", "Sign", "Skip", "Text", "Top", "beside", "filters"]
+__all__ = ["LONGEST", "By", "Lamp", "Like", "Name", "Order", "Score", "Sign", "Skip", "Text", "Top", "beside", "filters"]

@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 from .. import __version__
 from . import plain
-from .asked import LONGEST, By, Lamp, Name, Order, Sign, Skip, Text, Top, beside, filters
+from .asked import LONGEST, By, Lamp, Like, Name, Order, Sign, Skip, Text, Top, beside, filters
 from .confined import Limits
 from .filters import KINDS, ORDERS, REVIEWED, Filters
 from .lamps import BINS, start_facts, unit_list
@@ -121,6 +121,8 @@ def page_routes(given: "Services", pages: Pages) -> APIRouter:
         if not text.strip():
             raise Refused("The text is empty; write what the unit is to read.")
         this = named(unit)
+        if this.model not in _known(given.mirror.copy):      # a visitor has no other model loaded, or fetched
+            raise Missing(f"nothing is recorded of the model {this.model[:200]!r}; try a unit that has a page.")
         return pages.show(
             "try", request, this=this, tried=given.read(this.name, text) | {"text": text},
             fragment="hx-request" in request.headers,
@@ -136,7 +138,7 @@ def page_routes(given: "Services", pages: Pages) -> APIRouter:
 
     @routes.get("/search")
     def search(
-        request: Request, wanted: Annotated[Filters, Depends(filters)], q: Text = None, like: Name = None,
+        request: Request, wanted: Annotated[Filters, Depends(filters)], q: Text = None, like: Like = None,
         by: By = None, top: Top = FOUND, skip: Skip = 0,
     ) -> Response:  # fmt: skip
         facts: dict[str, Any] = {"found": None, "problem": None, "next": None, "previous": None}

@@ -262,6 +262,8 @@ def why_none(index: Index, filters: Filters, words: bool = False) -> str:
         return f"no explanation is of the {none[0]} {given[none[0]]!r}; there are some of {there}."
     if passing and words:
         return "no explanation that passes the filters has any of these words; write others, or search by meaning."
+    if passing:
+        return "no other explanation that passes the filters shares words with it, or has an embedding to compare."
     named = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in filters.given.items())
     lower = " or lower the score" if filters.min_score is not None else ""
     return f"no explanation passes the filters ({named}); leave one out{lower}."
