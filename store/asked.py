@@ -64,4 +64,6 @@ def beside(request: Request, top: int, skip: int, more: bool) -> dict[str, Any]:
     return {"next": at(skip + top) if more else None, "previous": at(max(0, skip - top)) if skip else None}
 
 
-__all__ = ["LONGEST", "By", "Lamp", "Like", "Name", "Order", "Score", "Sign", "Skip", "Text", "Top", "beside", "filters"]
+__all__ = [
+    "LONGEST", "By", "Lamp", "Like", "Name", "Order", "Score", "Sign", "Skip", "Text", "Top", "beside", "filters",
+]  # fmt: skip

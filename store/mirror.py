@@ -75,7 +75,7 @@ class Mirror:
         self.snapshots, self.ready = snapshots, ready
         self._copy: Copy | None = None
         self._seconds = 0.0                    # that the last refresh took
-        self._told: str | None = None
+        self._told = False
         self._turn = threading.Lock()
 
     @property
@@ -122,9 +122,9 @@ class Mirror:
             return
         except Refused as refused:
             trouble = str(refused)
-        if trouble is not None and trouble != self._told:
+        if trouble is not None and not self._told:       # once, until it is over
             logging.getLogger("lamplighter").warning("%s", trouble)
-        self._told = trouble
+        self._told = trouble is not None
 
     def _opened(self, snapshot: Snapshot) -> Copy:
         """The copy that is open where it is of this snapshot, else a new one."""

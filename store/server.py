@@ -78,7 +78,8 @@ def create_app(given: Services, doors: Doors, desk: MirroredDesk | None = None) 
     app = FastAPI(
         title="lamplighter", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=alive,
         description="What is known of the units of language models. Everything wants the cookie of the pages, or the "
-        "token that lamplighter serve printed, as Authorization: Bearer TOKEN. What is refused is {ok: false, error, hint}.",
+        "token that lamplighter serve printed, as Authorization: Bearer TOKEN. Of what is refused the answer is {ok: "
+        "false, error, hint}.",
     )  # fmt: skip
     pages = Pages(live=given.read is not None, review=desk is not None)
     app.include_router(page_routes(given, pages))

@@ -389,6 +389,7 @@ def test_why_nothing_was_found(index, findings, explanation):
         "no explanation passes the filters (min score 0.95); leave one out or lower the score."
     )
     assert why(words=True).startswith("no explanation that passes the filters has any of these words")
+    assert why().startswith("no other explanation that passes the filters shares words with it")
     findings.append(explanation("m/0-mlp/3", None, verdict="abstained"))
     assert why(of=Index(findings, "tiny"), model="m") == "no explanations are recorded yet; lamplighter run makes some."
 
