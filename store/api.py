@@ -11,7 +11,7 @@ from .confined import Limits
 from .filters import Filters
 from .lamps import start_facts, unit_list
 from .pages import EACH, FOUND, Pages
-from .unit_page import named, unit_facts
+from .unit_page import named, newest_facts
 
 if TYPE_CHECKING:
     from .server import Services
@@ -84,8 +84,7 @@ def api_routes(given: "Services", pages: Pages, app: FastAPI) -> APIRouter:
 
     @routes.get("/units/{name:path}", summary="All that is known of one unit; its negative side has a minus behind")
     def unit(name: str, sign: Sign = None, investigation: Name = None) -> dict[str, Any]:
-        copy = given.mirror.copy
-        return {"ok": True} | unit_facts(copy, named(name, sign), investigation) | {"as_of": copy.as_of}
+        return {"ok": True} | newest_facts(given.mirror, named(name, sign), investigation)
 
     @routes.get("/search", summary="Explanations by meaning and by word (q), or units like one (like), with reasons")
     def search(

@@ -121,8 +121,7 @@ class Findings:
         with self._open(write=False) as con:
             try:
                 one_select.check_select(con, query)
-                done = con.execute(query, dict(parameters) if isinstance(parameters, Mapping) else parameters)
-                return one_select.objects(done.description or (), done.fetchall(), unpack)
+                return one_select.fetched(con, query, parameters, unpack)
             except duckdb.Error as error:
                 if _DAMAGED.search(str(error)):
                     raise

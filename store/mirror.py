@@ -15,7 +15,7 @@ import duckdb
 from .background import repeated
 from .confined import Limits
 from .findings import OFFLINE
-from .one_select import Connection, objects
+from .one_select import Connection, fetched
 from .records import Refused
 from .snapshot import Snapshot, Snapshots, Told
 from .work import Busy
@@ -47,8 +47,7 @@ class Copy:
     def ask(self, sql: str, given: Sequence[Any] | Mapping[str, Any] = (), unpack: bool = False) -> Rows:
         """The rows of a SELECT of ours, as `Findings.sql` gives them."""
         with self.con.cursor() as cursor:
-            done = cursor.execute(sql, dict(given) if isinstance(given, Mapping) else given)
-            return objects(done.description or (), done.fetchall(), unpack)
+            return fetched(cursor, sql, given, unpack)
 
     def behind(self, table: str, investigation: Mapping[str, Any] | None, order: str = "created_at, id") -> Rows:
         """The rows of an investigation (a row of pages.investigations) in one of BEHIND, read from where they lie."""

@@ -23,7 +23,7 @@ from .filters import KINDS, ORDERS, REVIEWED, Filters
 from .lamps import BINS, start_facts, unit_list
 from .mirror import Copy
 from .records import VERDICTS, Refused, signed
-from .unit_page import Missing, heat, level, named, unit_facts
+from .unit_page import Missing, heat, level, named, newest_facts
 from .work import Busy
 
 if TYPE_CHECKING:
@@ -101,15 +101,8 @@ def page_routes(given: "Services", pages: Pages) -> APIRouter:
     def unit_page(
         request: Request, name: str, sign: int | None = None, investigation: str | None = None
     ) -> Response:
-        this, copy = named(name, sign), given.mirror.copy
-        try:
-            facts = unit_facts(copy, this, investigation)
-        except Missing:
-            if not given.mirror.retry():       # recorded since the copy was made?
-                raise
-            copy = given.mirror.copy
-            facts = unit_facts(copy, this, investigation)
-        return pages.show("unit", request, as_of=copy.as_of, this=this, tried=None, **facts)
+        this = named(name, sign)
+        return pages.show("unit", request, this=this, tried=None, **newest_facts(given.mirror, this, investigation))
 
     @routes.post("/try")
     def try_text(

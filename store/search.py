@@ -15,7 +15,7 @@ import numpy as np
 from .cards import State, Vectors
 from .filters import Filters, check_page, page_of
 from .index import Index
-from .one_select import Connection, objects
+from .one_select import Connection, fetched
 from .rank import Directions, Found, Ranker, Words, fused, listed, parsed
 from .records import Refused
 
@@ -112,7 +112,7 @@ def _check(
 
 def _card_of(con: Connection, like: str, needed: bool) -> dict[str, Any] | None:
     """The card of a unit; where there is none with an explanation, None or, if `needed`, Refused."""
-    rows = _objects(con, "SELECT * FROM cards WHERE unit = ? AND sign IS NOT DISTINCT FROM ?", parsed(like))
+    rows = fetched(con, "SELECT * FROM cards WHERE unit = ? AND sign IS NOT DISTINCT FROM ?", parsed(like))
     if needed and (not rows or rows[0]["explanation"] is None):
         raise Refused(f"No explanation of {like!r} is recorded; name a unit that has one.")
     return rows[0] if rows else None
@@ -129,7 +129,7 @@ def _wanted(
     if this is not None:
         return ranker.state.vectors_at(np.array([this["vector"]])).ravel()
     sql = f"SELECT count(*) AS explained, count(vector) AS known FROM cards WHERE {ranker.where}"
-    counts = _objects(ranker.con, sql, ranker.given)[0]
+    counts = fetched(ranker.con, sql, ranker.given)[0]
     if not counts["known"]:
         if needed and counts["explained"]:
             raise Refused(
@@ -155,7 +155,7 @@ def _rows(
     chosen = listed(card for card, _ in found)
     # by rowid, since all columns would be read to find the rows otherwise
     sql = f"SELECT * FROM cards WHERE rowid IN (SELECT rowid FROM cards WHERE card IN ({chosen}))"
-    cards = {row["card"]: row for row in _objects(con, sql)}
+    cards = {row["card"]: row for row in fetched(con, sql)}
     similar = _similarities(state, cards, vector)
     asked = listed(word for word, _ in words.values())
     has = set(con.execute(f"SELECT card, word FROM words WHERE card IN ({chosen}) AND word IN ({asked})").fetchall())
@@ -202,7 +202,7 @@ def explained(
     """A page of the explained units that pass the filters, with the keys of SHOWN, and how many there are in all."""
     with index.reading() as (con, _):
         cards = f"SELECT {', '.join(SHOWN)} FROM cards WHERE {_EXPLAINED}"
-        return page_of(partial(_objects, con), cards, filters or Filters(), order, top, skip)
+        return page_of(partial(fetched, con), cards, filters or Filters(), order, top, skip)
 
 
 def compared(index: Index, units: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -232,7 +232,7 @@ def unembedded(index: Index, filters: Filters | None = None) -> int:
     filters = filters or Filters()
     with index.reading() as (con, _):
         sql = f"SELECT count(*) AS n FROM cards WHERE {_UNEMBEDDED} AND {_among(filters)}"
-        return int(_objects(con, sql, filters.given)[0]["n"])
+        return int(fetched(con, sql, filters.given)[0]["n"])
 
 
 def to_embed(index: Index, most: int) -> list[dict[str, Any]]:
@@ -240,19 +240,19 @@ def to_embed(index: Index, most: int) -> list[dict[str, Any]]:
     sql = f"""SELECT hypothesis, explanation AS sentence, run, investigation, unit, sign FROM cards
               WHERE {_UNEMBEDDED} ORDER BY card LIMIT ?"""
     with index.reading() as (con, _):
-        return _objects(con, sql, [most])
+        return fetched(con, sql, [most])
 
 
 def why_none(index: Index, filters: Filters, words: bool = False) -> str:
     """One sentence on why a search found nothing. words: it was by word alone."""
     given = {name: value for name, value in filters.given.items() if name not in ("min_score", "max_score")}
     with index.reading() as (con, _):
-        everything = _objects(con, f"SELECT count(*) AS n FROM cards WHERE {_EXPLAINED}")[0]["n"]
-        passing = _objects(con, f"SELECT count(*) AS n FROM cards WHERE {_among(filters)}", filters.given)[0]["n"]
+        everything = fetched(con, f"SELECT count(*) AS n FROM cards WHERE {_EXPLAINED}")[0]["n"]
+        passing = fetched(con, f"SELECT count(*) AS n FROM cards WHERE {_among(filters)}", filters.given)[0]["n"]
         lone = {name: Filters(**{name: value}) for name, value in given.items()}
         none = [
             name for name, one in lone.items()
-            if not _objects(con, f"SELECT count(*) AS n FROM cards WHERE {_among(one)}", one.given)[0]["n"]
+            if not fetched(con, f"SELECT count(*) AS n FROM cards WHERE {_among(one)}", one.given)[0]["n"]
         ]  # fmt: skip
         known = con.execute(_VALUES.format(name=none[0])).fetchall() if none else []
     if not everything:
@@ -270,10 +270,3 @@ def why_none(index: Index, filters: Filters, words: bool = False) -> str:
 
 
 _VALUES = f"SELECT DISTINCT {{name}} FROM cards WHERE {{name}} IS NOT NULL AND {_EXPLAINED} ORDER BY {{name}} LIMIT 20"
-
-
-def _objects(
-    con: Connection, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
-) -> list[dict[str, Any]]:
-    done = con.execute(sql, parameters)
-    return objects(done.description or (), done.fetchall())

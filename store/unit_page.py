@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .lamps import card
-from .mirror import Copy
+from .mirror import Copy, Mirror
 from .records import Refused, signed
 
 BANDS = ("top", "high", "mid", "boundary", "low", "random")
@@ -96,6 +96,19 @@ def unit_facts(copy: Copy, this: Named, investigation: str | None = None) -> dic
         "failures": failures, "by_hand": by_hand,
         "provenance": (evidence or parts["scores"] or [{"provenance": {}}])[0]["provenance"],
     }  # fmt: skip
+
+
+def newest_facts(mirror: Mirror, this: Named, investigation: str | None = None) -> dict[str, Any]:
+    """`unit_facts` of the newest copy, with its `as_of`; a unit that is missing may have been recorded since."""
+    try:
+        copy = mirror.copy
+        facts = unit_facts(copy, this, investigation)
+    except Missing:
+        if not mirror.retry():
+            raise
+        copy = mirror.copy
+        facts = unit_facts(copy, this, investigation)
+    return facts | {"as_of": copy.as_of}
 
 
 class Missing(Refused):
@@ -264,4 +277,4 @@ def _cost(investigation: Mapping[str, Any] | None, evidence: Iterable[dict[str, 
     return sums | {"llm": llm}
 
 
-__all__ = ["Missing", "Named", "heat", "level", "named", "unit_facts"]
+__all__ = ["Missing", "Named", "heat", "level", "named", "newest_facts"]

@@ -126,6 +126,31 @@ def test_neighbours_come_when_they_are_scrolled_to(page) -> None:
     assert page.problems == []
 
 
+def test_units_that_write_alike_come_when_they_are_asked_for(page) -> None:
+    at(page, "/units/org/tiny/1-mlp/7")
+    page.click("text=that write nearly the same")
+    page.wait_for_selector("#written .card:has-text('1-mlp/8-')")
+    assert page.url.endswith("1-mlp/7")
+    assert page.problems == []
+    at(page, "/units/org/tiny/2-resid:sae/9")
+    page.click("text=that write nearly the same")
+    page.wait_for_selector("#written .problem:has-text('has no write direction')")
+
+
+def test_a_search_with_filters_by_keyboard(page) -> None:
+    at(page, "/search")
+    page.focus("[name=q]")
+    page.keyboard.type("left numbers")
+    page.click("summary")
+    page.select_option("[name=sign]", "-1")
+    page.focus("[name=q]")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("main .card")
+    assert page.locator("main .card h2").all_inner_texts() == ["org/tiny/1-mlp/8- unclear"]
+    assert page.locator("main details").get_attribute("open") is not None
+    assert page.problems == []
+
+
 def test_all_of_it_without_scripts(browser, running) -> None:
     with browser.new_context(java_script_enabled=False) as context:
         page = context.new_page()
