@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from .asked import By, Lamp, Like, Name, Order, Sign, Skip, Text, Top, beside, filters
+from .asked import Behind, By, Lamp, Like, Name, Order, Sign, Skip, Text, Top, beside, filters, searched
 from .confined import Limits
 from .filters import Filters
 from .lamps import start_facts, unit_list
@@ -89,11 +89,10 @@ def api_routes(given: "Services", pages: Pages, app: FastAPI) -> APIRouter:
     @routes.get("/search", summary="Explanations by meaning and by word (q), or units like one (like), with reasons")
     def search(
         request: Request, wanted: Annotated[Filters, Depends(filters)], q: Text = None, like: Like = None,
-        by: By = None, top: Top = FOUND, skip: Skip = 0,
+        by: By = None, top: Top = FOUND, skip: Behind = 0,
     ) -> Found:  # fmt: skip
-        found = given.search(q, like=like, by=by, filters=wanted, top=top + 1, skip=skip)
-        more = beside(request, top, skip, len(found.rows) > top)
-        return Found(rows=found.rows[:top], by=found.by, notes=found.notes, as_of=found.as_of, **more)
+        found, more = searched(request, given.search, q, like=like, by=by, filters=wanted, top=top, skip=skip)
+        return Found(**vars(found), **more)
 
     @routes.post("/sql", summary="One SELECT over all records; SHOW TABLES and DESCRIBE name what there is")
     def sql(asked: Annotated[Asked, Body()]) -> Answer:

@@ -3,6 +3,8 @@
 A field that a form leaves empty is not asked.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -12,10 +14,11 @@ from pydantic import BeforeValidator, Field
 from .filters import KINDS, ORDERS, REVIEWED, Filters
 from .lamps import BINS
 from .records import VERDICTS
-from .search import BY
+from .search import BY, Searched
 
 LONGEST = 1_000          # characters of a text or a name
-DEEPEST = 1_000_000      # of a list
+DEEPEST = 1_000_000      # place in a list that may be asked for,
+RANKED = 10_000          # and in a ranking, all of which is made for it
 _EMPTY = BeforeValidator(lambda given: None if given == "" else given)
 
 
@@ -44,6 +47,7 @@ Lamp = Annotated[
 ]
 Top = Annotated[int, Query(ge=1, le=500, description="how many")]
 Skip = Annotated[int, Query(ge=0, le=DEEPEST, description="after so many")]
+Behind = Annotated[int, Query(ge=0, le=RANKED, description="after so many")]
 
 
 def filters(
@@ -52,6 +56,15 @@ def filters(
 ) -> Filters:  # fmt: skip
     """The filters of a request. Raises Refused for a value that there is not."""
     return Filters(model, site, sign, kind, min_score, max_score, verdict, planner, review)
+
+
+def searched(
+    request: Request, search: Callable[..., Searched], text: str | None, *, top: int, skip: int, **asked: Any
+) -> tuple[Searched, dict[str, Any]]:
+    """A part of what `search` finds, and the addresses of `beside`."""
+    found = search(text, top=top + 1, skip=skip, **asked)
+    more = len(found.rows) > top and skip + top <= RANKED
+    return replace(found, rows=found.rows[:top]), beside(request, top, skip, more)
 
 
 def beside(request: Request, top: int, skip: int, more: bool) -> dict[str, Any]:
@@ -65,5 +78,6 @@ def beside(request: Request, top: int, skip: int, more: bool) -> dict[str, Any]:
 
 
 __all__ = [
-    "LONGEST", "By", "Lamp", "Like", "Name", "Order", "Score", "Sign", "Skip", "Text", "Top", "beside", "filters",
+    "LONGEST", "Behind", "By", "Lamp", "Like", "Name", "Order", "Sign", "Skip", "Text", "Top", "beside", "filters",
+    "searched",
 ]  # fmt: skip

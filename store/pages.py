@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 from .. import __version__
 from . import plain
-from .asked import LONGEST, By, Lamp, Like, Name, Order, Sign, Skip, Text, Top, beside, filters
+from .asked import LONGEST, Behind, By, Lamp, Like, Name, Order, Sign, Skip, Text, Top, beside, filters, searched
 from .confined import Limits
 from .filters import KINDS, ORDERS, REVIEWED, Filters
 from .lamps import BINS, start_facts, unit_list
@@ -132,21 +132,20 @@ def page_routes(given: "Services", pages: Pages) -> APIRouter:
     @routes.get("/search")
     def search(
         request: Request, wanted: Annotated[Filters, Depends(filters)], q: Text = None, like: Like = None,
-        by: By = None, top: Top = FOUND, skip: Skip = 0,
+        by: By = None, top: Top = FOUND, skip: Behind = 0,
     ) -> Response:  # fmt: skip
-        facts: dict[str, Any] = {"found": None, "problem": None, "next": None, "previous": None}
-        status = 200
+        found, problem, status, more = None, None, 200, {"next": None, "previous": None}
         if (q and q.strip()) or like:
             try:
-                found = given.search(q, like=like, by=by, filters=wanted, top=top + 1, skip=skip)
-                facts |= {"found": found, "rows": found.rows[:top]} | beside(request, top, skip, len(found.rows) > top)
+                found, more = searched(request, given.search, q, like=like, by=by, filters=wanted, top=top, skip=skip)
             except Refused as refusal:
-                facts["problem"], status = str(refusal), status_of(refusal)
+                problem, status = str(refusal), status_of(refusal)
         else:
             given.warm()
         return pages.show(
-            "search", request, status=status, wanted=wanted, q=q, like=like, by=by, skip=skip, longest=LONGEST,
-            json=_as_json(request), fragment="hx-request" in request.headers, known=_known(given.mirror.copy), **facts,
+            "search", request, status=status, wanted=wanted, q=q, like=like, by=by, skip=skip, found=found,
+            problem=problem, known=_known(given.mirror.copy), longest=LONGEST, json=_as_json(request),
+            fragment="hx-request" in request.headers, **more,
         )  # fmt: skip
 
     @routes.get("/sql")
