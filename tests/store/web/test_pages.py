@@ -213,7 +213,7 @@ def test_a_search_says_why_each_was_found(served) -> None:
     assert "1st by word (the, left)" in page or "1st by word (left)" in page
     assert "1 to 1, by word, the nearest first" in page
     none = seen(served.get("/search?q=nonsense"))
-    assert "None was found." in none
+    assert "Nothing was found by word." in none
     assert "No explanation that passes the filters has any of these words" in none
 
 
