@@ -494,7 +494,7 @@ def query(
     device: DeviceOption = None, home: HomeOption = None, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Finds explanations by meaning and by word, or units like one. Prints a JSON array with --json or into a pipe."""
-    from ..store.search import Filters
+    from ..store.filters import Filters
     from .find import find
 
     filters = Filters(model, site, sign, kind, min_score, max_score, verdict, planner, review)
@@ -575,14 +575,15 @@ def serve(
     doors = open_doors(place.path, host, port, reviewers or [], getpass.getuser(), names)
     from ..store.review_pages import MirroredDesk
     from ..store.server import create_app, listen, run, services
-    from .live import reader, searcher
+    from .find import Finder
+    from .live import Live
 
     sock = listen(host, port)
     doors = replace(doors, port=sock.getsockname()[1])
-    given = services(
-        place.findings, place.path, searcher(place), lambda query: place.snapshots.sql(query).answer.rows,
-        reader(place, device, dtype) if live else None,
-    )
+    loaded = Live(place, device, dtype) if live else None
+    finder = Finder(place, loaded.directions if loaded else None)
+    read = loaded.read if loaded else None
+    given = services(place.snapshots, place.index, place.pictures, finder.find, finder.warm, read)
     facts = {"addresses": {name: doors.address(name) for name in doors.tokens}, "home": str(place.path)}
     _emit(facts, as_json, shown.addresses)
     sys.stdout.flush()

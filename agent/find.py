@@ -1,14 +1,15 @@
 """Search as the command line and MCP clients ask for it: the home's index, its embedder, and what units write."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ..store.filters import Filters
 from ..store.findings import drain
 from ..store.records import Embedding, Refused
-from ..store.search import Filters, search, to_embed, unembedded, why_none
+from ..store.search import Searched, explained, search, to_embed, unembedded, why_none
 from ..store.work import Busy
 from .config import EMBEDDER, Embed, Home, load_embedder
 
@@ -23,38 +24,78 @@ ASKED = 256              # sentences that are embedded at a time
 BY_WORD = "found by word alone, as {embedder} is not in the cache; `lamplighter models pull {embedder}` fetches it."
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a search found, and what there is to say about it."""
+class Finder:
+    """Search of a home for a process that asks again and again; the embedder is loaded by the first who needs it.
 
-    rows: list[dict[str, Any]]
-    by: str
-    notes: list[str] = field(default_factory=list)
+    directions: what the units of the model of a unit write (see `Live`). None: no model may be loaded, and what asks
+    for one is refused.
+    """
+
+    def __init__(self, home: Home, directions: "Callable[[str], Directions] | None" = None) -> None:
+        self.home, self.directions = home, directions
+        self._embed: Embed | None = None
+        self._turn = threading.Lock()
+
+    def find(
+        self, text: str | None, *, like: str | None = None, by: str | None = None, filters: Filters | None = None,
+        top: int = 10, skip: int = 0,
+    ) -> Searched:  # fmt: skip
+        """Searches the index of the home as it is. by: as `search`; by default both, or word where the embedder was not
+        pulled, which is then said. Raises Refused."""
+        index, filters = self.home.index, filters or Filters()
+        how, notes = way(text, like, by)
+        embed = self.embed if how in MEANT and like is None and text and text.strip() else None
+        directions = self._written(like) if how == "direction" and like is not None else None
+        rows = search(index, text, embed, by=how, like=like, directions=directions, filters=filters, top=top, skip=skip)
+        notes += unseen(index, how, filters)
+        if not rows and not skip:
+            notes.append(why_none(index, filters, words=how == "word"))
+        return Searched(rows, how, notes, index.as_of)
+
+    def embed(self, texts: list[str]) -> list[list[float]]:
+        """Texts as the embedder has them, one caller at a time. Raises Refused where it was not pulled."""
+        with self._turn:
+            if self._embed is None:
+                self._embed = load_embedder()
+            return self._embed(texts)
+
+    def warm(self) -> None:
+        """Has the embedder loaded, in a thread, for whoever will search."""
+        if self._embed is None and not self._turn.locked() and embeds():
+            threading.Thread(target=self.embed, args=(["warm"],), daemon=True, name="embedder").start()
+
+    def _written(self, like: str) -> "Directions":
+        from ..tools.units import UnitId
+
+        if self.directions is None:
+            raise Refused(
+                "What units write is read from their model, and none is loaded here; `lamplighter serve --live` "
+                "loads it."
+            )
+        model = Filters(model=UnitId.parse(like).model)
+        if not explained(self.home.index, model, top=1)[1]:      # nobody has a model loaded, or fetched, for nothing
+            raise Refused(why_none(self.home.index, model))
+        return self.directions(like)
 
 
 def find(
     home: Home, text: str | None, *, like: str | None = None, by: str | None = None, filters: Filters | None = None,
     top: int = 10, skip: int = 0, device: str | None = None,
-) -> Answer:  # fmt: skip
-    """Searches all that is recorded now. Up to MOST sentences without an embedding get one first, if that is needed.
+) -> Searched:  # fmt: skip
+    """Searches all that is recorded now, as `Finder.find` does.
 
-    by: as `search`; by default both, or word where the embedder was not pulled, which is then said. Raises Refused.
+    Up to MOST sentences without an embedding get one first, if that is needed.
     """
-    index = home.index
-    index.refresh()
-    how, notes = way(text, like, by)
-    embed = load_embedder() if how in MEANT and like is None and text and text.strip() else None
-    if how in MEANT and (embed or embeds()) and (missing := to_embed(index, MOST)):
+    from .live import Live
+
+    finder = Finder(home, Live(home, device).directions)
+    home.index.refresh()
+    asked = like is None and text is not None and bool(text.strip())
+    if way(text, like, by)[0] in MEANT and (asked or embeds()) and (missing := to_embed(home.index, MOST)):
         with suppress(Busy):         # they wait in the outbox then, and are found by word
-            embed_sentences(home, missing, embed or load_embedder())
-            index.refresh()
-    directions = directions_like(home, like, device) if how == "direction" and like is not None else None
-    filters = filters or Filters()
-    rows = search(index, text, embed, by=how, like=like, directions=directions, filters=filters, top=top, skip=skip)
-    notes += unseen(index, how, filters)
-    if not rows and not skip:
-        notes.append(why_none(index, filters, words=how == "word"))
-    return Answer(rows, how, notes)
+            embed_sentences(home, missing, finder.embed)
+            home.index.refresh()
+    return finder.find(text, like=like, by=by, filters=filters, top=top, skip=skip)
 
 
 def unseen(index: "Index", how: str, filters: Filters) -> list[str]:
@@ -75,13 +116,6 @@ def way(text: str | None, like: str | None, by: str | None) -> tuple[str, list[s
     if by is not None or text is None or embeds():
         return by or "both", []
     return "word", [BY_WORD.format(embedder=EMBEDDER)]
-
-
-def directions_like(home: Home, like: str, device: str | None = None) -> "Directions":
-    """What units write, by the model of the unit `like`, which is loaded for it."""
-    from ..tools.units import UnitId
-
-    return write_directions(home.toolbox(UnitId.parse(like).model, device).subject)
 
 
 def embed_sentences(home: Home, rows: Sequence[Mapping[str, Any]], embed: Embed) -> None:

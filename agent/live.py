@@ -1,17 +1,15 @@
-"""What the pages are served with from here: readings of loaded subjects, and search with the embedder."""
+"""The subject behind the pages: what its units read on a text, and what they write."""
 
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..store.records import Evidence, Refused
 from .config import Home
 
 if TYPE_CHECKING:
+    from ..store.rank import Directions
     from ..tools.toolbox import Toolbox
     from ..tools.units import UnitId
-
-LOADED = 1               # subjects in memory at a time
 
 
 def strength(toolbox: "Toolbox", unit: "UnitId", evidence: Evidence) -> dict[str, Any]:
@@ -31,45 +29,43 @@ def strength(toolbox: "Toolbox", unit: "UnitId", evidence: Evidence) -> dict[str
     return {"scale": scale, "fires": evidence.checks["peak"] >= known.threshold if known.peak > 0 else None}
 
 
-def reader(home: Home, device: str | None = None, dtype: str | None = None) -> Callable[[str, str], dict[str, Any]]:
-    """`read(unit, text)` → {summary, rows, scale, fires}: every token's reading, as `try` gives them, unrecorded.
+class Live:
+    """The subject that was asked for last: it is loaded when it is asked for, and stays until another is."""
 
-    The subject is loaded when it is first read, and stays until another is. One text at a time.
-    """
-    turn = threading.Lock()
-    loaded: dict[str, Toolbox] = {}
+    def __init__(self, home: Home, device: str | None = None, dtype: str | None = None) -> None:
+        self.home, self.device, self.dtype = home, device, dtype
+        self._turn = threading.Lock()
+        self._loaded: tuple[str, Toolbox, Directions] | None = None
 
-    def read(unit: str, text: str) -> dict[str, Any]:
+    def read(self, unit: str, text: str) -> dict[str, Any]:
+        """{summary, rows, scale, fires}: every token's reading, as `try` gives them, unrecorded."""
         from ..tools.units import UnitId
 
         named = UnitId.parse(unit)
-        with turn:
-            if named.model not in loaded:
-                while len(loaded) >= LOADED:
-                    loaded.pop(next(iter(loaded)))
-                loaded[named.model] = home.toolbox(named.model, device, dtype)
-            evidence = loaded[named.model].call("activate", named, {"text": text})
+        with self._turn:
+            toolbox, _ = self._of(named.model)
+            evidence = toolbox.call("activate", named, {"text": text})
             if not evidence.ok:
                 raise Refused(evidence.summary)
-            told = {"scale": None, "fires": None} | strength(loaded[named.model], named, evidence)
+            told = {"scale": None, "fires": None} | strength(toolbox, named, evidence)
         rows = [{"token": row["token"], "activation": row["activation"]} for row in evidence.rows]
         return {"summary": evidence.summary, "rows": rows} | told
 
-    return read
+    def directions(self, unit: str) -> "Directions":
+        """What the units of the model of this unit write."""
+        from ..tools.units import UnitId
+
+        with self._turn:
+            return self._of(UnitId.parse(unit).model)[1]
+
+    def _of(self, model: str) -> "tuple[Toolbox, Directions]":
+        if self._loaded is None or self._loaded[0] != model:
+            from .find import write_directions
+
+            self._loaded = None                # one at a time, also while the next is loaded
+            toolbox = self.home.toolbox(model, self.device, self.dtype)
+            self._loaded = (model, toolbox, write_directions(toolbox.subject))
+        return self._loaded[1:]
 
 
-def searcher(home: Home) -> Callable[..., list[dict[str, Any]]]:
-    """`search(text, model=…, site=…, min_score=…, top=…)`, one question at a time."""
-    from ..store.search import Filters
-    from .find import find
-
-    turn = threading.Lock()
-
-    def ask(text: str, top: int = 20, **asked: Any) -> list[dict[str, Any]]:
-        with turn:
-            return find(home, text, filters=Filters(**asked), top=top).rows
-
-    return ask
-
-
-__all__ = ["reader", "searcher", "strength"]
+__all__ = ["Live", "strength"]

@@ -19,13 +19,15 @@ from pydantic import BaseModel, Field
 
 from .. import __version__
 from ..store.confined import Limits
+from ..store.filters import Filters
 from ..store.plain import clean
 from ..store.records import Refused, signed
-from ..store.search import Filters, compared, explained, search, why_none
+from ..store.search import compared, explained
 from . import show
 from .allowance import Allowance
-from .config import Embed, Home, load_embedder
-from .find import MEANT, directions_like, unseen, way
+from .config import Home
+from .find import Finder
+from .live import Live
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -206,8 +208,7 @@ def _refusals_told(tool: Callable[P, R]) -> Callable[P, R]:
 class _Desk:
     def __init__(self, home: Home, allowance: Allowance | None) -> None:
         self.home, self.allowance = home, allowance
-        self._embed: Embed | None = None
-        self._loading = threading.Lock()
+        self.finder = Finder(home, Live(home).directions)
 
     @_refusals_told
     def search_explanations(
@@ -224,15 +225,9 @@ class _Desk:
     ) -> Hits:  # fmt: skip
         """Finds units by what is said of them: by meaning, by word, or both; or units like one. Each says why."""
         filters = Filters(model, site, sign, kind, min_score, max_score, verdict, planner, review)
-        index = self.home.index
-        how, notes = way(text, like, by)
-        embed = self._embedder() if how in MEANT and like is None and text and text.strip() else None
-        directions = directions_like(self.home, like) if how == "direction" and like is not None else None
-        rows = search(index, text, embed, by=how, like=like, directions=directions, filters=filters, top=top, skip=skip)
-        notes += unseen(index, how, filters)
-        if not rows and not skip:
-            notes.append(why_none(index, filters, words=how == "word"))
-        return Hits(results=[Hit(**_unit(row)) for row in rows], by=how, notes=notes, as_of=index.as_of)
+        found = self.finder.find(text, like=like, by=by, filters=filters, top=top, skip=skip)
+        hits = [Hit(**_unit(row)) for row in found.rows]
+        return Hits(results=hits, by=found.by, notes=found.notes, as_of=found.as_of)
 
     @_refusals_told
     def get_unit(self, unit: UnitName) -> UnitPage:
@@ -247,7 +242,9 @@ class _Desk:
         self,
         model: Model = None, site: Site = None, sign: Sign = None, kind: Kind = None, min_score: MinScore = None,
         max_score: MaxScore = None, verdict: Verdict = None, planner: Planner = None, review: Review = None,
-        order: Annotated[Literal["unit", "score", "newest"], Field(description="score: the best first")] = "unit",
+        order: Annotated[
+            Literal["unit", "best", "worst", "newest"], Field(description="best, worst: by input_f1")
+        ] = "unit",
         top: Annotated[int, Field(ge=1, le=200)] = 50, skip: Skip = 0,
     ) -> Units:  # fmt: skip
         """Lists the units that have an explanation, a page at a time."""
@@ -263,7 +260,7 @@ class _Desk:
         return Comparison(units=sides, pairs=[Pair(**pair) for pair in pairs], as_of=self.home.index.as_of)
 
     @_refusals_told
-    def run_sql(self, query: Annotated[str, Field(max_length=20_000)]) -> Answer:
+    def run_sql(self, query: Annotated[str, Field(max_length=20_000, description="one SELECT")]) -> Answer:
         """Runs one SELECT (DuckDB) on a snapshot of all records; `SHOW TABLES` and `DESCRIBE explanations` say what is
         there. At most 200 rows, 2 MB and 20 seconds; nothing but the tables can be read, and nothing changed."""
         told = self.home.snapshots.sql(query, SQL)
@@ -301,13 +298,6 @@ class _Desk:
         return Investigated(
             run=outcome.run, status=outcome.status, explanation=standing, failures=facts["failures"], left=left
         )
-
-    def _embedder(self) -> Embed:
-        """Loaded by the first search that needs it."""
-        with self._loading:
-            if self._embed is None:
-                self._embed = load_embedder()
-            return self._embed
 
 
 def printable(value: Any) -> Any:

@@ -1,45 +1,66 @@
 """The same facts as JSON, under /api/v1: lists in pages, units whole, search and SQL, and a description of it all."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Body, FastAPI, Query, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from .lamps import Wanted, unit_list
-from .pages import Pages
-from .unit_page import named, nearest, unit_facts
+from .asked import Behind, By, Lamp, Like, Name, Order, Sign, Skip, Text, Top, beside, filters, searched
+from .confined import Limits
+from .filters import Filters
+from .lamps import start_facts, unit_list
+from .pages import EACH, FOUND, Pages
+from .unit_page import named, newest_facts
 
 if TYPE_CHECKING:
     from .server import Services
 
-Verdict = Literal["accepted", "rejected", "unclear", "abstained", "failed", "undefined"]
-Order = Literal["unit", "best", "worst", "newest"]
-Share = Annotated[float | None, Query(ge=0, le=1)]
+SQL = Limits(seconds=20.0, rows=10_000, answer=20)
+_AS_OF = Field(description="until when what was recorded is told of, UTC")
 
 
-class Listed(BaseModel):
-    """A page of units. next, previous: addresses of the pages beside it, null where there is none."""
+class Part(BaseModel):
+    """A part of a list."""
 
-    units: list[dict[str, Any]] = Field(description="cards: unit, sign, explanation, rule, scores, verdict, planner …")
-    total: int
-    page: int
-    pages: int
-    next: str | None
-    previous: str | None
-    as_of: str = Field(description="when the findings that this tells of were written, UTC")
+    next: str | None = Field(description="the address of the part behind this one, null where there is none")
+    previous: str | None = Field(description="and of that before")
+    as_of: str | None = _AS_OF
 
 
-class Found(BaseModel):
-    """Rows of an answer."""
+class Listed(Part):
+    """Units in order."""
 
-    rows: list[dict[str, Any]]
+    units: list[dict[str, Any]] = Field(
+        description="name, explanation, rule, scores with intervals, verdict, planner, review, P and τ, failures"
+    )
+    total: int = Field(description="how many there are in all")
+
+
+class Found(Part):
+    """Explanations, best first."""
+
+    rows: list[dict[str, Any]] = Field(
+        description="unit, sign, explanation, rule, scores, verdict, planner, review; score (what they are ordered "
+        "by), similarity (cosine of embeddings), words (those of the text that it has), ranks, why"
+    )
+    by: str = Field(description="how it was searched")
+    notes: list[str] = Field(description="what was not seen, and why nothing was found")
 
 
 class Asked(BaseModel):
     """One SELECT."""
 
-    query: str = Field(max_length=20_000)
+    query: str = Field(max_length=20_000, description="DuckDB's SQL")
+
+
+class Answer(BaseModel):
+    """What a SELECT gave."""
+
+    rows: list[dict[str, Any]]
+    cut: bool = Field(description="there were more rows")
+    behind: bool = Field(description="more was recorded since as_of")
+    as_of: str = _AS_OF
 
 
 def api_routes(given: "Services", pages: Pages, app: FastAPI) -> APIRouter:
@@ -49,42 +70,35 @@ def api_routes(given: "Services", pages: Pages, app: FastAPI) -> APIRouter:
     @routes.get("/models", summary="Models, and by site how many units are explained and how well")
     def models() -> dict[str, Any]:
         copy = given.mirror.copy
-        return copy.start | {"as_of": copy.as_of}
+        return start_facts(copy) | {"as_of": copy.as_of}
 
-    @routes.get("/units", summary="Units in order, a page at a time")
+    @routes.get("/units", summary="Units in order, a part at a time")
     def units(
-        request: Request, model: str | None = None, site: str | None = None, verdict: Verdict | None = None,
-        low: Share = None, high: Share = None, order: Order = "unit", page: Annotated[int, Query(ge=1)] = 1,
-        each: Annotated[int, Query(ge=1, le=500)] = 50,
+        request: Request, wanted: Annotated[Filters, Depends(filters)], order: Order = "unit", top: Top = EACH,
+        skip: Skip = 0, lamp: Lamp = None,
     ) -> Listed:  # fmt: skip
         copy = given.mirror.copy
-        told = unit_list(copy, Wanted(model, site, verdict, low, high, order), page, each)
-
-        def beside(number: int) -> str | None:
-            url = request.url.include_query_params(page=number)
-            return f"{url.path}?{url.query}" if 1 <= number <= told["pages"] else None
-
-        return Listed(**told, next=beside(page + 1), previous=beside(page - 1), as_of=copy.as_of)
+        rows, total = unit_list(copy, wanted, order, top, skip, lamp)
+        more = beside(request, top, skip, skip + top < total)
+        return Listed(units=rows, total=total, as_of=copy.as_of, **more)
 
     @routes.get("/units/{name:path}", summary="All that is known of one unit; its negative side has a minus behind")
-    def unit(name: str, sign: int | None = None, investigation: str | None = None) -> dict[str, Any]:
-        copy = given.mirror.copy
-        return {"ok": True} | unit_facts(copy, named(name, sign), investigation) | {"as_of": copy.as_of}
+    def unit(name: str, sign: Sign = None, investigation: Name = None) -> dict[str, Any]:
+        return {"ok": True} | newest_facts(given.mirror, named(name, sign), investigation)
 
-    @routes.get("/near/{name:path}", summary="Units whose explanations mean most nearly the same")
-    def near(name: str, top: Annotated[int, Query(ge=1, le=100)] = 10) -> Found:
-        return Found(rows=nearest(given.mirror.copy, named(name), top))
-
-    @routes.get("/search", summary="Explanations by meaning")
+    @routes.get("/search", summary="Explanations by meaning and by word (q), or units like one (like), with reasons")
     def search(
-        q: Annotated[str, Query(min_length=1, max_length=1000)], model: str | None = None, site: str | None = None,
-        min_score: Share = None, top: Annotated[int, Query(ge=1, le=100)] = 10,
+        request: Request, wanted: Annotated[Filters, Depends(filters)], q: Text = None, like: Like = None,
+        by: By = None, top: Top = FOUND, skip: Behind = 0,
     ) -> Found:  # fmt: skip
-        return Found(rows=given.search(q, model=model, site=site, min_score=min_score, top=top))
+        found, more = searched(request, given.search, q, like=like, by=by, filters=wanted, top=top, skip=skip)
+        return Found(**vars(found), **more)
 
-    @routes.post("/sql", summary="One SELECT over the findings")
-    def sql(asked: Annotated[Asked, Body()]) -> Found:
-        return Found(rows=given.sql(asked.query))
+    @routes.post("/sql", summary="One SELECT over all records; SHOW TABLES and DESCRIBE name what there is")
+    def sql(asked: Annotated[Asked, Body()]) -> Answer:
+        told = given.mirror.sql(asked.query, SQL)
+        answer, snapshot = told.answer, told.snapshot
+        return Answer(rows=answer.rows, cut=answer.cut, behind=snapshot.behind, as_of=snapshot.as_of)
 
     @routes.get("/openapi.json", include_in_schema=False)
     def description() -> Response:
@@ -111,12 +125,14 @@ def _told(description: dict[str, Any]) -> dict[str, Any]:
 
 def _option(one: dict[str, Any]) -> dict[str, Any]:
     schema = one["schema"]
-    kinds = [s for s in schema.get("anyOf", [schema]) if s.get("type") != "null"]
+    own = [s for s in schema.get("anyOf", [schema]) if s.get("type") != "null"]
+    kinds = [schema] if "enum" in schema else own
     takes = ", ".join(
         " | ".join(map(str, kind["enum"])) if "enum" in kind else str(kind.get("type", "")) + _limits(kind)
         for kind in kinds
     )
-    return {"name": one["name"], "takes": takes, "needed": one.get("required", False), "default": schema.get("default")}
+    return {"name": one["name"], "takes": takes, "about": one.get("description", ""),
+            "needed": one.get("required", False), "default": schema.get("default")}  # fmt: skip
 
 
 def _limits(kind: dict[str, Any]) -> str:

@@ -7,13 +7,13 @@ same, because no view mixes units.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import duckdb
 
-from . import one_select
 from .findings import OFFLINE, Findings, schema
-from .one_select import Connection
+from .one_select import Connection, fetched
 from .records import TABLES
 
 Sql = Callable[..., list[dict[str, Any]]]
@@ -28,14 +28,7 @@ def about(findings: Findings, unit: str) -> Iterator[Sql]:
     with duckdb.connect(":memory:", config=dict(OFFLINE)) as con, opened(con):
         with findings.attached(con, "findings"):
             take(con, dict.fromkeys(TABLES, ()), "unit = $unit", {"unit": unit})
-
-        def sql(
-            query: str, parameters: Sequence[Any] | Mapping[str, Any] = (), unpack: bool = False
-        ) -> list[dict[str, Any]]:
-            done = con.execute(query, dict(parameters) if isinstance(parameters, Mapping) else parameters)
-            return one_select.objects(done.description or (), done.fetchall(), unpack)
-
-        yield sql
+        yield partial(fetched, con)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -122,8 +122,7 @@ class Findings:
         with self._open(write=False) as con:
             try:
                 one_select.check_select(con, query)
-                done = con.execute(query, dict(parameters) if isinstance(parameters, Mapping) else parameters)
-                return one_select.objects(done.description or (), done.fetchall(), unpack)
+                return one_select.fetched(con, query, parameters, unpack)
             except duckdb.Error as error:
                 if _DAMAGED.search(str(error)):
                     raise
@@ -133,13 +132,14 @@ class Findings:
         self, text: str | None = None, embed: "Embed | None" = None, *, embedder: str = "minilm", by: str | None = None,
         like: str | None = None, directions: "Directions | None" = None, top: int = 10, skip: int = 0, **filters: Any,
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """The explanations nearest to a text, or to that of the unit `like`: see `search.search`, and `search.Filters`.
+        """The explanations nearest to a text, or to that of the unit `like`: see `search.search` and `filters.Filters`.
 
         `embed` takes texts to vectors by the model that is recorded as `embedder`; without it a text is searched by
         word. What was recorded until now is searched, and kept in memory for the next time.
         """
+        from .filters import Filters
         from .index import Index
-        from .search import Filters, search
+        from .search import search
 
         if unknown := sorted(filters.keys() - {field.name for field in fields(Filters)}):
             known = ", ".join(field.name for field in fields(Filters))
@@ -151,6 +151,16 @@ class Findings:
         return search(
             index, text, embed, by=by, like=like, directions=directions, filters=Filters(**filters), top=top, skip=skip
         )
+
+    def state(self) -> tuple[int, int]:
+        """When the file was last written [ns since 1970] and its size, with what a killed writer left beside it."""
+        try:
+            files = [os.stat(self.path)]
+        except FileNotFoundError:
+            raise self.nothing() from None
+        with suppress(FileNotFoundError):
+            files.append(os.stat(f"{self.path}.wal"))
+        return max(file.st_mtime_ns for file in files), sum(file.st_size for file in files)
 
     def copy_to(self, folder: Path, durable: bool = True) -> list[Path]:
         """Copies the file, and the journal that a killed writer left beside it, into `folder`; returns the copies.

@@ -1,14 +1,13 @@
 """The index of a home: what stands for each unit, ready to be searched, and kept up with what the findings gain."""
 
-import os
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import duckdb
 
+from .background import repeated
 from .cards import State, empty, gain
 from .findings import Findings
 from .kept import keep, kept
@@ -17,7 +16,6 @@ from .records import Refused, utc_now
 
 KEPT_FROM = 5_000        # changed cards that make it worth keeping the index on disk
 KEPT_SHARE = 5           # … or a fifth of all, where that is more
-IDLE = 9                 # a thread that keeps an index fresh rests so many times as long as it worked
 
 
 class Index:
@@ -33,13 +31,13 @@ class Index:
         self.as_of: str | None = None          # when it was last seen to hold all that the findings do (UTC)
         self.trouble: str | None = None        # why it could not be kept fresh, if so
         self._state: State | None = None
-        self._seen: tuple[tuple[int, int, int], ...] | None = None
+        self._seen: tuple[int, int] | None = None
         self._turn = threading.Lock()
 
     def refresh(self) -> int:
         """Reads what the findings have gained; returns how many cards are new or changed."""
         with self._turn:
-            began, seen = utc_now(), self._look()
+            began, seen = utc_now(), self.findings.state()
             changed = 0 if self._state is not None and seen == self._seen else self._read()
             self._seen, self.as_of = seen, began
             return changed
@@ -56,42 +54,19 @@ class Index:
             yield con, state
             con.execute("ROLLBACK")
 
-    @contextmanager
-    def kept_fresh(self, every: float = 2.0) -> Iterator[None]:
-        """Refreshes in a thread, after `every` seconds or, where that takes long, so that it rests most of the time.
+    def kept_fresh(self, every: float = 2.0) -> AbstractContextManager[None]:
+        """Refreshes in a thread while a block lasts; see `background.repeated`.
 
         What cannot be refreshed just now stays as it is; `as_of` and `trouble` tell.
         """
-        over = threading.Event()
+        return repeated(self._try, every, "index")
 
-        def work() -> None:
-            pause = 0.0
-            while not over.wait(pause):
-                began = time.monotonic()
-                try:
-                    self.refresh()
-                    self.trouble = None
-                except Refused as refused:
-                    self.trouble = str(refused)
-                pause = max(every, IDLE * (time.monotonic() - began))
-
-        thread = threading.Thread(target=work, daemon=True, name="index")
-        thread.start()
+    def _try(self) -> None:
         try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-
-    def _look(self) -> tuple[tuple[int, int, int], ...]:
-        """What tells one state of the file from another; raises Refused where there is none."""
-        try:
-            files = [os.stat(self.findings.path)]
-        except FileNotFoundError:
-            raise self.findings.nothing() from None
-        with suppress(FileNotFoundError):
-            files.append(os.stat(f"{self.findings.path}.wal"))
-        return tuple((file.st_ino, file.st_mtime_ns, file.st_size) for file in files)
+            self.refresh()
+            self.trouble = None
+        except Refused as refused:
+            self.trouble = str(refused)
 
     def _read(self) -> int:
         """Brings the index up to date: from nothing where it is of other findings, or most of its vectors are stale."""

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from datetime import time as time_of_day
 from decimal import Decimal
@@ -67,6 +67,14 @@ def objects(
         _unpacked if unpack and str(column[1]) == "JSON" else _plain for column in description
     ]
     return [{name: read(value) for name, read, value in zip(names, how, row, strict=True)} for row in rows]
+
+
+def fetched(
+    con: Connection, query: str, parameters: Sequence[Any] | Mapping[str, Any] = (), unpack: bool = False
+) -> list[dict[str, Any]]:
+    """The rows that a query gives, as `objects` has them."""
+    done = con.execute(query, dict(parameters) if isinstance(parameters, Mapping) else parameters)
+    return objects(done.description or (), done.fetchall(), unpack)
 
 
 def first_line(error: Exception) -> str:

@@ -10,22 +10,29 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Form, Query, Request
+from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from .. import __version__
 from . import plain
-from .lamps import BINS, ORDERS, Wanted, unit_list
+from .asked import LONGEST, Behind, By, Lamp, Like, Name, Order, Sign, Skip, Text, Top, beside, filters, searched
+from .confined import Limits
+from .filters import KINDS, ORDERS, REVIEWED, Filters
+from .lamps import BINS, start_facts, unit_list
+from .mirror import Copy
 from .records import VERDICTS, Refused, signed
-from .unit_page import Missing, heat, level, named, nearest, unit_facts
+from .unit_page import Missing, heat, level, named, newest_facts
+from .work import Busy
 
 if TYPE_CHECKING:
     from .server import Services
 
 LONGEST_TEXT = 4000      # characters of a text that is tried
-ROWS = 500               # of a query's answer that a page shows
+EACH = 50                # units on a page of a list
+FOUND = 20               # and of a search
+SQL = Limits(seconds=20.0, rows=500, answer=2)
 
 _PICTURE = re.compile(r"[0-9a-f]{64}")
 _SEEN = {"\n": "↵", "\t": "⇥", "\r": "␍"}
@@ -51,8 +58,8 @@ class Pages:
         }  # fmt: skip
         self._made.globals |= {
             "bounded": plain.bounded, "signed": signed, "version": __version__, "live": live, "bins": BINS,
-            "verdicts": VERDICTS, "orders": list(ORDERS), "effects": _EFFECTS, "address": address, "heat": heat,
-            "nav": self.nav,
+            "effects": _EFFECTS, "address": address, "heat": heat, "nav": self.nav,
+            "choices": {"verdict": VERDICTS, "order": tuple(ORDERS), "kind": KINDS, "review": REVIEWED},
         }  # fmt: skip
 
     def show(self, name: str, request: Request, status: int = 200, **facts: Any) -> Response:
@@ -72,43 +79,30 @@ def page_routes(given: "Services", pages: Pages) -> APIRouter:
             copy = given.mirror.copy
         except Refused as why:
             return pages.show("empty", request, sentence=str(why))
-        return pages.show("start", request, as_of=copy.as_of, **copy.start)
+        return pages.show("start", request, as_of=copy.as_of, **start_facts(copy))
 
     @routes.get("/units")
     def units(
-        request: Request, unit: str = "", model: str = "", site: str = "", verdict: str = "", low: str = "",
-        high: str = "", order: str = "unit", page: int = 1, sign: int | None = None,
+        request: Request, wanted: Annotated[Filters, Depends(filters)], unit: Name = None, sign: Sign = None,
+        order: Order = "unit", top: Top = EACH, skip: Skip = 0, lamp: Lamp = None,
     ) -> Response:  # fmt: skip
         if unit:
             return RedirectResponse(unit_url(named(unit.strip(), sign).name), 303) if _has_address(unit) else unit_page(
                 request, unit.strip(), sign
             )
-        wanted = Wanted(model or None, site or None, verdict or None, _float(low, "low"), _float(high, "high"), order)
         copy = given.mirror.copy
-        known = [(m["name"], [s["site"] for s in m["sites"]]) for m in copy.start["models"]]
+        rows, total = unit_list(copy, wanted, order, top, skip, lamp)
         return pages.show(
-            "units", request, as_of=copy.as_of, wanted=wanted, known=known, **unit_list(copy, wanted, page)
-        )
+            "units", request, as_of=copy.as_of, wanted=wanted, order=order, lamp=lamp, known=_known(copy), units=rows,
+            total=total, skip=skip, json=_as_json(request), **beside(request, top, skip, skip + top < total),
+        )  # fmt: skip
 
     @routes.get("/units/{name:path}")
     def unit_page(
         request: Request, name: str, sign: int | None = None, investigation: str | None = None
     ) -> Response:
-        this, copy = named(name, sign), given.mirror.copy
-        try:
-            facts = unit_facts(copy, this, investigation)
-        except Missing:
-            if not (given.mirror.quick and given.mirror.refresh()):       # recorded since the copy was made?
-                raise
-            copy = given.mirror.copy
-            facts = unit_facts(copy, this, investigation)
-        return pages.show("unit", request, as_of=copy.as_of, this=this, tried=None, **facts)
-
-    @routes.get("/near/{name:path}")
-    def near(request: Request, name: str) -> Response:
-        this, copy = named(name), given.mirror.copy
-        fragment = "hx-request" in request.headers
-        return pages.show("near", request, this=this, found=nearest(copy, this), fragment=fragment, as_of=copy.as_of)
+        this = named(name, sign)
+        return pages.show("unit", request, this=this, tried=None, **newest_facts(given.mirror, this, investigation))
 
     @routes.post("/try")
     def try_text(
@@ -120,6 +114,8 @@ def page_routes(given: "Services", pages: Pages) -> APIRouter:
         if not text.strip():
             raise Refused("The text is empty; write what the unit is to read.")
         this = named(unit)
+        if this.model not in _known(given.mirror.copy):      # a visitor has no other model loaded, or fetched
+            raise Missing(f"nothing is recorded of the model {this.model[:200]!r}; try a unit that has a page.")
         return pages.show(
             "try", request, this=this, tried=given.read(this.name, text) | {"text": text},
             fragment="hx-request" in request.headers,
@@ -135,34 +131,49 @@ def page_routes(given: "Services", pages: Pages) -> APIRouter:
 
     @routes.get("/search")
     def search(
-        request: Request, q: Annotated[str, Query(max_length=1000)] = "", model: str = "", site: str = "",
-        low: str = "", top: Annotated[int, Query(ge=1, le=100)] = 20,
+        request: Request, wanted: Annotated[Filters, Depends(filters)], q: Text = None, like: Like = None,
+        by: By = None, top: Top = FOUND, skip: Behind = 0,
     ) -> Response:  # fmt: skip
-        asked = {"q": q, "model": model, "site": site, "low": low, "top": top}
-        found, problem = None, None
-        if q.strip():
+        found, problem, status, more = None, None, 200, {"next": None, "previous": None}
+        if (q and q.strip()) or like:
             try:
-                found = given.search(q, model=model or None, site=site or None, min_score=_float(low, "low"), top=top)
+                found, more = searched(request, given.search, q, like=like, by=by, filters=wanted, top=top, skip=skip)
             except Refused as refusal:
-                problem = str(refusal)
+                problem, status = str(refusal), status_of(refusal)
+        else:
+            given.warm()
         return pages.show(
-            "search", request, status=400 if problem else 200, asked=asked, found=found, problem=problem
-        )
+            "search", request, status=status, wanted=wanted, q=q, like=like, by=by, skip=skip, found=found,
+            problem=problem, known=_known(given.mirror.copy), longest=LONGEST, json=_as_json(request),
+            fragment="hx-request" in request.headers, **more,
+        )  # fmt: skip
 
     @routes.get("/sql")
     def sql(request: Request, q: Annotated[str, Query(max_length=6000)] = "") -> Response:
-        rows, problem = None, None
+        told, problem, status = None, None, 200
         if q.strip():
             try:
-                rows = given.sql(q)
+                told = given.mirror.sql(q, SQL)
             except Refused as refusal:
-                problem = str(refusal)
-        return pages.show(
-            "sql", request, status=400 if problem else 200, q=q, rows=None if rows is None else rows[:ROWS],
-            total=len(rows or []), problem=problem,
-        )
+                problem, status = str(refusal), status_of(refusal)
+        return pages.show("sql", request, status=status, q=q, told=told, problem=problem)
 
     return routes
+
+
+def status_of(refusal: Refused) -> int:
+    """The HTTP status of an answer that is a refusal."""
+    return 404 if isinstance(refusal, Missing) else 503 if isinstance(refusal, Busy) else 400
+
+
+def _known(copy: Copy) -> dict[str, list[str]]:
+    """The models that there are, and the sites of each."""
+    return {model["name"]: [site["site"] for site in model["sites"]] for model in start_facts(copy)["models"]}
+
+
+def _as_json(request: Request) -> str:
+    """Where the same is in the API."""
+    return address(f"/api/v1{request.url.path}", **dict(request.query_params))
 
 
 def visible(text: Any) -> Markup:
@@ -199,19 +210,6 @@ def address(path: str, **given: Any) -> str:
     return f"{path}?{urlencode(asked)}" if asked else path
 
 
-def _float(text: str, what: str) -> float | None:
-    """A number that a form may leave empty; raises Refused for what is none."""
-    if not text.strip():
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1:
-        raise Refused(f"{what} = {text[:40]!r} is no F1; write a number from 0 to 1.")
-    return value
-
-
 def _finalize(value: Any) -> Any:
     return value if isinstance(value, Markup) else plain.clean(value)
 
@@ -221,4 +219,4 @@ def _source(name: str) -> str:
     return files(__package__).joinpath("web", name).read_text("utf-8")
 
 
-__all__ = ["Pages", "page_routes", "unit_url", "visible"]
+__all__ = ["Pages", "page_routes", "status_of", "unit_url", "visible"]

@@ -137,8 +137,8 @@ class Desk:
     def _look(self) -> str:
         if not self.findings.path.exists():
             return "none"
-        state = self.findings.path.stat()
-        return f"{VERSION} {state.st_mtime_ns} {state.st_size}"
+        written, size = self.findings.state()
+        return f"{VERSION} {written} {size}"
 
     def waiting(self, reviewer: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """What waits, in order; see `Claims.waiting`. To a named person reasons are not told."""

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
@@ -40,15 +41,18 @@ class Copied(Findings):
     def __init__(self, findings: Findings, mirror: Mirror) -> None:
         super().__init__(findings.path)
         self.mirror = mirror
-        self._kept: OrderedDict[tuple[int, str, str], list[dict[str, Any]]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Path, str, str], list[dict[str, Any]]] = OrderedDict()
         self._turn = threading.Lock()
+
+    def bring_up_to_date(self) -> None:
+        """Nothing: a copy is of this version."""
 
     def sql(
         self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = (), unpack: bool = False
     ) -> list[dict[str, Any]]:
         """As `Findings.sql`, of the copy; `query` is one of ours."""
         copy = self.mirror.copy
-        key = (copy.made, query, repr((parameters, unpack)))
+        key = (copy.snapshot.path, query, repr((parameters, unpack)))
         with self._turn:
             if key in self._kept:
                 return self._kept[key]
@@ -71,7 +75,7 @@ class MirroredDesk(Desk):
 
     def _look(self) -> str:
         """What names the state that the copy holds, as `Desk` has it for the file."""
-        written, size = self.mirror.copy.state
+        written, size = self.mirror.copy.snapshot.state
         return f"{VERSION} {written} {size}"
 
     def start(self) -> None:
@@ -187,21 +191,15 @@ def _quietly(act: Callable[[str], None], name: str) -> None:
 
 
 def _add_numbers(routes: APIRouter, desk: MirroredDesk, pages: Pages) -> None:
-    held: dict[tuple[int, bool], tuple[dict[str, Any], dict[str, Any]]] = {}
-    turn = threading.Lock()
-
     @routes.get("/agreement")
     def show(request: Request, audit: bool = False) -> Response:
         from .agreement import agreement
         from .calibration import calibration
 
         copy = desk.mirror.copy
-        with turn:
-            if (copy.made, audit) not in held:
-                for old in [key for key in held if key[0] != copy.made]:
-                    del held[old]
-                held[copy.made, audit] = agreement(desk.findings, audit), calibration(desk.findings, audit)
-            agreed, calibrated = held[copy.made, audit]
+        agreed, calibrated = copy.once(
+            ("agreement", audit), lambda _: (agreement(desk.findings, audit), calibration(desk.findings, audit))
+        )
         return pages.show(
             "agreement", request, agreed=agreed, calibrated=calibrated, audit=audit, as_of=copy.as_of
         )

@@ -5,27 +5,23 @@ embedder and what units write are passed in, so that this folder needs no model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from .cards import State, Vectors
+from .filters import Filters, check_page, page_of
 from .index import Index
-from .one_select import Connection, objects
+from .one_select import Connection, fetched
 from .rank import Directions, Found, Ranker, Words, fused, listed, parsed
-from .records import VERDICTS, Refused
+from .records import Refused
 
 Embed = Callable[[list[str]], list[list[float]]]
 
 BY = ("meaning", "word", "both", "direction")
-ORDERS = {
-    "unit": 'model, layer, site, "index", sign DESC', "newest": "created_at DESC, unit, sign DESC",
-    "score": "input_f1 DESC NULLS LAST, unit, sign DESC",
-}  # fmt: skip
-KINDS = ("mlp", "attn", "resid", "feature")
-REVIEWED = ("unreviewed", "accepted", "rejected", "disputed", "unsure", "edited")
 DEEP = 200               # ranks of each ranking that are put together, at least
 SHOWN = (
     "unit", "sign", "explanation", "rule", "output_explanation", "input_f1", "input_f1_low", "input_f1_high",
@@ -36,43 +32,13 @@ _EXPLAINED = "(explanation IS NOT NULL OR output_explanation IS NOT NULL)"
 
 
 @dataclass(frozen=True)
-class Filters:
-    """Which units are looked at; None: whichever. Scores are input F1; an undefined one is in no range.
+class Searched:
+    """What was found, how, and what there is to say about it. as_of: until when what is recorded was searched (UTC)."""
 
-    kind: one of KINDS (neurons, heads, dimensions of the stream, features). planner: its label, or how that begins up
-    to a colon: `llm` is any language model. review: one of REVIEWED, what people made of the explanation.
-    """
-
-    model: str | None = None
-    site: str | None = None
-    sign: int | None = None
-    kind: str | None = None
-    min_score: float | None = None
-    max_score: float | None = None
-    verdict: str | None = None
-    planner: str | None = None
-    review: str | None = None
-
-    def __post_init__(self) -> None:
-        known = {"kind": KINDS, "verdict": VERDICTS, "review": REVIEWED, "sign": (1, -1)}
-        for name, values in known.items():
-            given = getattr(self, name)
-            if given is not None and given not in values:
-                raise Refused(f"{name} {given!r} is none that there is; write one of {', '.join(map(str, values))}.")
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """Those that apply."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-
-    @property
-    def where(self) -> str:
-        """The condition on explained cards, with `given` as its parameters."""
-        how = {
-            "min_score": "input_f1 >= $min_score", "max_score": "input_f1 <= $max_score",
-            "planner": "(planner = $planner OR starts_with(planner, $planner || ':'))",
-        }  # fmt: skip
-        return " AND ".join([_EXPLAINED, *(how.get(name, f"{name} = ${name}") for name in self.given)])
+    rows: list[dict[str, Any]]
+    by: str
+    notes: list[str]
+    as_of: str | None
 
 
 def search(
@@ -101,7 +67,7 @@ def search(
     filters = filters or Filters()
     with index.reading() as (con, state):
         many = top + skip if by != "both" else max(DEEP, 2 * (top + skip))
-        ranker = Ranker(con, state, filters.where, filters.given, many)
+        ranker = Ranker(con, state, _among(filters), filters.given, many)
         this = None if like is None else _card_of(con, like, needed=by != "direction")
         ranker.but = -1 if this is None else this["card"]
         rankings: dict[str, Found] = {}
@@ -123,12 +89,17 @@ def search(
         return _rows(con, state, found[skip : skip + top], rankings, vector, words)
 
 
+def _among(filters: Filters) -> str:
+    """The condition on cards that are searched."""
+    return f"{_EXPLAINED} AND {filters.where}"
+
+
 def _check(
     text: str | None, embed: Embed | None, by: str, like: str | None, directions: Directions | None, top: int, skip: int
 ) -> None:
     if by not in BY:
         raise Refused(f"{by!r} is no way to search; search by {', '.join(BY[:-1])} or {BY[-1]}.")
-    _check_page(top, skip)
+    check_page(top, skip)
     if text is not None and not text.strip():
         raise Refused("The search text is empty; write what the unit should respond to.")
     if (text is None) == (like is None):
@@ -139,14 +110,9 @@ def _check(
         raise Refused("A search by meaning needs an embedder; search by word, or hand one over.")
 
 
-def _check_page(top: int, skip: int) -> None:
-    if top < 1 or skip < 0:
-        raise Refused(f"{top} results after the first {skip} cannot be listed; ask for at least 1, after at least 0.")
-
-
 def _card_of(con: Connection, like: str, needed: bool) -> dict[str, Any] | None:
     """The card of a unit; where there is none with an explanation, None or, if `needed`, Refused."""
-    rows = _objects(con, "SELECT * FROM cards WHERE unit = ? AND sign IS NOT DISTINCT FROM ?", parsed(like))
+    rows = fetched(con, "SELECT * FROM cards WHERE unit = ? AND sign IS NOT DISTINCT FROM ?", parsed(like))
     if needed and (not rows or rows[0]["explanation"] is None):
         raise Refused(f"No explanation of {like!r} is recorded; name a unit that has one.")
     return rows[0] if rows else None
@@ -163,7 +129,7 @@ def _wanted(
     if this is not None:
         return ranker.state.vectors_at(np.array([this["vector"]])).ravel()
     sql = f"SELECT count(*) AS explained, count(vector) AS known FROM cards WHERE {ranker.where}"
-    counts = _objects(ranker.con, sql, ranker.given)[0]
+    counts = fetched(ranker.con, sql, ranker.given)[0]
     if not counts["known"]:
         if needed and counts["explained"]:
             raise Refused(
@@ -189,7 +155,7 @@ def _rows(
     chosen = listed(card for card, _ in found)
     # by rowid, since all columns would be read to find the rows otherwise
     sql = f"SELECT * FROM cards WHERE rowid IN (SELECT rowid FROM cards WHERE card IN ({chosen}))"
-    cards = {row["card"]: row for row in _objects(con, sql)}
+    cards = {row["card"]: row for row in fetched(con, sql)}
     similar = _similarities(state, cards, vector)
     asked = listed(word for word, _ in words.values())
     has = set(con.execute(f"SELECT card, word FROM words WHERE card IN ({chosen}) AND word IN ({asked})").fetchall())
@@ -234,15 +200,9 @@ def explained(
     index: Index, filters: Filters | None = None, *, order: str = "unit", top: int = 50, skip: int = 0
 ) -> tuple[list[dict[str, Any]], int]:
     """A page of the explained units that pass the filters, with the keys of SHOWN, and how many there are in all."""
-    if order not in ORDERS:
-        raise Refused(f"{order!r} is no order of units; write one of {', '.join(ORDERS)}.")
-    _check_page(top, skip)
-    filters = filters or Filters()
-    among = f"FROM cards WHERE {filters.where}"
     with index.reading() as (con, _):
-        total = _objects(con, f"SELECT count(*) AS n {among}", filters.given)[0]["n"]
-        sql = f"SELECT {', '.join(SHOWN)} {among} ORDER BY {ORDERS[order]} LIMIT $top OFFSET $skip"
-        return _objects(con, sql, {"top": top, "skip": skip} | filters.given), int(total)
+        cards = f"SELECT {', '.join(SHOWN)} FROM cards WHERE {_EXPLAINED}"
+        return page_of(partial(fetched, con), cards, filters or Filters(), order, top, skip)
 
 
 def compared(index: Index, units: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -271,8 +231,8 @@ def unembedded(index: Index, filters: Filters | None = None) -> int:
     """How many explanations a search by meaning cannot see, as they have no embedding."""
     filters = filters or Filters()
     with index.reading() as (con, _):
-        sql = f"SELECT count(*) AS n FROM cards WHERE {_UNEMBEDDED} AND {filters.where}"
-        return int(_objects(con, sql, filters.given)[0]["n"])
+        sql = f"SELECT count(*) AS n FROM cards WHERE {_UNEMBEDDED} AND {_among(filters)}"
+        return int(fetched(con, sql, filters.given)[0]["n"])
 
 
 def to_embed(index: Index, most: int) -> list[dict[str, Any]]:
@@ -280,19 +240,19 @@ def to_embed(index: Index, most: int) -> list[dict[str, Any]]:
     sql = f"""SELECT hypothesis, explanation AS sentence, run, investigation, unit, sign FROM cards
               WHERE {_UNEMBEDDED} ORDER BY card LIMIT ?"""
     with index.reading() as (con, _):
-        return _objects(con, sql, [most])
+        return fetched(con, sql, [most])
 
 
 def why_none(index: Index, filters: Filters, words: bool = False) -> str:
     """One sentence on why a search found nothing. words: it was by word alone."""
     given = {name: value for name, value in filters.given.items() if name not in ("min_score", "max_score")}
     with index.reading() as (con, _):
-        everything = _objects(con, f"SELECT count(*) AS n FROM cards WHERE {_EXPLAINED}")[0]["n"]
-        passing = _objects(con, f"SELECT count(*) AS n FROM cards WHERE {filters.where}", filters.given)[0]["n"]
+        everything = fetched(con, f"SELECT count(*) AS n FROM cards WHERE {_EXPLAINED}")[0]["n"]
+        passing = fetched(con, f"SELECT count(*) AS n FROM cards WHERE {_among(filters)}", filters.given)[0]["n"]
         lone = {name: Filters(**{name: value}) for name, value in given.items()}
         none = [
             name for name, one in lone.items()
-            if not _objects(con, f"SELECT count(*) AS n FROM cards WHERE {one.where}", one.given)[0]["n"]
+            if not fetched(con, f"SELECT count(*) AS n FROM cards WHERE {_among(one)}", one.given)[0]["n"]
         ]  # fmt: skip
         known = con.execute(_VALUES.format(name=none[0])).fetchall() if none else []
     if not everything:
@@ -302,16 +262,11 @@ def why_none(index: Index, filters: Filters, words: bool = False) -> str:
         return f"no explanation is of the {none[0]} {given[none[0]]!r}; there are some of {there}."
     if passing and words:
         return "no explanation that passes the filters has any of these words; write others, or search by meaning."
-    named = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in filters.given.items())
+    if passing:
+        return "no other explanation that passes the filters shares words with it, or has an embedding to compare."
+    named = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in filters.given.items())
     lower = " or lower the score" if filters.min_score is not None else ""
     return f"no explanation passes the filters ({named}); leave one out{lower}."
 
 
 _VALUES = f"SELECT DISTINCT {{name}} FROM cards WHERE {{name}} IS NOT NULL AND {_EXPLAINED} ORDER BY {{name}} LIMIT 20"
-
-
-def _objects(
-    con: Connection, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
-) -> list[dict[str, Any]]:
-    done = con.execute(sql, parameters)
-    return objects(done.description or (), done.fetchall())

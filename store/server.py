@@ -4,7 +4,7 @@ import hashlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,15 +19,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .. import __version__
 from .api import api_routes
-from .findings import Findings
 from .guard import Doors, Guard
+from .index import Index
 from .lamps import start_facts
 from .mirror import Mirror
-from .pages import Pages, page_routes
+from .pages import Pages, page_routes, status_of
 from .records import Refused
 from .review_pages import MirroredDesk, review_routes
-from .unit_page import Missing
-from .work import Busy
+from .search import Searched
+from .snapshot import Snapshots
 
 KEEP_ALIVE = 15.0        # seconds for which a connection may say nothing
 HEAD_BYTES = 16 * 1024   # of a request's head
@@ -37,29 +37,29 @@ STATIC = {
     "lamp.svg": "image/svg+xml",
 }  # fmt: skip
 
-Rows = list[dict[str, Any]]
-
 
 @dataclass(frozen=True)
 class Services:
-    """What the pages rest on. read: a unit's readings on a text, where a subject can be loaded; search, sql: as the
-    commands do it. pictures: the folder of the pictures that evidence names."""
+    """What the pages rest on. pictures: the folder of the pictures that evidence names.
 
-    findings: Findings
+    search: see `search.search`, but for the embedder, which it has; warm: has that loaded, for whoever is about to ask.
+    read: a unit's readings on a text, where a subject can be loaded.
+    """
+
     mirror: Mirror
+    index: Index
     pictures: Path
-    search: Callable[..., Rows]
-    sql: Callable[[str], Rows]
-    read: Callable[[str, str], dict[str, Any]] | None = None
+    search: Callable[..., Searched]
+    warm: Callable[[], None]
+    read: Callable[[str, str], dict[str, Any]] | None
 
 
 def services(
-    findings: Findings, home: Path, search: Callable[..., Rows], sql: Callable[[str], Rows],
-    read: Callable[[str, str], dict[str, Any]] | None = None,
+    snapshots: Snapshots, index: Index, pictures: Path, search: Callable[..., Searched],
+    warm: Callable[[], None] = lambda: None, read: Callable[[str, str], dict[str, Any]] | None = None,
 ) -> Services:  # fmt: skip
-    """Services on a home's files; the mirror is made on the first look."""
-    mirror = Mirror(findings, home / "snapshots", start_facts)
-    return Services(findings, mirror, home / "pictures", search, sql, read)
+    """Services on a home's snapshots and index, which are opened when they are asked for."""
+    return Services(Mirror(snapshots, ready=start_facts), index, pictures, search, warm, read)
 
 
 def create_app(given: Services, doors: Doors, desk: MirroredDesk | None = None) -> Guard:
@@ -67,18 +67,19 @@ def create_app(given: Services, doors: Doors, desk: MirroredDesk | None = None) 
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
-        given.mirror.start()
-        if desk is not None:
-            desk.start()
-        yield
-        given.mirror.close()
-        if desk is not None:
-            desk.close()
+        with ExitStack() as beside:
+            beside.enter_context(given.mirror.kept_fresh())
+            beside.enter_context(given.index.kept_fresh())
+            if desk is not None:
+                desk.start()
+                beside.callback(desk.close)
+            yield
 
     app = FastAPI(
         title="lamplighter", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=alive,
         description="What is known of the units of language models. Everything wants the cookie of the pages, or the "
-        "token that lamplighter serve printed, as Authorization: Bearer TOKEN.",
+        "token that lamplighter serve printed, as Authorization: Bearer TOKEN. Of what is refused the answer is {ok: "
+        "false, error, hint}.",
     )  # fmt: skip
     pages = Pages(live=given.read is not None, review=desk is not None)
     app.include_router(page_routes(given, pages))
@@ -117,8 +118,7 @@ def _add_answers(app: FastAPI, pages: Pages) -> None:
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        status = 404 if isinstance(error, Missing) else 503 if isinstance(error, Busy) else 400
-        return answer(request, status, str(error))
+        return answer(request, status_of(error), str(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:

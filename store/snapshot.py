@@ -1,18 +1,22 @@
-"""Snapshots of the findings: copies that nobody writes, for free SQL and for whoever reads much.
+"""Snapshots of the findings: copies that nobody writes, for free SQL and for the pages.
 
 A snapshot is one DuckDB file that any number of processes read at a time while a run writes the findings. In it the
-views are tables, so that a query on `explanations` reads what it needs and derives nothing. Its name says which state
-of the findings it holds, so that two processes that make one at a time make the same one.
+views are tables, so that a query on `explanations` reads what it needs and derives nothing, and the schema `pages` has
+what the pages read (snapshot.sql). Its name says which state of the findings it holds, so that two processes that make
+one at a time make the same one.
 """
 
 import os
 import re
 import shutil
+import threading
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import duckdb
@@ -24,23 +28,36 @@ from .one_select import first_line
 from .records import Refused
 from .work import Busy
 
-FORMAT = 1               # of what a snapshot holds beside the tables of the findings
+FORMAT = 2               # of what a snapshot holds beside the tables of the findings
 PACE = 10_000_000        # bytes of findings for each of which a snapshot may lag a second behind them
 SPARE = 100_000_000      # bytes that a snapshot leaves free on the disk
+MEMORY = "2GB"           # that making one takes, before it spills to disk
 LEFT_SECONDS = 3_600     # a draft so old was left by a process that was killed
 TRIES = 5                # of opening the newest one, while others replace it
+AT_A_TIME = 2            # queries of one process
+WAIT_SECONDS = 2.0       # for one of them to end
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"findings-(?P<format>\d+)-(?P<written>\d{20})-(?P<bytes>\d+)\.duckdb")
+_MADE = Path(__file__).with_name("snapshot.sql")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A file, and how fresh it is. as_of: when the findings that it holds were written (UTC, ISO 8601); behind: they
-    were written again since."""
+    """A file, and how fresh it is. state: that of the findings that it holds; behind: they were written again since;
+    why: what kept a newer one from being made, if anything did."""
 
     path: Path
-    as_of: str
+    state: tuple[int, int]
     behind: bool = False
+    why: str | None = None
+
+    @property
+    def as_of(self) -> str:
+        """When the findings that it holds were written (UTC, ISO 8601)."""
+        when = datetime.fromtimestamp(self.state[0] / 1e9, UTC)
+        return when.isoformat(timespec="milliseconds").removesuffix("+00:00")
 
 
 @dataclass(frozen=True)
@@ -56,46 +73,60 @@ class Snapshots:
 
     def __init__(self, findings: Findings, folder: Path) -> None:
         self.findings, self.folder = findings, Path(folder).absolute()
+        self._queries = threading.BoundedSemaphore(AT_A_TIME)
 
-    def sql(self, query: str, limits: Limits | None = None) -> Told:
-        """Runs one SELECT on a snapshot that is fresh enough; see `confined.ask` for what is refused."""
+    def sql(self, query: str, limits: Limits | None = None, old: bool = False) -> Told:
+        """Runs one SELECT on a snapshot that is fresh enough; see `confined.ask` for what is refused.
+
+        old: any snapshot will do, as somebody else keeps them fresh. Raises Busy where AT_A_TIME others are run.
+        """
+        if not self._queries.acquire(timeout=WAIT_SECONDS):
+            raise Busy(f"{AT_A_TIME} other queries are being run, which is all that may be at a time; try again soon.")
+        try:
+            return self.reading(
+                lambda snapshot: Told(ask(snapshot.path, query, limits), snapshot), self.newest if old else self.current
+            )
+        finally:
+            self._queries.release()
+
+    def reading(self, read: Callable[[Snapshot], T], which: Callable[[], Snapshot] | None = None) -> T:
+        """What `read` gives for a snapshot (`which`; by default `current`), asked again where it was removed meanwhile.
+
+        `read` raises FileNotFoundError for one that is no longer there.
+        """
         for _ in range(TRIES):
-            snapshot = self.current()
+            snapshot = (which or self.current)()
             with suppress(FileNotFoundError):      # a newer one has just taken its place
-                return Told(ask(snapshot.path, query, limits), snapshot)
+                return read(snapshot)
         raise Busy(f"snapshots in {self.folder} are removed as they are made; try again.")
 
-    def current(self) -> Snapshot:
+    def newest(self) -> Snapshot:
+        """The newest snapshot that there is, however old; the first is made now."""
+        state, known = self.findings.state(), self._all()
+        newest = _newest(known, state)
+        return self.current() if newest is None else Snapshot(known[newest], newest, behind=newest != state)
+
+    def current(self, now: bool = False) -> Snapshot:
         """The newest snapshot, made now unless it is fresh enough.
 
-        Fresh enough: it holds what the findings hold, or the findings are large and it lags behind by less than a
-        second for each 10 MB of them. Where none can be made, because the findings are in use or the disk is full, an
-        older one is still good and is said to be behind.
+        Fresh enough: it holds what the findings hold or, unless `now`, the findings are large and it lags behind by
+        less than a second for each 10 MB of them. Where none can be made, because the findings are in use or the disk
+        is full, an older one is still good and is said to be behind.
         """
-        written, known = self._written(), self._all()
-        if written in known:
-            return _snapshot(written, known[written])
-        newest = max((state for state in known if state < written), default=None)
-        if newest is not None and time.time() - newest[0] / 1e9 < written[1] / PACE:
-            return _snapshot(newest, known[newest], behind=True)
+        state, known = self.findings.state(), self._all()
+        newest = _newest(known, state)
+        if newest == state:
+            return Snapshot(known[state], state)
+        if newest is not None and not now and time.time() - newest[0] / 1e9 < state[1] / PACE:
+            return Snapshot(known[newest], newest, behind=True)
         try:
-            made = self._make(written)
-        except (Busy, _NoRoom):
+            made = self._make(state)
+        except (Busy, _NoRoom) as why:
             if newest is None or not known[newest].exists():
                 raise
-            return _snapshot(newest, known[newest], behind=True)
+            return Snapshot(known[newest], newest, behind=True, why=str(why))
         self._clear(made)
-        return _snapshot(written, made)
-
-    def _written(self) -> tuple[int, int]:
-        """When the findings were last written [ns since 1970], and their size with what a killed writer left beside."""
-        try:
-            files = [os.stat(self.findings.path)]
-        except FileNotFoundError:
-            raise self.findings.nothing() from None
-        with suppress(FileNotFoundError):
-            files.append(os.stat(f"{self.findings.path}.wal"))
-        return max(file.st_mtime_ns for file in files), sum(file.st_size for file in files)
+        return Snapshot(made, state)
 
     def _all(self) -> dict[tuple[int, int], Path]:
         """Every snapshot of this format, by the state that it holds."""
@@ -107,13 +138,13 @@ class Snapshots:
             for name, path in named if name and int(name["format"]) == FORMAT
         }  # fmt: skip
 
-    def _make(self, written: tuple[int, int]) -> Path:
+    def _make(self, state: tuple[int, int]) -> Path:
         """Puts a snapshot in place, whole. The findings are held only while they are copied."""
-        path = self.folder / f"findings-{FORMAT}-{written[0]:020}-{written[1]}.duckdb"
+        path = self.folder / f"findings-{FORMAT}-{state[0]:020}-{state[1]}.duckdb"
         draft = self.folder / f".{uuid4().hex}"
         try:
             draft.mkdir(parents=True)
-            self._check_room(written[1])
+            self._check_room(state[1])
             self.findings.copy_to(draft, durable=False)
             _derive(draft / self.findings.path.name)
             os.replace(draft / self.findings.path.name, path)
@@ -149,14 +180,16 @@ class _NoRoom(Refused):
     """No snapshot can be written."""
 
 
-def _snapshot(state: tuple[int, int], path: Path, behind: bool = False) -> Snapshot:
-    when = datetime.fromtimestamp(state[0] / 1e9, UTC)
-    return Snapshot(path, when.isoformat(timespec="milliseconds").removesuffix("+00:00"), behind)
+def _newest(known: Iterable[tuple[int, int]], state: tuple[int, int]) -> tuple[int, int] | None:
+    """The newest of these that findings of that state can have come from."""
+    return max((one for one in known if one <= state), default=None)
 
 
 def _derive(path: Path) -> None:
-    """Turns the views of a copied file into tables of the same names and columns."""
-    with duckdb.connect(str(path), config=dict(OFFLINE)) as con:
+    """Turns the views of a copied file into tables of the same names and columns, and adds those of the pages."""
+    own = {"memory_limit": MEMORY, "temp_directory": str(path.with_name("spill"))}
+    with duckdb.connect(str(path), config={**OFFLINE, **own}) as con:
         upgrade(con, schema_of(con))
         derive(con, views(con))
+        con.execute(_MADE.read_text("utf-8"))
         con.execute("CHECKPOINT")

@@ -11,29 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from .lamps import card
-from .mirror import Copy
+from .mirror import Copy, Mirror
 from .records import Refused, signed
 
 BANDS = ("top", "high", "mid", "boundary", "low", "random")
 TEXTS = 6                # exemplars of a band and side on a page; of the rest it is said how many there are
-NEAR = 8                 # neighbours by what their explanations mean
 STRATA = ("≥ .8 P", ".5–.8 P", ".3–.5 P", ".1–.3 P", "< .1 P")
 
 _NAME = re.compile(r"(?P<unit>(?P<model>.+)/(?P<site>[^/]+)/(?P<index>\d{1,8}))(?P<sign>-?)", re.DOTALL)
-_NEAREST = """
-    WITH this AS (
-        SELECT model, vector FROM embeddings WHERE hypothesis = $hypothesis ORDER BY created_at DESC, id DESC LIMIT 1
-    ), near AS (
-        SELECT e.hypothesis, list_cosine_similarity(e.vector, this.vector) AS similarity
-        FROM embeddings e, this
-        WHERE e.model = this.model AND len(e.vector) = len(this.vector) AND e.hypothesis <> $hypothesis
-        ORDER BY similarity DESC LIMIT $some
-    )
-    SELECT p.unit, p.sign, p.explanation, p.state, p.input_f1, p.input_f1_low, p.input_f1_high, p.floor_f1,
-           max(similarity) AS similarity
-    FROM near JOIN page_units p ON p.hypothesis = near.hypothesis
-    GROUP BY ALL ORDER BY similarity DESC, p.unit, p.sign DESC LIMIT $top
-"""
 _NO_TURN: dict[str, Any] = {"question": None, "by": None, "predictions": {}, "outcome": [], "killed": []}
 
 
@@ -68,7 +53,7 @@ def unit_facts(copy: Copy, this: Named, investigation: str | None = None) -> dic
     nothing is recorded of the unit, or the investigation is not one of its.
     """
     rows = copy.ask(
-        'SELECT * FROM page_units WHERE model = ? AND site = ? AND "index" = ? ORDER BY place',
+        'SELECT * FROM pages.units WHERE model = ? AND site = ? AND "index" = ? ORDER BY place',
         [this.model, this.site, this.index],
     )
     own = next((row for row in rows if row["sign"] == this.sign), None)
@@ -76,7 +61,7 @@ def unit_facts(copy: Copy, this: Named, investigation: str | None = None) -> dic
         other = f"; its other side, {signed(rows[0])}, is known" if rows else ""
         raise Missing(f"nothing is recorded of {this.name}{other}; `lamplighter run --units {this.name}` explains it.")
     place = [own["place"]]
-    every = copy.ask("SELECT * FROM page_investigations WHERE place = ? ORDER BY ended DESC NULLS LAST", place)
+    every = copy.ask("SELECT * FROM pages.investigations WHERE place = ? ORDER BY ended DESC NULLS LAST", place)
     by = {row["investigation"]: row for row in every}
     standing, origin = by.get(own["investigation"]), by.get(own["origin"])
     chosen = origin or standing or next(iter(every), None)
@@ -94,8 +79,8 @@ def unit_facts(copy: Copy, this: Named, investigation: str | None = None) -> dic
             s for s in parts["scores"] if s["metric"] in ("output_auc", "steering_auc")
         ]
     ids = {row["investigation"] for row in (chosen, standing) if row is not None}
-    verdicts = copy.ask("SELECT * FROM page_verdicts WHERE place = ? ORDER BY created_at, id", place)
-    failures = copy.ask("SELECT * FROM page_failures WHERE place = ?", place) if own["failures"] else []
+    verdicts = copy.ask("SELECT * FROM pages.verdicts WHERE place = ? ORDER BY created_at, id", place)
+    failures = copy.ask("SELECT * FROM pages.failures WHERE place = ?", place) if own["failures"] else []
     by_hand = _by_hand(copy, own["place"])
     evidence = parts["evidence"]
     measured = parts["units"][-1] if parts["units"] else None
@@ -113,25 +98,26 @@ def unit_facts(copy: Copy, this: Named, investigation: str | None = None) -> dic
     }  # fmt: skip
 
 
+def newest_facts(mirror: Mirror, this: Named, investigation: str | None = None) -> dict[str, Any]:
+    """`unit_facts` of the newest copy, with its `as_of`; a unit that is missing may have been recorded since."""
+    try:
+        copy = mirror.copy
+        facts = unit_facts(copy, this, investigation)
+    except Missing:
+        if not mirror.retry():
+            raise
+        copy = mirror.copy
+        facts = unit_facts(copy, this, investigation)
+    return facts | {"as_of": copy.as_of}
+
+
 class Missing(Refused):
     """What is asked for is not there."""
 
 
-def nearest(copy: Copy, this: Named, top: int = NEAR) -> list[dict[str, Any]]:
-    """The units whose explanations mean most nearly the same, by the cosine of their embeddings, nearest first."""
-    rows = copy.ask(
-        'SELECT hypothesis FROM page_units WHERE model = ? AND site = ? AND "index" = ? AND sign = ?',
-        [this.model, this.site, this.index, this.sign],
-    )
-    if not rows or rows[0]["hypothesis"] is None:
-        return []
-    found = copy.ask(_NEAREST, {"hypothesis": rows[0]["hypothesis"], "top": top, "some": 10 * top})
-    return [{"name": signed(row), **row} for row in found]
-
-
 def _by_hand(copy: Copy, place: int) -> list[dict[str, Any]]:
     """What people had done with `tool` and `try`."""
-    numbers = [row["number"] for row in copy.ask("SELECT number FROM page_by_hand WHERE place = ?", [place])]
+    numbers = [row["number"] for row in copy.ask("SELECT number FROM pages.by_hand WHERE place = ?", [place])]
     if not numbers:
         return []
     these = ", ".join(map(str, numbers))
@@ -140,7 +126,7 @@ def _by_hand(copy: Copy, place: int) -> list[dict[str, Any]]:
 
 def _beside(copy: Copy, place: int) -> dict[str, Any]:
     """The units before and after in the order of lists."""
-    rows = copy.ask("SELECT place, unit, sign FROM page_units WHERE place BETWEEN ? AND ?", [place - 1, place + 1])
+    rows = copy.ask("SELECT place, unit, sign FROM pages.units WHERE place BETWEEN ? AND ?", [place - 1, place + 1])
     by = {row["place"]: signed(row) for row in rows}
     return {"previous": by.get(place - 1), "next": by.get(place + 1)}
 
@@ -291,4 +277,4 @@ def _cost(investigation: Mapping[str, Any] | None, evidence: Iterable[dict[str, 
     return sums | {"llm": llm}
 
 
-__all__ = ["Missing", "Named", "heat", "level", "named", "nearest", "unit_facts"]
+__all__ = ["Missing", "Named", "heat", "level", "named", "newest_facts"]

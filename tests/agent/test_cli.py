@@ -797,7 +797,7 @@ def test_a_query_that_finds_nothing_says_why(
     for flags, words in (
         (["--model", "nope"], f"no explanation is of the model 'nope'; there are some of {project.model}."),
         (["--site", "7-mlp"], "no explanation is of the site '7-mlp'; there are some of 0-mlp."),
-        (["--min-score", "2"], "no explanation passes the filters (--min-score 2.0)"),
+        (["--min-score", "2"], "no explanation passes the filters (min score 2.0)"),
     ):
         said = cli("query", "cars", *flags, *home)
         assert said.code == 0 and said.json == [] and words in said.err and said.err.count("\n") == 1

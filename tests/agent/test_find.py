@@ -1,5 +1,6 @@
-"""What units write, for units that write alike, and sentences embedded in batches."""
+"""What units write, for units that write alike; sentences embedded in batches; search for processes that go on."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from lamplighter.agent import find
-from lamplighter.agent.find import embed_sentences, write_directions
+from lamplighter.agent.find import Finder, embed_sentences, write_directions
+from lamplighter.agent.live import Live
 from lamplighter.store.records import Embedding, Refused
 from lamplighter.store.work import Busy
 from lamplighter.tools.adapters import unwrap
@@ -90,3 +92,84 @@ def test_findings_that_are_held_delay_embeddings_and_no_search(copied: Any, monk
     found = find.find(copied, "cars")
     assert [row["ranks"] for row in found.rows] == [{"meaning": None, "word": 1}]
     assert copied.work.pending() == 3
+
+
+# For processes that go on
+
+
+def test_units_that_write_alike_by_a_subject_that_is_loaded_once(
+    copied: Any, project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    toolbox = type(copied).toolbox
+    monkeypatch.setattr(type(copied), "toolbox", lambda self, *given: loaded.append(given[0]) or toolbox(self, *given))
+    live = Live(copied)
+    like = f"{project.model}/0-mlp/0"
+    found = Finder(copied, live.directions).find(None, like=like, by="direction")
+    written = write_directions(toolbox(copied, project.model).subject)("0-mlp")
+    assert written is not None and len(found.rows) >= 2
+    for row in found.rows:
+        other = written[int(row["unit"].rsplit("/")[-1])] * row["sign"]
+        assert row["score"] == pytest.approx(cosine(written[0], other), abs=1e-5)
+        assert row["why"].endswith(f"by direction (cosine {row['score']:.2f})")
+    assert found.by == "direction" and like not in [row["unit"] for row in found.rows if row["sign"] == 1]
+    told = live.read(like, "red cars")
+    assert len(told["rows"]) >= 2 and told["scale"]["peak"] > 0
+    assert loaded == [project.model]
+
+
+def test_nobody_has_a_model_loaded_for_nothing(copied: Any, project: Any) -> None:
+    def never(unit: str) -> Any:
+        pytest.fail(f"the model of {unit} was loaded")
+
+    with pytest.raises(Refused, match="no explanation is of the model 'somebody/else'; there are some of"):
+        Finder(copied, never).find(None, like="somebody/else/0-mlp/0", by="direction")
+    with pytest.raises(Refused, match="`lamplighter serve --live` loads it"):
+        Finder(copied).find(None, like=f"{project.model}/0-mlp/0", by="direction")
+
+
+def test_the_embedder_is_loaded_ahead_once_and_only_where_it_is(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[int] = []
+
+    def load() -> Any:
+        loaded.append(1)
+        return lambda texts: [[1.0, 0.0] for _ in texts]
+
+    monkeypatch.setattr(find, "load_embedder", load)
+    finder = Finder(copied)
+    finder.warm()
+    assert not [thread for thread in threading.enumerate() if thread.name == "embedder"], "it was not pulled"
+    monkeypatch.setattr(find, "embeds", lambda: True)
+    finder.warm()
+    for thread in threading.enumerate():
+        if thread.name == "embedder":
+            thread.join(20)
+    finder.warm()
+    assert finder.embed(["a"]) == [[1.0, 0.0]] and loaded == [1]
+
+
+def test_pages_search_as_the_finder_does(copied: Any, project: Any) -> None:
+    testclient = pytest.importorskip("starlette.testclient", reason="fastapi is not installed")
+    pytest.importorskip("multipart", reason="python-multipart is not installed")
+    from lamplighter.store.guard import open_doors
+    from lamplighter.store.server import create_app, services
+
+    live = Live(copied)
+    finder = Finder(copied, live.directions)
+    given = services(copied.snapshots, copied.index, copied.pictures, finder.find, finder.warm, live.read)
+    doors = open_doors(copied.path, "127.0.0.1", 8600, [], "me")
+    heads = {"authorization": f"Bearer {doors.tokens['me']}"}
+    client = testclient.TestClient(create_app(given, doors), base_url="http://127.0.0.1:8600", headers=heads)
+    word = client.get("/api/v1/search", params={"q": "cars"}).json()
+    assert word["by"] == "word" and "as minilm is not in the cache" in word["notes"][0]
+    assert word["rows"][0]["why"] == "1st by word (cars)"
+    page = client.get("/search", params={"q": "cars"}).text
+    assert "1st by word (cars)" in page and "Found by word alone, as minilm is not in the cache" in page
+    like = {"like": f"{project.model}/0-mlp/0", "by": "direction"}
+    alike = client.get("/api/v1/search", params=like).json()
+    assert [row["unit"] for row in alike["rows"]] == [row["unit"] for row in finder.find(None, **like).rows]
+    assert "1st by direction (cosine" in client.get("/search", params=like).text
+    other = client.get("/search", params=like | {"like": "somebody/else/0-mlp/0"})
+    assert other.status_code == 400 and "no explanation is of the model" in other.text
+    tried = client.post("/try", data={"unit": "somebody/else/0-mlp/0", "text": "a"})
+    assert tried.status_code == 404 and "nothing is recorded of the model" in tried.text

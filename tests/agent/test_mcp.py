@@ -15,7 +15,7 @@ import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
-from lamplighter.agent import mcp as module
+from lamplighter.agent import find
 from lamplighter.agent.allowance import Allowance
 from lamplighter.agent.mcp import make_server, printable
 from lamplighter.store.records import Embedding, Hypothesis, Refused, Verdict
@@ -76,7 +76,7 @@ def test_explanations_are_found_with_the_reason(server: Any, project: Any) -> No
         server,
         ("search_explanations", {"text": "cars", "by": "word"}),
         ("search_explanations", {"text": "cars"}),
-        ("list_units", {"order": "score", "top": 2}),
+        ("list_units", {"order": "best", "top": 2}),
         ("search_explanations", {"text": "cars", "model": "nope"}),
     ))  # fmt: skip
     assert [row["unit"] for row in word["results"]] == [unit]
@@ -108,7 +108,7 @@ def test_by_meaning_with_an_embedder_that_is_loaded_once(
         Embedding(hypothesis=h.id, unit=h.unit, sign=h.sign, model="minilm", vector=[1.0, i])
         for i, h in enumerate(kept[:2])
     )
-    monkeypatch.setattr(module, "load_embedder", load)
+    monkeypatch.setattr(find, "load_embedder", load)
     by = {"text": "x", "by": "meaning"}
     first, again, like = map(facts, ask(make_server(copied), *[("search_explanations", by)] * 2, (
         "search_explanations", {"like": f"{kept[0].unit}{'-' if kept[0].sign == -1 else ''}"},
@@ -209,7 +209,7 @@ def test_printable() -> None:
 
 
 def test_what_is_recorded_while_it_serves_is_found(copied: Any, project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamplighter.store.index.IDLE", 0)
+    monkeypatch.setattr("lamplighter.store.background.IDLE", 0)
 
     async def serve() -> None:
         async with Client(make_server(copied)) as client:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from lamplighter.store import cards
+from lamplighter.store.filters import Filters
 from lamplighter.store.index import Index
 from lamplighter.store.rank import K1, B, fused
 from lamplighter.store.records import Embedding, Refused, Review
-from lamplighter.store.search import Filters, compared, explained, search, to_embed, unembedded, why_none
+from lamplighter.store.search import compared, explained, search, to_embed, unembedded, why_none
 
 
 def towards(*vector):
@@ -259,7 +260,7 @@ def test_pages_follow_each_other(index):
         whole = search(index, "fires", top=4, **asked)
         assert [row for skip in range(4) for row in search(index, "fires", top=1, skip=skip, **asked)] == whole
     assert search(index, "fires", by="word", skip=4) == []
-    assert units(explained(index, order="score", top=2, skip=1)[0]) == [ORDINALS, NONE]
+    assert units(explained(index, order="best", top=2, skip=1)[0]) == [ORDINALS, NONE]
     assert units(explained(index)[0]) == [HAIRS, DIGITS, NONE, ORDINALS]
 
 
@@ -367,8 +368,8 @@ def test_bad_requests_are_refused_before_anything_is_read(findings, asked, words
 
 
 def test_an_order_that_there_is_not(index):
-    with pytest.raises(Refused, match="'best' is no order of units; write one of unit, newest, score"):
-        explained(index, order="best")
+    with pytest.raises(Refused, match="'score' is no order of units; write one of unit, best, worst, newest"):
+        explained(index, order="score")
 
 
 def test_why_nothing_was_found(index, findings, explanation):
@@ -382,12 +383,13 @@ def test_why_nothing_was_found(index, findings, explanation):
         "no explanation is of the planner 'lll'; there are some of llm:qwen@embedded, playbook."
     )
     assert why(site="5-mlp", model="smol", verdict="unclear") == (
-        "no explanation passes the filters (--model smol, --site 5-mlp, --verdict unclear); leave one out."
+        "no explanation passes the filters (model smol, site 5-mlp, verdict unclear); leave one out."
     )
     assert why(min_score=0.95) == (
-        "no explanation passes the filters (--min-score 0.95); leave one out or lower the score."
+        "no explanation passes the filters (min score 0.95); leave one out or lower the score."
     )
     assert why(words=True).startswith("no explanation that passes the filters has any of these words")
+    assert why().startswith("no other explanation that passes the filters shares words with it")
     findings.append(explanation("m/0-mlp/3", None, verdict="abstained"))
     assert why(of=Index(findings, "tiny"), model="m") == "no explanations are recorded yet; lamplighter run makes some."
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lamplighter.store.findings import Findings
@@ -110,6 +111,12 @@ def unit_records(index: int, sign: int = 1, sentence: str = "fires on the word â
     ]  # fmt: skip
 
 
+@pytest.fixture
+def recorded() -> Callable[..., list[Record]]:
+    """recorded(index, â€¦): what an investigation of that unit leaves."""
+    return unit_records
+
+
 def fill(home: Path) -> Path:
     (home / "pictures").mkdir(parents=True)
     (home / "pictures" / f"{ARTIFACT}.png").write_bytes(PNG)
@@ -133,10 +140,20 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("web") / "home")
 
 
-def found(text: str, **asked: Any) -> list[dict[str, Any]]:
-    """A search that gives back what it was asked."""
-    return [{"unit": f"{MODEL}/1-mlp/7", "sign": 1, "explanation": text, "verdict": "accepted", "input_f1": 0.8,
-             "input_f1_low": 0.7, "input_f1_high": 0.9, "floor_f1": 0.05, "similarity": 0.5}]  # fmt: skip
+def searcher(index: Any) -> Callable[..., Any]:
+    """Search without an embedder, as `Finder.find` is; by direction, units 7 and 8- of 1-mlp write the same."""
+    from lamplighter.store.search import Searched, search, why_none
+
+    rows = np.zeros((10, 2), dtype=np.float32)
+    rows[[7, 8, 9]] = [[1, 0], [-1, 0], [0, 1]]
+
+    def find(text: Any, *, like: Any = None, by: Any = None, filters: Any = None, top: int = 10, skip: int = 0) -> Any:
+        directions = (lambda site: rows if site == "1-mlp" else None) if by == "direction" else None
+        hits = search(index, text, by=by, like=like, directions=directions, filters=filters, top=top, skip=skip)
+        notes = [] if hits or skip else [why_none(index, filters, words=True)]
+        return Searched(hits, by or ("word" if like is None else "both"), notes, index.as_of)
+
+    return find
 
 
 def read(unit: str, text: str) -> dict[str, Any]:
@@ -150,8 +167,10 @@ def read(unit: str, text: str) -> dict[str, Any]:
 def make_app(filled: Path) -> Callable[..., Any]:
     """Pages over a home for doors on a port: `(app, doors)`."""
     from lamplighter.store.guard import open_doors
+    from lamplighter.store.index import Index
     from lamplighter.store.review_pages import MirroredDesk
     from lamplighter.store.server import create_app, services
+    from lamplighter.store.snapshot import Snapshots
     from lamplighter.store.work import Work
 
     def make(
@@ -159,7 +178,11 @@ def make_app(filled: Path) -> Callable[..., Any]:
     ) -> tuple[Any, Any]:
         findings = Findings(home / "findings.duckdb")
         doors = open_doors(home, "127.0.0.1", port, reviewers, "me")
-        given = services(findings, home, found, findings.sql, read if live else None)
+        index = Index(findings, "minilm")
+        given = services(
+            Snapshots(findings, home / "snapshots"), index, home / "pictures", searcher(index),
+            read=read if live else None,
+        )  # fmt: skip
         desk = MirroredDesk(Work(home / "work.sqlite"), findings, given.mirror, overlap)
         return create_app(given, doors, desk), doors
 

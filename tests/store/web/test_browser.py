@@ -10,7 +10,7 @@ import pytest
 
 CHROMIUM = os.environ.get("LAMPLIGHTER_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 AXE = os.environ.get("LAMPLIGHTER_AXE")      # axe.min.js of axe-core, which is too large to keep here
-PAGES = ["/", "/units", "/units/org/tiny/1-mlp/7", "/units/org/tiny/2-resid:sae/9", "/near/org/tiny/1-mlp/7",
+PAGES = ["/", "/units", "/units/org/tiny/1-mlp/7", "/units/org/tiny/2-resid:sae/9", "/search?like=org/tiny/1-mlp/7",
          "/search?q=left", "/sql?q=select+unit+from+units", "/api/v1", "/review", "/agreement"]  # fmt: skip
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -123,6 +123,31 @@ def test_neighbours_come_when_they_are_scrolled_to(page) -> None:
     at(page, "/units/org/tiny/1-mlp/7")
     page.locator("#neighbours").scroll_into_view_if_needed()
     page.wait_for_selector("#near .card")
+    assert page.problems == []
+
+
+def test_units_that_write_alike_come_when_they_are_asked_for(page) -> None:
+    at(page, "/units/org/tiny/1-mlp/7")
+    page.click("text=that write nearly the same")
+    page.wait_for_selector("#written .card:has-text('1-mlp/8-')")
+    assert page.url.endswith("1-mlp/7")
+    assert page.problems == []
+    at(page, "/units/org/tiny/2-resid:sae/9")
+    page.click("text=that write nearly the same")
+    page.wait_for_selector("#written .problem:has-text('has no write direction')")
+
+
+def test_a_search_with_filters_by_keyboard(page) -> None:
+    at(page, "/search")
+    page.focus("[name=q]")
+    page.keyboard.type("left numbers")
+    page.click("summary")
+    page.select_option("[name=sign]", "-1")
+    page.focus("[name=q]")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("main .card")
+    assert page.locator("main .card h2").all_inner_texts() == ["org/tiny/1-mlp/8- unclear"]
+    assert page.locator("main details").get_attribute("open") is not None
     assert page.problems == []
 
 

@@ -59,9 +59,9 @@ TABLE = [
     ("no unit", "GET", "/units/nothing", {}, None, 400),
     ("a unit of SQL", "GET", "/units/x'%20OR%201=1--/1-mlp/7", {}, None, 404),
     ("markup for a unit", "GET", "/units/<script>alert(1)<%2fscript>/1-mlp/7", {}, None, 404),
-    ("a page that is no number", "GET", "/units?page=x", {}, None, 422),
-    ("a page before the first", "GET", "/units?page=-1", {}, None, 400),
-    ("a score that is none", "GET", "/units?low=nan", {}, None, 400),
+    ("a place that is no number", "GET", "/units?skip=x", {}, None, 422),
+    ("a place before the first", "GET", "/units?skip=-1", {}, None, 422),
+    ("a score that is none", "GET", "/units?min_score=nan", {}, None, 422),
     ("an order of SQL", "GET", "/units?order=1;drop", {}, None, 400),
     ("a file by SQL", "GET", "/sql?q=select+*+from+read_text('/etc/passwd')", {}, None, 400),
     ("a write by SQL", "GET", "/sql?q=drop+table+runs", {}, None, 400),
@@ -125,7 +125,7 @@ def test_a_program_has_a_bearer_and_no_origin(make_app) -> None:
     app, doors = make_app()
     client = TestClient(app, base_url=HOME, headers={"authorization": f"Bearer {doors.tokens['me']}"})
     assert client.get("/api/v1/units").json()["total"] == 4
-    assert client.post("/api/v1/sql", json={"query": "select 1 as a"}).json() == {"rows": [{"a": 1}]}
+    assert client.post("/api/v1/sql", json={"query": "select 1 as a"}).json()["rows"] == [{"a": 1}]
 
 
 def test_a_cookie_ends_and_a_name_that_left_stays_out(make_app) -> None:

@@ -3,6 +3,9 @@
 import html
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from hashlib import sha256
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -10,17 +13,22 @@ from importlib.resources import files
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 from lamplighter import store
+from lamplighter.store import mirror, snapshot
+from lamplighter.store.confined import Answer
+from lamplighter.store.filters import Filters
+from lamplighter.store.findings import Findings
 from lamplighter.store.pages import unit_url, visible
 from lamplighter.store.plain import clean
 
 UNIT = "/units/org/tiny/1-mlp/7"
 HOSTILE_UNIT = "/units/org/tiny/2-resid:sae/9"
-PAGES = ["/", "/units", "/units?order=best&low=0.5&high=1", UNIT, "/units/org/tiny/1-mlp/8-", HOSTILE_UNIT,
-         "/units/org/tiny/2-mlp/9", "/near/org/tiny/1-mlp/7", "/search", "/search?q=left", "/sql", "/sql?q=select+1",
-         "/sql?q=select+sentence+from+hypotheses", "/api/v1", "/review", "/agreement",
-         "/agreement?audit=1", "/units/org/tiny/1-mlp/99", "/nowhere"]  # fmt: skip
+PAGES = ["/", "/units", "/units?order=best&min_score=0.5&max_score=1&kind=", UNIT, "/units/org/tiny/1-mlp/8-",
+         HOSTILE_UNIT, "/units/org/tiny/2-mlp/9", "/search?like=org/tiny/1-mlp/7", "/search", "/search?q=left",
+         "/search?q=script&sign=1&planner=llm", "/sql", "/sql?q=select+1", "/sql?q=select+sentence+from+hypotheses",
+         "/api/v1", "/review", "/agreement", "/agreement?audit=1", "/units/org/tiny/1-mlp/99", "/nowhere"]  # fmt: skip
 
 
 class Tags(HTMLParser):
@@ -94,7 +102,7 @@ def test_a_unit_has_an_address(model) -> None:
 def test_the_start_page_leads_to_units(served) -> None:
     told = Tags(served.get("/").text)
     links = [attributes["href"] for tag, attributes in told.found if tag == "a"]
-    lamps = [link for link in links if "low=0.8" in link]
+    lamps = [link for link in links if "lamp=8" in link]
     assert len(lamps) == 2
     listed = served.get(lamps[0])
     assert "org/tiny" in listed.text
@@ -123,9 +131,10 @@ def test_sides_and_neighbours_in_order(served) -> None:
     assert "its other side, org/tiny/1-mlp/8-, is known" in served.get("/units/org/tiny/1-mlp/8").text
     jump = served.get("/units?unit=org/tiny/1-mlp/7", follow_redirects=False)
     assert (jump.status_code, jump.headers["location"]) == (303, UNIT)
-    near = served.get("/near/org/tiny/1-mlp/7", headers={"hx-request": "true"}).text
+    near = served.get("/search?like=org/tiny/1-mlp/7&top=8", headers={"hx-request": "true"}).text
     assert "<html" not in near
     assert near.index("1-mlp/8-") < near.index("2-resid:sae/9")
+    assert "1st by meaning (cosine 1.00)" in near
 
 
 def test_a_unit_that_failed_says_so(served) -> None:
@@ -135,8 +144,6 @@ def test_a_unit_that_failed_says_so(served) -> None:
 
 
 def test_a_text_is_tried(served, make_app) -> None:
-    from starlette.testclient import TestClient
-
     answer = served.post("/try", data={"unit": "org/tiny/1-mlp/7", "text": "a <b> c"}, headers={"hx-request": "true"})
     assert answer.status_code == 200
     assert "<html" not in answer.text
@@ -158,7 +165,7 @@ def test_pictures_come_as_they_are(served) -> None:
 
 
 def test_the_api_pages_through_all_units(served) -> None:
-    names, url = [], "/api/v1/units?each=2&order=worst"
+    names, url = [], "/api/v1/units?top=2&order=worst"
     while url:
         page = served.get(url).json()
         names += [unit["name"] for unit in page["units"]]
@@ -182,6 +189,12 @@ def test_a_unit_as_json(served) -> None:
 
 def test_the_api_describes_itself(served) -> None:
     described = served.get("/api/v1/openapi.json").json()
+    search = described["paths"]["/api/v1/search"]["get"]
+    asked = {one["name"]: one for one in search["parameters"]}
+    assert {"q", "like", "by", "top", "skip", *(field.name for field in fields(Filters))} == asked.keys()
+    assert asked["kind"]["schema"]["enum"] == ["mlp", "attn", "resid", "feature"]
+    answer = described["components"]["schemas"]["Found"]["properties"]
+    assert {"rows", "by", "notes", "next", "previous", "as_of"} == answer.keys()
     assert described["openapi"].startswith("3.")
     page = Tags(served.get("/api/v1").text).text
     for path in described["paths"]:
@@ -189,19 +202,165 @@ def test_the_api_describes_itself(served) -> None:
     assert "/api/v1/units/{name}" in described["paths"]
 
 
-def test_search_and_sql(served) -> None:
-    assert "0.50" in served.get("/search?q=left&site=1-mlp").text
-    rows = served.get("/sql", params={"q": "select verdict, count(*) as n from explanations group by 1 order by 1"})
-    assert [word in rows.text for word in ("accepted", "rejected", "unclear")] == [True] * 3
-    problem = served.get("/sql", params={"q": "select * from nothing"})
-    assert problem.status_code == 400
-    assert "nothing" in problem.text
-    assert served.get("/api/v1/search", params={"q": "x"}).json()["rows"][0]["explanation"] == "x"
+def seen(answer) -> str:
+    """What a person reads of a page, its blanks made one."""
+    return " ".join(Tags(answer.text).text.split())
+
+
+def test_a_search_says_why_each_was_found(served) -> None:
+    page = seen(served.get("/search?q=on+the+left&by=word&site=1-mlp"))
+    assert "org/tiny/1-mlp/7 accepted fires on the word “left”" in page
+    assert "1st by word (the, left)" in page or "1st by word (left)" in page
+    assert "1 to 1, by word, the nearest first" in page
+    none = seen(served.get("/search?q=nonsense"))
+    assert "Nothing was found by word." in none
+    assert "No explanation that passes the filters has any of these words" in none
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("", {"1-mlp/7", "1-mlp/8-", "2-resid:sae/9"}),
+        ("model=org/tiny&site=1-mlp", {"1-mlp/7", "1-mlp/8-"}),
+        ("sign=-1", {"1-mlp/8-"}),
+        ("kind=feature", {"2-resid:sae/9"}),
+        ("verdict=unclear&planner=playbook", {"1-mlp/8-"}),
+        ("min_score=0.8&max_score=0.8&site=&sign=", {"1-mlp/7", "1-mlp/8-", "2-resid:sae/9"}),
+        ("min_score=0.81", set()),
+        ("planner=llm", set()),
+        ("review=unreviewed&site=1-mlp", {"1-mlp/7", "1-mlp/8-"}),
+        ("review=accepted", set()),
+    ],
+)
+def test_lists_and_searches_take_the_same_filters(served, asked, found) -> None:
+    """Each of the three words is of one unit that has an explanation."""
+    hits = served.get(f"/api/v1/search?q=left+numbers+script&by=word&{asked}").json()["rows"]
+    assert {row["unit"].removeprefix("org/tiny/") + ("-" if row["sign"] == -1 else "") for row in hits} == found
+    listed = served.get(f"/api/v1/units?{asked}").json()["units"]
+    assert {row["name"].removeprefix("org/tiny/") for row in listed if row["explanation"]} == found
+    page = served.get(f"/search?q=left+numbers+script&by=word&{asked}").text
+    assert {name for name in ("1-mlp/7", "1-mlp/8-", "2-resid:sae/9") if f">org/tiny/{name}</a>" in page} == found
+
+
+@pytest.mark.parametrize("asked", ["kind=smell", "verdict=good", "review=x", "sign=2"])
+def test_a_filter_that_there_is_not_is_refused(served, asked) -> None:
+    for path in ("/units", "/search?q=x", "/api/v1/units", "/api/v1/search?q=x"):
+        answer = served.get(f"{path}{'&' if '?' in path else '?'}{asked}")
+        assert answer.status_code == 400
+        assert "is none that there is" in answer.text
+        assert "write one of" in answer.text
+
+
+def test_what_was_found_comes_in_parts(served) -> None:
+    url, units = "/api/v1/search?q=left+numbers+script&by=word&top=1&site=", []
+    while url:
+        part = served.get(url).json()
+        units += [row["unit"] for row in part["rows"]]
+        last, url = part, part["next"]
+    assert sorted(units) == ["org/tiny/1-mlp/7", "org/tiny/1-mlp/8", "org/tiny/2-resid:sae/9"]
+    assert last["previous"] == "/api/v1/search?q=left+numbers+script&by=word&top=1&skip=1"
+    page = served.get("/search?q=left+numbers+script&by=word&top=1&skip=1").text
+    assert 'rel="prev" href="/search?q=left+numbers+script&amp;by=word&amp;top=1&amp;skip=0"' in page
+    assert 'rel="next" href="/search?q=left+numbers+script&amp;by=word&amp;top=1&amp;skip=2"' in page
+    assert "2 to 2, by word" in seen(served.get("/search?q=left+numbers+script&by=word&top=1&skip=1"))
+
+
+def test_units_that_write_alike(served, make_app) -> None:
+    answer = served.get("/search?like=org/tiny/1-mlp/7&by=direction&top=8", headers={"hx-request": "true"})
+    assert "org/tiny/1-mlp/8-" in answer.text
+    assert "1st by direction (cosine 1.00)" in answer.text
+    assert "2-resid:sae/9" not in answer.text, "that site has none here"
+    assert "by=direction" in served.get(UNIT).text
+    app, doors = make_app(live=False)
+    told = TestClient(app, base_url="http://127.0.0.1:8600", headers={"authorization": f"Bearer {doors.tokens['me']}"})
+    assert "lamplighter serve --live" in told.get(UNIT).text
+    assert "by=direction" not in told.get(UNIT).text
+
+
+def test_a_search_that_cannot_be_made_is_told(served) -> None:
+    for asked, told in (
+        ("like=org/tiny/1-mlp/99&by=meaning", "No explanation of 'org/tiny/1-mlp/99' is recorded"),
+        ("q=x&like=org/tiny/1-mlp/7", "give one of the two"),
+        ("q=x&by=smell", "'smell' is no way to search"),
+        ("q=x&by=meaning", "needs an embedder"),
+        ("q=x&by=direction", "name the unit"),
+    ):
+        for path in ("/search", "/api/v1/search"):
+            answer = served.get(f"{path}?{asked}")
+            assert (answer.status_code, told in html.unescape(answer.text)) == (400, True), (path, asked)
+    assert served.get("/api/v1/search").json()["error"] == "A search is for a text or for units like one"
+
+
+def test_sql_says_as_of_when_and_what_was_cut(served) -> None:
+    query = "select verdict, count(*) as n from explanations group by 1 order by 1"
+    page = seen(served.get("/sql", params={"q": query}))
+    assert "3 rows. As of 20" in page
+    assert "accepted1 rejected1 unclear1" in page
+    assert "500 rows, and there are more" in seen(served.get("/sql?q=from+range(501)"))
+    told = served.post("/api/v1/sql", json={"query": "from range(10001)"}).json()
+    assert (len(told["rows"]), told["cut"], told["behind"]) == (10_000, True, False)
+    assert told["as_of"].startswith("20")
+    assert served.post("/api/v1/sql", json={"query": "show tables"}).json()["rows"].count({"name": "units"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("select * from nothing", '`lamplighter sql "SHOW TABLES"` names those that there are'),
+        ("drop table runs", "Only one SELECT at a time is run here, and this query is DROP; write one SELECT."),
+        ("select 1; select 2", "this query is SELECT and SELECT"),
+        ("attach 'x.db'", "this query is ATTACH"),
+        ("from read_text('/etc/passwd')", "The query reads or writes a file (/etc/passwd), and nothing but the tables"),
+        ("select repeat('x', 3000000)", "1 rows take more than 2 MB; select fewer columns or rows."),
+        ("select 'x'::int", "The query was refused: Conversion Error"),
+    ],
+)
+def test_sql_that_is_refused_gets_its_sentence(served, query, told) -> None:
+    page = served.get("/sql", params={"q": query})
+    assert page.status_code == 400
+    assert told in html.unescape(page.text)
+    if "repeat" not in query:
+        answer = served.post("/api/v1/sql", json={"query": query})
+        assert answer.status_code == 400
+        assert told in "; ".join(filter(None, (answer.json()["error"], answer.json()["hint"])))
+
+
+def test_a_third_query_at_a_time_is_told_to_wait(served, monkeypatch) -> None:
+    running, end = threading.Semaphore(0), threading.Event()
+
+    def ask(*_) -> Answer:
+        running.release()
+        end.wait(20)
+        return Answer([{"a": 1}])
+
+    monkeypatch.setattr(snapshot, "ask", ask)
+    monkeypatch.setattr(snapshot, "WAIT_SECONDS", 0.05)
+    with ThreadPoolExecutor(2) as two:
+        asked = [two.submit(served.post, "/api/v1/sql", json={"query": "select 1"}) for _ in range(2)]
+        assert running.acquire(timeout=20) and running.acquire(timeout=20)
+        third = served.get("/sql?q=select+1")
+        end.set()
+        assert [one.result().json()["rows"] for one in asked] == [[{"a": 1}]] * 2
+    assert third.status_code == 503
+    assert "2 other queries are being run" in third.text
+    assert served.get("/sql?q=select+1").status_code == 200
+
+
+def test_a_unit_that_was_just_recorded_is_there(make_app, own, recorded, monkeypatch) -> None:
+    monkeypatch.setattr(mirror, "QUICK_SECONDS", 60.0)
+    app, doors = make_app(home=own)
+    heads = {"authorization": f"Bearer {doors.tokens['me']}"}
+    client = TestClient(app, base_url="http://127.0.0.1:8600", headers=heads)
+    assert client.get("/units/org/tiny/1-mlp/3").status_code == 404
+    Findings(own / "findings.duckdb").append(recorded(3, sentence="fires on threes"))
+    assert "fires on threes" in client.get("/units/org/tiny/1-mlp/3").text
+    assert client.get("/api/v1/units").json()["total"] == 5
+    assert [path.suffix for path in (own / "snapshots").iterdir()] == [".duckdb"], "the newest alone, for sql too"
+    assert client.get("/sql?q=select+count(*)+from+explanations").status_code == 200
+    assert [path.suffix for path in (own / "snapshots").iterdir()] == [".duckdb"]
 
 
 def test_nothing_recorded_is_said(make_app, tmp_path) -> None:
-    from starlette.testclient import TestClient
-
     app, doors = make_app(home=tmp_path / "new")
     client = TestClient(app, base_url="http://127.0.0.1:8600")
     client.get(f"/?token={doors.tokens['me']}")
