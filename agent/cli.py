@@ -455,7 +455,7 @@ def _deliver(place: Home) -> None:
     Findings that are held by somebody else are no failure of the command; findings that cannot be used at all are.
     """
     from ..store.findings import drain
-    from ..store.work import Busy
+    from ..store.records import Busy
 
     try:
         drain(place.work, place.findings)

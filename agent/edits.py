@@ -17,8 +17,8 @@ from .. import __version__
 from ..store import records
 from ..store.edits import edit_key, edit_of, queue_forgotten, unqueue_edit
 from ..store.findings import drain
-from ..store.records import Evidence, Failure, Hypothesis, Record, Refused
-from ..store.work import Busy, Job, RunState, StaleAttempt, worker_id
+from ..store.records import Busy, Evidence, Failure, Hypothesis, Record, Refused
+from ..store.work import Job, RunState, StaleAttempt, worker_id
 from ..tools import measures
 from ..tools.corpus import load_corpus
 from ..tools.induce import Induced, induce

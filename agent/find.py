@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..store.filters import Filters
 from ..store.findings import drain
-from ..store.records import Embedding, Refused
+from ..store.records import Busy, Embedding, Refused
 from ..store.search import Searched, explained, search, to_embed, unembedded, why_none
-from ..store.work import Busy
 from .config import EMBEDDER, Embed, Home, load_embedder
 
 if TYPE_CHECKING:

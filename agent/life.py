@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from ..store.findings import drain
-from ..store.records import Failure, Refused, signed
-from ..store.work import Busy, RunState, Worker
+from ..store.records import Busy, Failure, Refused, signed
+from ..store.work import RunState, Worker
 from ..tools import measures
 from .config import Home
 

@@ -19,8 +19,8 @@ from typing import Any
 from .. import __version__, prompts
 from ..store import records
 from ..store.findings import drain
-from ..store.records import Failure, Record, Refused, Verdict
-from ..store.work import Busy, Job, RunState, StaleAttempt, Worker, process_of, worker_id
+from ..store.records import Busy, Failure, Record, Refused, Verdict
+from ..store.work import Job, RunState, StaleAttempt, Worker, process_of, worker_id
 from ..tools import measures
 from ..tools.auto import early_sites, pick_units
 from ..tools.corpus import load_corpus

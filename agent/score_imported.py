@@ -17,8 +17,7 @@ from .. import __version__
 from ..store.exchange import UNIT
 from ..store.findings import drain
 from ..store.imported import TOOL, UNKNOWN
-from ..store.records import Evidence, ImportVerdict, Refused, Score, uuid7
-from ..store.work import Busy
+from ..store.records import Busy, Evidence, ImportVerdict, Refused, Score, uuid7
 from ..tools.corpus import load_corpus
 from ..tools.floors import nearest_unit
 from ..tools.induce import Induced, induce

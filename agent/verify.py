@@ -15,7 +15,7 @@ from typing import Any
 from ..store import findings as findings_module
 from ..store import work as work_module
 from ..store.findings import Findings
-from ..store.records import PERSON, TABLES, Refused, signed
+from ..store.records import PERSON, TABLES, Busy, Refused, signed
 from .backup import FINDINGS, MANIFEST, WORK, findings_rows, findings_version, read_only, sha256, work_rows
 
 NAMED = 3            # of what is wrong, so many are named
@@ -160,7 +160,7 @@ def _opened(findings: Findings) -> list[Check]:
         version, tables = findings_version(findings), list(findings_rows(findings))
         for table in tables:      # every value takes part in the hash, so that every block is read
             findings.sql(f'SELECT bit_xor(hash(t)) AS read FROM "{table}" t')
-    except work_module.Busy:
+    except Busy:
         raise
     except Refused as refusal:
         return [Check(name, max(1, len(tables)), [str(refusal)])]

@@ -22,8 +22,8 @@ import duckdb
 
 from . import one_select
 from .one_select import Connection, first_line
-from .records import Record, Refused, utc_now
-from .work import LOCK_SECONDS, Busy, Work, ddl_after, line_of, worker_id
+from .records import Busy, Record, Refused, utc_now
+from .work import LOCK_SECONDS, Work, ddl_after, line_of, worker_id
 
 if TYPE_CHECKING:
     from .index import Index

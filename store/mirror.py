@@ -16,9 +16,8 @@ from .background import repeated
 from .confined import Limits
 from .findings import OFFLINE
 from .one_select import Connection, fetched
-from .records import Refused
+from .records import Busy, Refused
 from .snapshot import Snapshot, Snapshots, Told
-from .work import Busy
 
 POLL_SECONDS = 1.0       # between looks at whether the findings were written
 QUICK_SECONDS = 1.0      # a snapshot that takes less is made while somebody waits

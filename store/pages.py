@@ -22,9 +22,8 @@ from .confined import Limits
 from .filters import KINDS, ORDERS, REVIEWED, Filters
 from .lamps import BINS, start_facts, unit_list
 from .mirror import Copy
-from .records import VERDICTS, Refused, signed
+from .records import VERDICTS, Busy, Refused, signed
 from .unit_page import Missing, heat, level, named, newest_facts
-from .work import Busy
 
 if TYPE_CHECKING:
     from .server import Services

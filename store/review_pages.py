@@ -21,10 +21,10 @@ from .edits import LONGEST, Edit
 from .findings import VERSION, Findings, drain
 from .mirror import Mirror
 from .pages import Pages
-from .records import Hypothesis, Refused
+from .records import Busy, Hypothesis, Refused
 from .review import Desk
 from .unit_page import Missing, ended
-from .work import Busy, Work
+from .work import Work
 
 AHEAD = 3                # cards that are read before they are asked for
 KEPT = 64                # answers of a copy that are kept

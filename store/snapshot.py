@@ -25,8 +25,7 @@ from .confined import Answer, Limits, ask
 from .excerpt import derive, views
 from .findings import OFFLINE, Findings, schema_of, upgrade
 from .one_select import first_line
-from .records import Refused
-from .work import Busy
+from .records import Busy, Refused
 
 FORMAT = 2               # of what a snapshot holds beside the tables of the findings
 PACE = 10_000_000        # bytes of findings for each of which a snapshot may lag a second behind them

@@ -24,8 +24,7 @@ from shutil import disk_usage
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import uuid4
 
-from .records import TABLES, Failure, LLMCall, Record, Refused, utc_now, uuid7
-from .records import Busy as Busy
+from .records import TABLES, Busy, Failure, LLMCall, Record, Refused, utc_now, uuid7
 
 VERSION = 7            # of work.sql; kept in the file as SQLite's user_version
 MAX_ATTEMPTS = 3

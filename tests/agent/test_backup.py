@@ -20,8 +20,8 @@ from lamplighter.agent.config import Home
 from lamplighter.agent.verify import verify
 from lamplighter.store import findings as findings_module
 from lamplighter.store.findings import Findings, drain, undrained
-from lamplighter.store.records import Evidence, Failure, Investigation, LLMCall, Refused
-from lamplighter.store.work import Busy, Work, worker_id
+from lamplighter.store.records import Busy, Evidence, Failure, Investigation, LLMCall, Refused
+from lamplighter.store.work import Work, worker_id
 
 
 def wrong(folder: Path) -> dict[str, str]:
@@ -123,7 +123,7 @@ import sys, time
 from pathlib import Path
 from lamplighter.store.findings import Findings, drain
 from lamplighter.store.records import Evidence, Investigation, Run, Unit, Verdict
-from lamplighter.store.work import Busy, Work, worker_id
+from lamplighter.store.work import Work, worker_id
 home = Path(sys.argv[1])
 work, findings = Work(home / "work.sqlite"), Findings(home / "findings.duckdb")
 units = [f"m/5-mlp/{i}" for i in range(400)]

@@ -10,8 +10,7 @@ import torch
 from lamplighter.agent import find
 from lamplighter.agent.find import Finder, embed_sentences, write_directions
 from lamplighter.agent.live import Live
-from lamplighter.store.records import Embedding, Refused
-from lamplighter.store.work import Busy
+from lamplighter.store.records import Busy, Embedding, Refused
 from lamplighter.tools.adapters import unwrap
 
 

@@ -20,8 +20,8 @@ from lamplighter.agent import llm, night
 from lamplighter.agent.config import Home
 from lamplighter.agent.nodes import Drained
 from lamplighter.store import records
-from lamplighter.store.records import Evidence, Failure, Refused, Score, Verdict
-from lamplighter.store.work import Busy, worker_id
+from lamplighter.store.records import Busy, Evidence, Failure, Refused, Score, Verdict
+from lamplighter.store.work import worker_id
 from lamplighter.testing import CallTool, ScriptedEndpoint, Status
 from lamplighter.tools import measures
 from lamplighter.tools.subject import Subject

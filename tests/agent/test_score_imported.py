@@ -16,8 +16,7 @@ from lamplighter.agent.exchange import bring_in
 from lamplighter.agent.score_imported import Asked
 from lamplighter.agent.verify import verify
 from lamplighter.store.findings import drain
-from lamplighter.store.records import Hypothesis, ImportVerdict, LLMCall, Refused, Score
-from lamplighter.store.work import Busy
+from lamplighter.store.records import Busy, Hypothesis, ImportVerdict, LLMCall, Refused, Score
 from lamplighter.testing import Hang, Say, ScriptedEndpoint, Status, Step
 from lamplighter.tools.judged import METRICS, Qualification
 from lamplighter.tools.rules import split_words

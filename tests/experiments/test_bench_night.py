@@ -24,8 +24,8 @@ from lamplighter.experiments.night_same import _PASSING, Night, _compared, same,
 from lamplighter.experiments.night_subject import SITE, Made, make_subject
 from lamplighter.experiments.night_throughput import Turn, _few, _gain, _growth, _in_turn, _ran, _turn, _under_way
 from lamplighter.store.findings import drain
-from lamplighter.store.records import Evidence, Failure, Hypothesis, Investigation, Refused, Score
-from lamplighter.store.work import Busy, worker_id
+from lamplighter.store.records import Busy, Evidence, Failure, Hypothesis, Investigation, Refused, Score
+from lamplighter.store.work import worker_id
 from lamplighter.tools.corpus import load_corpus
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.sweep import make_sweep

@@ -17,6 +17,7 @@ from lamplighter.store import findings as module
 from lamplighter.store.findings import Findings, drain
 from lamplighter.store.records import (
     TABLES,
+    Busy,
     Embedding,
     Evidence,
     Exemplar,
@@ -29,7 +30,7 @@ from lamplighter.store.records import (
     Unit,
     Verdict,
 )
-from lamplighter.store.work import Busy, Work, ddl_after, worker_id
+from lamplighter.store.work import Work, ddl_after, worker_id
 
 COLUMNS = """unit sign explanation rule output_explanation input_f1 input_f1_low input_f1_high input_auprc
     input_pearson output_score output_low output_high floor_f1 verdict planner run investigation created_at"""

@@ -20,9 +20,8 @@ from lamplighter.store.cards import gain, stem
 from lamplighter.store.excerpt import about
 from lamplighter.store.findings import Findings
 from lamplighter.store.index import Index
-from lamplighter.store.records import VERDICTS, Embedding, Refused, Review, Score, Verdict, uuid7
+from lamplighter.store.records import VERDICTS, Busy, Embedding, Refused, Review, Score, Verdict, uuid7
 from lamplighter.store.search import explained, search
-from lamplighter.store.work import Busy
 
 INTERNAL = ("card", "model", "site", "kind", "layer", "index", "hypothesis", "vector")
 

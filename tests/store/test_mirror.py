@@ -11,9 +11,8 @@ from lamplighter.store import mirror as module
 from lamplighter.store import snapshot as snapshot_module
 from lamplighter.store.background import repeated
 from lamplighter.store.mirror import Mirror
-from lamplighter.store.records import Refused
+from lamplighter.store.records import Busy, Refused
 from lamplighter.store.snapshot import Snapshots
-from lamplighter.store.work import Busy
 
 UNITS = "SELECT unit FROM pages.units ORDER BY place"
 

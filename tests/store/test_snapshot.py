@@ -16,9 +16,8 @@ from lamplighter.store import findings as findings_module
 from lamplighter.store import snapshot as module
 from lamplighter.store.confined import Limits, answer, ask
 from lamplighter.store.findings import Findings
-from lamplighter.store.records import Refused
+from lamplighter.store.records import Busy, Refused
 from lamplighter.store.snapshot import Snapshots
-from lamplighter.store.work import Busy
 
 FILES = "The query reads or writes a file"
 CHANGE = "The query would change the database"
