@@ -49,7 +49,7 @@ demo: setup
 
 test: setup
 	.venv/bin/lamplighter models pull $(DATA)
-	LAMPLIGHTER_REQUIRE=weights .venv/bin/python -P -m pytest
+	LAMPLIGHTER_REQUIRE=weights .venv/bin/python -P -m pytest -n auto --dist loadfile
 
 check: setup
 	.venv/bin/python -P -m ruff check .

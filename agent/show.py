@@ -54,8 +54,9 @@ def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> No
 
 
 def say(line: str) -> None:
-    """Prints one line as it is."""
-    console().print(Text(line))
+    """Prints one line as it is; at a terminal it is wrapped between words."""
+    out = console()
+    out.print(Text(line), soft_wrap=not out.is_terminal)
 
 
 def interval(row: Mapping[str, Any]) -> str:

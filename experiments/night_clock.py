@@ -1,7 +1,7 @@
 """`python -m lamplighter.experiments.night_clock SECONDS run …`: a command whose clock is stepped while it works.
 
-After SECONDS the clock is an hour back, after as many again right, then an hour ahead, then right, and so on. Leases,
-ids, the times of records and of the log go by it; what is waited for goes by the clock that nobody can step.
+After SECONDS the clock is an hour back, after as many again right, then an hour ahead, then right, and so on. Ids, the
+times of records and of the log go by it; leases, and what is waited for, go by clocks that nobody can step.
 """
 
 import datetime

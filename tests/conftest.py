@@ -11,9 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
+# Machines are shared, so that no time is a failure; the same examples everywhere, and others with the profile `search`.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("LAMPLIGHTER_EXAMPLES", "same"))
 
 TEXT = (
     "It was built in the late 19th century, and the 21st regiment left in 1942. "

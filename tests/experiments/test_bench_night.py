@@ -25,7 +25,7 @@ from lamplighter.experiments.night_subject import SITE, Made, make_subject
 from lamplighter.experiments.night_throughput import Turn, _few, _gain, _growth, _in_turn, _ran, _turn, _under_way
 from lamplighter.store.findings import drain
 from lamplighter.store.records import Busy, Evidence, Failure, Hypothesis, Investigation, Refused, Score
-from lamplighter.store.work import worker_id
+from lamplighter.store.work import Work, worker_id
 from lamplighter.tools.corpus import load_corpus
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.sweep import make_sweep
@@ -142,10 +142,11 @@ def test_the_clock_goes_back_and_forth() -> None:
     assert read == [1e6 + step for step in (*STEPS, STEPS[0])] and set(STEPS) == {0.0, HOUR, -HOUR}
 
 
-def test_leases_ids_and_times_of_records_go_by_the_stepped_clock() -> None:
+def test_ids_and_times_of_records_go_by_the_stepped_clock_and_leases_do_not(tmp_path: Path) -> None:
     """In a process of its own, as a run has it: the first step comes at once, and takes an hour off."""
+    Work(tmp_path / "work.sqlite").close()
     code = """
-import datetime, time
+import datetime, sys, time
 right = time.time
 from lamplighter.experiments.night_clock import step_clock
 step_clock(1e9)
@@ -153,12 +154,14 @@ import lamplighter.experiments.night_clock as night_clock
 night_clock.STEPS = (-3600.0,)
 from pathlib import Path
 from lamplighter.store import records, work
-told = [work.Work.__init__.__defaults__[0](), int(records.uuid7().replace("-", "")[:12], 16) / 1000,
-        datetime.datetime.fromisoformat(records.utc_now() + "+00:00").timestamp()]
+told = [int(records.uuid7().replace("-", "")[:12], 16) / 1000,
+        datetime.datetime.fromisoformat(records.utc_now() + "+00:00").timestamp(), work.Work(Path(sys.argv[1])).now]
 print(*(round((one - right()) / 3600, 3) for one in told))
 """
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["-1.0"] * 3
+    line = [sys.executable, "-P", "-c", code, str(tmp_path / "work.sqlite")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True)
+    *stamps, lease = done.stdout.split()
+    assert stamps == ["-1.0", "-1.0"] and float(lease) == 0
 
 
 class Still:
