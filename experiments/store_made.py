@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,7 @@ _RESULTS = {
 }  # fmt: skip
 
 
+@cache
 def vocabulary() -> list[str]:
     """Words by how often they are used: those of Python's manual, then made-up ones."""
     from pydoc_data.topics import topics

@@ -16,7 +16,7 @@ from lamplighter.store import findings as stored
 from lamplighter.store.records import Evidence, Hypothesis
 from lamplighter.store.work import Work
 
-UNITS = 1_200
+UNITS = 600
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -46,14 +46,15 @@ def claimed(claims: list, name: str) -> bool | None:
 
 
 def test_a_whole_unit_has_the_records_of_a_real_one_and_the_same_again() -> None:
-    records = Maker(1, WHOLE).records(7)
+    maker, lean = Maker(1, WHOLE), Maker(1, LEAN)
+    records = maker.records(7)
     counts = Counter(record.TABLE for record in records)
     assert (counts["evidence"], counts["exemplars"], counts["scores"], counts["embeddings"]) == (15, 64, 11, 1)
     assert [record.to_json() for record in Maker(1, WHOLE).records(7)] == [record.to_json() for record in records]
     assert len({record.id for record in records}) == len(records)
     evidence = [len(one.to_json()) for one in records if isinstance(one, Evidence)]
     assert 4_000 < sum(evidence) / len(evidence) < 6_500, "5,140 characters in a real run"
-    sentences = {record.sentence for n in range(50) for record in Maker(1, LEAN).records(n)
+    sentences = {record.sentence for n in range(50) for record in lean.records(n)
                  if isinstance(record, Hypothesis) and record.side == "input"}  # fmt: skip
     assert len(sentences) > 45
 
