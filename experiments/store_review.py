@@ -147,6 +147,7 @@ def reviewed(home: Home, seed: int, alone: int, shared: int, tell: Progress) -> 
               2, "0", kept[1] == held[1] and (kept[0] == held[0]) != bool(heard)),
         Claim("console errors", float(len(problems)), sum(said.values()), "0", not problems),
     ]  # fmt: skip
+    first.worked.clear()
     rows = [one.row(seed, BAR), both.row(seed), first.row(seed)]
     around = [{"what": "said at the moment of the kill", "is": "recorded" if heard else "not recorded, still in hand"},
               {"what": "console", "is": problems[0] if problems else "silent"}]  # fmt: skip

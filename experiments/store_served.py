@@ -177,10 +177,11 @@ def visited(home: Home, server: Served, units: int, seed: int, many: int, tell: 
         memory |= {"with the writer on": server.memory().get("now"), "at most": server.memory().get("most")}
     bars = {kind: BARS.get(kind) for kind in kinds}
     costs = {kind: _cost(server, visitor, address, many) for kind, address in kinds.items()}
-    rows = [one.row(seed, bars[kind]) | {"p50 CPU ms": costs[kind]} for kind, one in times.items()]
-    rows += [one.row(seed) | {"p50 CPU ms": "not told"} for one in (first, search)]
-    for row in rows:
-        row["CPU ms each, writer off"] = row.pop("p50 CPU ms")
+    rows = []
+    for one in (*times.values(), first, search):
+        one.worked.clear()           # this process only waited
+        cost = costs.get(one.name, "not told")
+        rows.append(one.row(seed, bars.get(one.name), **{"server's CPU ms each, writer off": cost}))
     around = {
         "explained units": units, "results written a second": written["results a second"],
         "writer was kept waiting": written["busy"], "seconds behind the findings, median": float(np.median(lags)),
