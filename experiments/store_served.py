@@ -131,10 +131,10 @@ class Visitor:
         found: dict[str, Any] = json.loads(self.get(path))
         return found
 
-    def lag(self) -> float:
-        """Seconds that what pages tell lies behind now."""
+    def lag(self, began: datetime) -> float:
+        """Seconds for which results were written that pages do not tell of, where writing began then."""
         as_of = datetime.fromisoformat(self.facts("/api/v1/models")["as_of"]).replace(tzinfo=UTC)
-        return (datetime.now(UTC) - as_of).total_seconds()
+        return (datetime.now(UTC) - max(as_of, began)).total_seconds()
 
 
 def pages(folder: Path, seed: int, size: float, tell: Progress) -> Part:
@@ -152,16 +152,16 @@ def pages(folder: Path, seed: int, size: float, tell: Progress) -> Part:
 def visited(home: Home, server: Served, units: int, seed: int, many: int, tell: Progress, rate: int = RATE) -> Part:
     """Asks for `many` of each page that has a bar, and fewer of others, in turn, with a short rest between."""
     first = Times("first start page, which copies the findings")
-    first.of(lambda: Visitor(server, patience=READY).get("/"))
+    patient, visitor = Visitor(server, patience=READY), Visitor(server)
+    first.of(lambda: patient.get("/"))
     memory = {"before the writer": server.memory().get("now")}
     draw, maker = random.Random(seed), Maker(seed, LEAN)
-    visitor = Visitor(server)
     kinds = page_kinds(draw, maker, units)
     search = Times("search, the first time")
-    search.of(lambda: Visitor(server, patience=READY).get(kinds["search page"]()))
+    search.of(lambda: patient.get(kinds["search page"]()))
     times = {kind: Times(kind) for kind in kinds}
     lags, seen = [], set()
-    worked, began = server.worked(), time.perf_counter()
+    worked, began, since = server.worked(), time.perf_counter(), datetime.now(UTC)
     with writing(home, units, seed, rate) as written:
         for number in range(many):
             for kind, address in kinds.items():
@@ -170,13 +170,15 @@ def visited(home: Home, server: Served, units: int, seed: int, many: int, tell: 
                 path = address()
                 times[kind].of(lambda path=path: visitor.get(path))  # type: ignore[misc]
                 time.sleep(0.01)
-            lags.append(visitor.lag())
+            lags.append(visitor.lag(since))
             seen.add(visitor.facts("/api/v1/models")["as_of"])
             tell("pages", number + 1, many)
         worked, wall = server.worked() - worked, time.perf_counter() - began
         memory |= {"with the writer on": server.memory().get("now"), "at most": server.memory().get("most")}
     bars = {kind: BARS.get(kind) for kind in kinds}
+    patient.con.close()
     costs = {kind: _cost(server, visitor, address, many) for kind, address in kinds.items()}
+    visitor.con.close()
     rows = []
     for one in (*times.values(), first, search):
         one.worked.clear()           # this process only waited
