@@ -12,6 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -297,16 +298,16 @@ def _spoken(server: Served) -> list[tuple[str, Sequence[bytes], float, str]]:
 def _say(port: int, parts: Sequence[bytes], pause: float) -> bytes:
     """Says them and gives back what is answered until the server closes or says nothing more; 40 s at most."""
     answer = b""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=40) as con:
-            for part in parts:
-                con.sendall(part)
-                time.sleep(pause)
-            while chunk := con.recv(65_536):
-                answer += chunk
-                con.settimeout(1.0)      # a connection that is kept is not waited for
-    except (TimeoutError, ConnectionError):
-        pass                             # what was answered until then is what there is
+    with (
+        suppress(TimeoutError, ConnectionError),       # what was answered until then is what there is
+        socket.create_connection(("127.0.0.1", port), timeout=40) as con,
+    ):
+        for part in parts:
+            con.sendall(part)
+            time.sleep(pause)
+        while chunk := con.recv(65_536):
+            answer += chunk
+            con.settimeout(1.0)      # a connection that is kept is not waited for
     return answer
 
 

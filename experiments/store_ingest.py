@@ -13,7 +13,7 @@ import numpy as np
 
 from ..agent.config import Home
 from ..store.findings import drain
-from ..store.records import Evidence
+from ..store.records import Evidence, uuid7
 from .report import Claim, Part, Progress, at_least
 from .store_made import LEAN, WHOLE, Maker
 from .store_times import percentile
@@ -140,12 +140,8 @@ def _parts(home: Home) -> dict[str, int]:
 
 def _again(rows: Sequence[Evidence]) -> list[Evidence]:
     """The same under new ids, in the order of time."""
-    fields = [{**vars(row), "id": stored_id()} for row in rows]
+    fields = [{**vars(row), "id": uuid7()} for row in rows]
     return [Evidence(**one) for one in sorted(fields, key=lambda one: str(one["id"]))]
-
-
-def stored_id() -> str:
-    return Evidence(tool="", summary="").id
 
 
 def _short(one: Evidence) -> Evidence:
