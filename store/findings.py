@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -22,8 +23,8 @@ import duckdb
 
 from . import one_select
 from .one_select import Connection, first_line
-from .records import Busy, Record, Refused, utc_now
-from .work import LOCK_SECONDS, Work, ddl_after, line_of, worker_id
+from .records import SCHEMA, TABLES, Busy, Record, Refused, utc_now
+from .work import LOCK_SECONDS, Line, Work, ddl_after, line_of, worker_id
 
 if TYPE_CHECKING:
     from .index import Index
@@ -35,6 +36,8 @@ STORAGE = "v1.5.0"         # the file format of new files: read by DuckDB 1.5 an
 WAIT_SECONDS = 2.0
 RETRY_SECONDS = 0.05
 MEMORY = "1GB"             # what one query of a user may take before it spills to disk
+BATCH = 20_000             # records that a drain moves in one transaction, at most, and
+BATCH_TEXT = 32_000_000    # characters of them: about half a second in which nobody reads
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -44,6 +47,7 @@ OFFLINE = {"autoinstall_known_extensions": "false", "autoload_known_extensions":
 _CONFINED = OFFLINE | {
     "enable_external_access": "false", "python_enable_replacements": "false", "memory_limit": MEMORY
 }  # fmt: skip
+_BEGIN = f'{{"schema": {SCHEMA}, '     # of a line of this code
 _HELD = re.compile(r"Could not set lock|different configuration than existing|already attached")
 _DAMAGED = re.compile(r"not a valid DuckDB database|Could not read enough bytes|Corrupt database|checksum")
 _FULL = re.compile(r"No space left on device")
@@ -67,16 +71,28 @@ class Findings:
 
     def append(self, records: Iterable[Record]) -> int:
         """Adds records in one transaction and returns how many; an id that is already there is skipped."""
-        lines: dict[str, list[str]] = {}
-        for record in records:
-            lines.setdefault(record.TABLE, []).append(line_of(record))
-        if not lines:
+        return self.append_lines(Line(record.TABLE, record.id, line_of(record)) for record in records)
+
+    def append_lines(self, lines: Iterable[Line]) -> int:
+        """The same of records as they lie in the outbox."""
+        tables: dict[str, dict[str, str]] = {}
+        for kind, id, body in lines:
+            tables.setdefault(kind, {}).setdefault(id, body)
+        if not tables:
             return 0
         if not self.path.exists():
             self._make()
+        if all(body.startswith(_BEGIN) for batch in tables.values() for body in batch.values()):
+            with suppress(duckdb.InvalidInputException):
+                return self._append(tables)
+        # Older code left these in the outbox: without a field that is newer, which has its default.
+        return self._append({kind: {id: _again(kind, body) for id, body in batch.items()}
+                             for kind, batch in tables.items()})  # fmt: skip
+
+    def _append(self, tables: Mapping[str, Mapping[str, str]]) -> int:
         with self._open(write=True) as con:
             con.execute("BEGIN")
-            added = sum(_insert(con, table, batch) for table, batch in lines.items())
+            added = sum(_insert(con, table, batch) for table, batch in tables.items())
             con.execute("COMMIT")
         return added
 
@@ -312,8 +328,8 @@ def undrained(work: Work) -> Iterator[Callable[[], None]]:
         work.unlock("drain", holder)
 
 
-def drain(work: Work, findings: Findings, limit: int = 500) -> int:
-    """Moves everything in the outbox into the findings, `limit` records a transaction; returns how many.
+def drain(work: Work, findings: Findings, limit: int = BATCH) -> int:
+    """Moves everything in the outbox into the findings, up to `limit` records a transaction; returns how many.
 
     One drainer works at a time; while another one does, this waits WAIT_SECONDS for its turn and then returns
     0 (what is left is that one's to move; `work.pending()` tells). A killed drainer leaves a lock that frees
@@ -328,14 +344,40 @@ def drain(work: Work, findings: Findings, limit: int = 500) -> int:
         time.sleep(RETRY_SECONDS)
     moved = 0
     try:
-        while batch := work.outbox(limit):
-            findings.append(record for _, record in batch)
-            moved += work.delivered(seq for seq, _ in batch)
-            if not work.lock("drain", holder):
-                break            # this batch outlasted the lock, and another drainer goes on from here
+        while batch := work.outbox_lines(limit, BATCH_TEXT):
+            done, more = _moved(work, findings, batch, limit, holder)
+            moved += done
+            if not more:
+                break            # a batch outlasted the lock, and another drainer goes on from here
         return moved
     finally:
         work.unlock("drain", holder)
+
+
+def _moved(
+    work: Work, findings: Findings, batch: list[tuple[int, Line]], limit: int, holder: str
+) -> tuple[int, bool]:
+    """Moves a batch and those behind it, and returns how many, and whether the lock is still held.
+
+    While one is appended, the one before is deleted from the outbox and the next is read, by another thread.
+    """
+    moved, done, held = 0, list[int](), True
+    with ThreadPoolExecutor(1) as beside:
+        while batch and held:
+            ready = beside.submit(_turned, work, done, limit, batch[-1][0])
+            findings.append_lines(line for _, line in batch)
+            done = [seq for seq, _ in batch]
+            gone, batch = ready.result()
+            moved += gone
+            held = work.lock("drain", holder)
+        return moved + work.delivered(done), held
+
+
+def _turned(work: Work, done: list[int], limit: int, behind: int) -> tuple[int, list[tuple[int, Line]]]:
+    try:
+        return work.delivered(done) if done else 0, work.outbox_lines(limit, BATCH_TEXT, behind)
+    finally:
+        work.close()
 
 
 def _patiently(use: Callable[[], T], deadline: float) -> T:
@@ -390,19 +432,34 @@ def upgrade(con: Connection, version: int) -> None:
     con.execute("COMMIT")
 
 
-def _insert(con: Connection, table: str, lines: list[str]) -> int:
-    """One statement a table: all rows travel as one JSON text and are unpacked by the table's own types."""
+def _insert(con: Connection, table: str, lines: Mapping[str, str]) -> int:
+    """One statement a table: the rows travel as lines of JSON, by id, and are unpacked by the table's own types."""
     types = _columns(con, table)
     columns = ", ".join(f'r."{name}"' for name in types)
+    # Ids are in the order of time, so that the bounds spare reading those of old rows.
+    sql = f"""INSERT INTO {table}
+              SELECT {columns} FROM (
+                  SELECT CASE WHEN len(json_keys(line)) = $keys THEN from_json_strict(line, $types)
+                              ELSE error('not of these columns') END AS r FROM lines)
+              WHERE r.id NOT IN (SELECT id FROM {table} WHERE id BETWEEN $first AND $last)"""
     # What from_json calls strict still rounds 1.5 to an integer; `line_of` has refused such values before.
-    done = con.execute(
-        f"""INSERT INTO {table}
-            SELECT {columns} FROM (SELECT unnest(from_json_strict(?::JSON, ?)) AS r)
-            WHERE r.id NOT IN (SELECT id FROM {table})
-            QUALIFY row_number() OVER (PARTITION BY r.id) = 1""",
-        [f"[{','.join(lines)}]", json.dumps([{"schema": "BIGINT"} | types])],
-    )
-    return int(done.fetchall()[0][0])
+    given = {"types": json.dumps({"schema": "BIGINT"} | types), "keys": len(types) + 1}
+    given |= {"first": min(lines), "last": max(lines)}
+    _show(con, list(lines.values()))
+    return int(con.execute(sql, given).fetchall()[0][0])
+
+
+def _again(kind: str, body: str) -> str:
+    """A line as this code writes it. Raises ValueError for one of another schema."""
+    return line_of(TABLES[kind].from_json(body))
+
+
+def _show(con: Connection, lines: Sequence[str]) -> None:
+    """Shows texts as the column `line` of a table `lines`; no copy is made of them, as of a parameter."""
+    import pyarrow as pa
+
+    parts = [pa.record_batch({"line": pa.array(lines[k : k + 2048])}) for k in range(0, len(lines), 2048)]
+    con.register("lines", pa.Table.from_batches(parts))      # several, so that several threads read them
 
 
 def _columns(con: Connection, table: str) -> dict[str, str]:

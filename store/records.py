@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
 from types import UnionType
@@ -94,7 +94,8 @@ class Record:
         when = datetime.fromisoformat(self.created_at).replace(tzinfo=None)
         if when.isoformat(timespec="microseconds") != self.created_at:
             raise ValueError(f"created_at is {self.created_at!r}, which is not of the form {utc_now()}")
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, ensure_ascii=False, allow_nan=False)
+        # vars and not asdict, which copies every value of every row: fields hold plain JSON, as checked above
+        return json.dumps({"schema": SCHEMA, **vars(self)}, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

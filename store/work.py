@@ -21,7 +21,7 @@ from functools import cache, wraps
 from hashlib import blake2s
 from pathlib import Path
 from shutil import disk_usage
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from uuid import uuid4
 
 from .records import TABLES, Busy, Failure, LLMCall, Record, Refused, utc_now, uuid7
@@ -53,6 +53,14 @@ _NO_ACCESS = (
 _INHERITED: list[sqlite3.Connection] = []
 _END = "status = ?, worker = NULL, expires = NULL"
 _LOST = "status = 'running' AND (expires <= :now OR is_gone(worker))"
+
+
+class Line(NamedTuple):
+    """A record as it lies in the outbox: its table, its id, and `line_of` it."""
+
+    kind: str
+    id: str
+    body: str
 
 
 class StaleAttempt(RuntimeError):
@@ -532,10 +540,23 @@ class Work:
             rows = con.execute("SELECT seq, kind, body FROM outbox ORDER BY seq LIMIT ?", (limit,)).fetchall()
         return [(seq, TABLES[kind].from_json(body)) for seq, kind, body in rows]
 
+    def outbox_lines(self, limit: int, most: int, behind: int = -1) -> list[tuple[int, Line]]:
+        """The same, unread, from behind a number; until their bodies together have `most` characters."""
+        found, size = [], 0
+        sql = "SELECT seq, kind, id, body FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?"
+        with self._use() as con:
+            for seq, kind, id, body in con.execute(sql, (behind, limit)):
+                found.append((seq, Line(kind, id, body)))
+                size += len(body)
+                if size >= most:
+                    break
+        return found
+
     def delivered(self, seqs: Iterable[int]) -> int:
         """Forgets outbox records that the findings hold; how many were still there."""
         with self._change() as con:
-            return con.executemany("DELETE FROM outbox WHERE seq = ?", [(seq,) for seq in seqs]).rowcount
+            sql = "DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?))"
+            return con.execute(sql, (json.dumps(list(seqs)),)).rowcount
 
     def pending(self) -> int:
         """Records that wait in the outbox."""

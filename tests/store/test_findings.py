@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import signal
@@ -30,7 +31,7 @@ from lamplighter.store.records import (
     Unit,
     Verdict,
 )
-from lamplighter.store.work import Work, ddl_after, worker_id
+from lamplighter.store.work import Work, ddl_after, line_of, worker_id
 
 COLUMNS = """unit sign explanation rule output_explanation input_f1 input_f1_low input_f1_high input_auprc
     input_pearson output_score output_low output_high floor_f1 verdict planner run investigation created_at"""
@@ -470,10 +471,10 @@ def test_a_file_of_version_1_is_read_as_it_is(version_1):
     assert version_1.path.read_bytes() == before
 
 
-def test_a_field_that_a_file_is_too_old_for_has_its_default(version_1, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "VERSION", 1)
-        version_1.append([Hypothesis(author="p", sentence="s", rule=None, rule_text=None, kept=True, side="output")])
+def test_a_field_that_a_file_is_too_old_for_has_its_default(version_1):
+    with duckdb.connect(str(version_1.path)) as con:
+        con.execute("INSERT INTO hypotheses (id, created_at, author, sentence, kept, evidence, provenance) "
+                    "VALUES ('h', '2026-01-01', 'p', 's', true, '[]', '{}')")  # fmt: skip
     assert [h.side for h in version_1.read(Hypothesis)] == ["input"]
 
 
@@ -625,8 +626,8 @@ def exactly_once(findings, n):
 
 def test_a_drain_moves_everything_in_order_and_in_batches(work, findings):
     work.post(facts(25))
-    sizes, append = [], findings.append
-    findings.append = lambda batch: sizes.append(append(batch))
+    sizes, append = [], findings.append_lines
+    findings.append_lines = lambda batch: sizes.append(append(batch))
     assert drain(work, findings, limit=10) == 25
     assert sizes == [10, 10, 5]
     assert (work.pending(), drain(work, findings)) == (0, 0)
@@ -646,6 +647,40 @@ def test_killed_at_the_worst_moment_a_drain_repeats_and_loses_nothing(work, unma
     assert drain(work, findings) == 25
     assert exactly_once(findings, 25)
     assert not list(findings.path.parent.glob("*.wal"))
+
+
+def posted(work, record, change):
+    """Puts a record into the outbox as other code wrote it."""
+    work.post([record])
+    body = json.dumps(change(json.loads(line_of(record))))
+    with work.change() as con:
+        con.execute("UPDATE outbox SET body = ? WHERE id = ?", (body, record.id))
+
+
+def test_what_older_code_left_in_the_outbox_gets_the_default_of_a_newer_field(work, findings):
+    kept = Hypothesis(author="p", sentence="s", rule=None, rule_text=None, kept=True)
+    posted(work, kept, lambda row: {name: value for name, value in row.items() if name != "side"})
+    work.post(facts(3))
+    assert drain(work, findings) == 4
+    assert findings.read(Hypothesis) == [kept] and exactly_once(findings, 3)
+
+
+@pytest.mark.parametrize("more", [{"schema": 99}, {"of_tomorrow": 1}])
+def test_what_newer_code_left_in_the_outbox_stays_there_whole(work, findings, more):
+    findings.append(facts(1))
+    posted(work, facts(1, 7)[0], lambda row: row | more)
+    with pytest.raises(ValueError, match="schema 99|of_tomorrow"):
+        drain(work, findings)
+    assert work.pending() == 1 and len(findings.read(Exemplar)) == 1
+
+
+def test_a_drain_ends_a_batch_by_its_text(work, findings, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_TEXT", 1)
+    sizes, append = [], findings.append_lines
+    findings.append_lines = lambda batch: sizes.append(append(batch))
+    work.post(facts(4))
+    assert drain(work, findings) == 4 and sizes == [1, 1, 1, 1]
+    assert exactly_once(findings, 4)
 
 
 def test_deleting_before_appending_would_lose_the_batch(work, findings, monkeypatch):

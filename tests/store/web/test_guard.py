@@ -6,98 +6,35 @@ from dataclasses import replace
 
 import pytest
 
-from lamplighter.store.guard import BODY, Doors, is_loopback, open_doors
+from lamplighter.experiments.store_hostile import requests
+from lamplighter.store.guard import Doors, is_loopback, open_doors
 from lamplighter.store.records import Refused
 
 HOME = "http://127.0.0.1:8600"
-IN = {"origin": HOME}
-ELSEWHERE = {"sec-fetch-site": "cross-site"}
-
-# method, path, headers, body → status. The client has a cookie unless the row says otherwise.
-TABLE = [
-    ("a page of ours", "GET", "/", {}, None, 200),
-    ("the head of a page", "HEAD", "/", {}, None, 200),
-    ("another's name that points here", "GET", "/", {"host": "evil.example"}, None, 421),
-    ("another's name with our port", "GET", "/", {"host": "evil.example:8600"}, None, 421),
-    ("our name in another's", "GET", "/", {"host": "127.0.0.1.evil.example:8600"}, None, 421),
-    ("our address with another port", "GET", "/", {"host": "127.0.0.1:1"}, None, 421),
-    ("a host that is none", "GET", "/", {"host": "127.0.0.1:8600@evil"}, None, 421),
-    ("localhost is ours", "GET", "/static/base.css", {"host": "LOCALHOST:8600"}, None, 200),
-    ("no cookie", "GET", "/", {"cookie": ""}, None, 401),
-    ("no cookie, a unit", "GET", "/units/org/tiny/1-mlp/7", {"cookie": ""}, None, 401),
-    ("no cookie, the API", "GET", "/api/v1/units", {"cookie": ""}, None, 401),
-    ("no cookie, a picture", "GET", "/pictures/" + "ab" * 32 + ".png", {"cookie": ""}, None, 401),
-    ("no cookie, a static file", "GET", "/static/pages.js", {"cookie": ""}, None, 200),
-    ("a forged cookie", "GET", "/", {"cookie": "lamplighter-8600=bWU.9999999999.00"}, None, 401),
-    ("a cookie that is no text of ours", "GET", "/", {"cookie": "lamplighter-8600=%00.%ff.."}, None, 401),
-    ("another's cookie of the same name, first", "GET", "/", {"cookie": "lamplighter-8600=x"}, None, 401),
-    ("a wrong token", "GET", "/?token=guess", {"cookie": ""}, None, 403),
-    ("a wrong bearer", "GET", "/api/v1/units", {"authorization": "Bearer guess", "cookie": ""}, None, 401),
-    ("a foreign page reads", "GET", "/api/v1/units", ELSEWHERE | {"sec-fetch-mode": "cors"}, None, 403),
-    ("a foreign page embeds", "GET", "/", {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"}, None, 403),
-    ("a link from elsewhere", "GET", "/", ELSEWHERE | {"sec-fetch-mode": "navigate"}, None, 200),
-    ("a foreign form", "POST", "/try", {"origin": "https://evil.example"}, b"unit=x&text=y", 403),
-    ("a form of another port", "POST", "/try", {"origin": "http://127.0.0.1:1"}, b"unit=x&text=y", 403),
-    ("a form of nowhere", "POST", "/try", {"origin": "null"}, b"unit=x&text=y", 403),
-    ("a write that hides its origin", "POST", "/try", {"origin": None}, b"unit=x&text=y", 403),
-    ("a write that says it is foreign", "POST", "/try", {**IN, "sec-fetch-site": "same-site"}, b"unit=x&text=y", 403),
-    ("a foreign review", "POST", "/review", {"origin": "https://evil.example"}, b"item=x&verdict=accept", 403),
-    ("a review of nothing", "POST", "/review", IN, b"item=x&verdict=accept", 400),
-    ("no cookie, a card", "GET", "/review", {"cookie": ""}, None, 401),
-    ("scores before a verdict", "GET", "/review/behind/x", {}, None, 400),
-    ("another method", "DELETE", "/units/org/tiny/1-mlp/7", IN, None, 405),
-    ("a method that proxies speak", "TRACE", "/", IN, None, 405),
-    ("a page that is read, written", "POST", "/units", IN, b"", 405),
-    ("out of the folder", "GET", "/static/..%2f..%2fpyproject.toml", {}, None, 404),
-    ("out of the folder, encoded twice", "GET", "/static/%252e%252e%252fserver.py", {}, None, 404),
-    ("out of the folder, backslashes", "GET", "/static/..%5c..%5cserver.py", {}, None, 404),
-    ("a template", "GET", "/static/unit.html.jinja", {}, None, 404),
-    ("a file beside the pictures", "GET", "/pictures/..%2fsecret.txt", {}, None, 404),
-    ("an absolute path", "GET", "/pictures/%2fetc%2fpasswd", {}, None, 404),
-    ("a picture that is no digest", "GET", "/pictures/AB.png", {}, None, 404),
-    ("a NUL", "GET", "/units/a%00b/1-mlp/7", {}, None, 400),
-    ("no unit", "GET", "/units/nothing", {}, None, 400),
-    ("a unit of SQL", "GET", "/units/x'%20OR%201=1--/1-mlp/7", {}, None, 404),
-    ("markup for a unit", "GET", "/units/<script>alert(1)<%2fscript>/1-mlp/7", {}, None, 404),
-    ("a place that is no number", "GET", "/units?skip=x", {}, None, 422),
-    ("a place before the first", "GET", "/units?skip=-1", {}, None, 422),
-    ("a score that is none", "GET", "/units?min_score=nan", {}, None, 422),
-    ("an order of SQL", "GET", "/units?order=1;drop", {}, None, 400),
-    ("a file by SQL", "GET", "/sql?q=select+*+from+read_text('/etc/passwd')", {}, None, 400),
-    ("a write by SQL", "GET", "/sql?q=drop+table+runs", {}, None, 400),
-    ("a write by SQL over the API", "POST", "/api/v1/sql", IN, b'{"query": "delete from runs"}', 400),
-    ("no JSON", "POST", "/api/v1/sql", IN, b"{", 422),
-    ("a long address", "GET", "/search?q=" + "a" * 9000, {}, None, 414),
-    ("very many parts", "GET", "/?" + "&".join(f"a{n}=1" for n in range(200)), {}, None, 400),
-    ("a large body", "POST", "/try", IN, b"x" * (BODY + 1), 413),
-    ("a large text", "POST", "/try", IN, b"unit=x&text=" + b"a" * 5000, 422),
-    ("a length that lies", "POST", "/try", {**IN, "content-length": str(10**12)}, b"x", 413),
-]  # fmt: skip
 
 
-@pytest.mark.parametrize(("what", "method", "path", "heads", "body", "status"), TABLE, ids=[row[0] for row in TABLE])
-def test_a_hostile_request(served, what, method, path, heads, body, status) -> None:
-    request = served.build_request(method, path, content=body)
-    form = "application/x-www-form-urlencoded"
-    kinds = {"/try": form, "/review": form, "/api/v1/sql": "application/json"}
-    if path in kinds:
-        request.headers["content-type"] = kinds[path]
-    for name, value in heads.items():
+@pytest.mark.parametrize("asked", requests(8600, "org/tiny/1-mlp/7"), ids=lambda asked: asked.what)
+def test_a_hostile_request(served, asked) -> None:
+    """The table that `lamplighter experiment bench_store` tells a real server."""
+    request = served.build_request(asked.method, asked.path, content=asked.body)
+    if asked.kind:
+        request.headers["content-type"] = asked.kind
+    for name, value in asked.heads.items():
         if value is None:
             del request.headers[name]
         else:
             request.headers[name] = value
-    if method in ("GET", "HEAD"):
+    if asked.method in ("GET", "HEAD"):
         request.headers.pop("origin", None)
     answer = served.send(request)
-    assert answer.status_code == status, answer.text[:300]
+    assert answer.status_code == asked.status, answer.text[:300]
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     assert "unsafe" not in answer.headers["content-security-policy"]
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "Traceback" not in answer.text
     assert "nobody reads this" not in answer.text
     assert "root:" not in answer.text
-    if "static" not in path:
+    if "static" not in asked.path:
         assert answer.headers["cache-control"] == "no-store"
 
 
