@@ -31,29 +31,30 @@ _STANDING = """
     QUALIFY row_number() OVER (PARTITION BY hypothesis, reviewer ORDER BY created_at DESC, id DESC) = 1
 """
 
-# One statement, since each opens the file anew. The tune side is left out: planners try their rules there.
+# Two statements: what is read by a number that is written in them is found without reading the rest of a table, which
+# a number found on the way is not. The tune side is left out: planners try their rules there.
+_THIS = """
+    SELECT unit, sign, sentence, rule_text, coalesce(provenance->>'$.origin', investigation) AS origin
+    FROM hypotheses WHERE id = $item LIMIT 1
+"""
 _CARD = """
-    WITH this AS (
-        SELECT *, coalesce(provenance->>'$.origin', investigation) AS origin FROM hypotheses WHERE id = $item LIMIT 1
-    ), texts AS (
+    WITH texts AS (
         SELECT band, text, token, activation FROM exemplars
-        WHERE investigation = (SELECT origin FROM this) AND side = 'explain' AND list_contains($bands, band)
+        WHERE investigation = $origin AND side = 'explain' AND list_contains($bands, band)
         QUALIFY row_number() OVER (PARTITION BY text ORDER BY activation DESC, id) = 1
     ), chosen AS (
         SELECT * FROM texts QUALIFY row_number() OVER (PARTITION BY band ORDER BY activation DESC, text) <= $each
     ), tried AS (
         SELECT tool, "rows", created_at, id FROM evidence
-        WHERE investigation = (SELECT origin FROM this) AND ok AND tool IN ('minimal_example', 'substitute')
+        WHERE investigation = $origin AND ok AND tool IN ('minimal_example', 'substitute')
     )
-    SELECT this.unit, this.sign, this.sentence, this.rule_text,
-           (SELECT sentence FROM hypotheses WHERE investigation = this.origin AND kept AND side = 'output'
+    SELECT (SELECT sentence FROM hypotheses WHERE investigation = $origin AND kept AND side = 'output'
             ORDER BY created_at DESC, id DESC LIMIT 1) AS pushes,
-           (SELECT {'peak': peak, 'threshold': threshold} FROM units WHERE investigation = this.origin
+           (SELECT {'peak': peak, 'threshold': threshold} FROM units WHERE investigation = $origin
             ORDER BY created_at DESC, id DESC LIMIT 1) AS measured,
            (SELECT list({'band': band, 'text': text, 'token': token, 'activation': activation}
                         ORDER BY activation DESC, text) FROM chosen) AS examples,
            (SELECT list({'tool': tool, 'rows': CAST("rows" AS VARCHAR)} ORDER BY created_at, id) FROM tried) AS tried
-    FROM this
 """
 _BEHIND = """
     WITH decided AS (
@@ -158,10 +159,12 @@ class Desk:
         slot = self.claims.slot(item, name)
         if slot is None:
             raise Refused(f"{item} was not given to {name}; `lamplighter review next` gives a card.")
-        rows = self.findings.sql(_CARD, {"item": item, "each": EACH, "bands": list(BANDS)})
-        if not rows:
+        this = self.findings.sql(_THIS, {"item": item})
+        if not this:
             raise Refused(f"the explanation {item} is not in {self.findings.path} any more; take another card.")
-        card = _card(item, rows[0], slot["expires"] if slot["status"] == "held" else None)
+        asked = {"origin": this[0]["origin"], "each": EACH, "bands": list(BANDS)}
+        row = this[0] | self.findings.sql(_CARD, asked)[0]
+        card = _card(item, row, slot["expires"] if slot["status"] == "held" else None)
         self.claims.shown(item, name, card.digest)
         return card
 

@@ -1,21 +1,18 @@
 """The pages on which people judge explanations: a card at a time, blind first, and whether their judgements agree.
 
 All that a person holds and said is kept by `Desk`; a tab that is closed, or a server that is killed, loses nothing.
-Cards are read from the copy that all pages read, and the next ones are read before they are asked for.
+Cards are read from the copy that all pages read.
 """
 
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
 from .. import __version__
-from . import review
 from .claims import LEASE, OVERLAP, TAGS
 from .edits import LONGEST, Edit
 from .findings import VERSION, Findings, drain
@@ -26,8 +23,6 @@ from .review import Desk
 from .unit_page import Missing, ended
 from .work import Work
 
-AHEAD = 3                # cards that are read before they are asked for
-KEPT = 64                # answers of a copy that are kept
 CLIENT = f"lamplighter {__version__} pages"
 LOOK_SECONDS = 5.0       # between looks at what is to be delivered and what waits
 
@@ -36,13 +31,11 @@ SAYINGS = (("accept", "a", "Accept"), ("reject", "r", "Reject"), ("unsure", "?",
 
 
 class Copied(Findings):
-    """The findings as of the newest copy, for what reads them by SQL; answers are kept until there is another copy."""
+    """The findings as of the newest copy, for what reads them by SQL."""
 
     def __init__(self, findings: Findings, mirror: Mirror) -> None:
         super().__init__(findings.path)
         self.mirror = mirror
-        self._kept: OrderedDict[tuple[Path, str, str], list[dict[str, Any]]] = OrderedDict()
-        self._turn = threading.Lock()
 
     def bring_up_to_date(self) -> None:
         """Nothing: a copy is of this version."""
@@ -51,17 +44,7 @@ class Copied(Findings):
         self, query: str, parameters: Sequence[Any] | Mapping[str, Any] = (), unpack: bool = False
     ) -> list[dict[str, Any]]:
         """As `Findings.sql`, of the copy; `query` is one of ours."""
-        copy = self.mirror.copy
-        key = (copy.snapshot.path, query, repr((parameters, unpack)))
-        with self._turn:
-            if key in self._kept:
-                return self._kept[key]
-        rows = copy.ask(query, parameters, unpack)
-        with self._turn:
-            self._kept[key] = rows
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        return rows
+        return self.mirror.copy.ask(query, parameters, unpack)
 
 
 class MirroredDesk(Desk):
@@ -89,11 +72,6 @@ class MirroredDesk(Desk):
     def said(self) -> None:
         """Something was said that the findings do not have yet."""
         self._wanted.set()
-
-    def warm(self, reviewer: str) -> None:
-        """Reads the next cards of this person, so that they are there when they are asked for."""
-        for row in [row for row in self.waiting(reviewer, 4 * AHEAD) if row["yours"]][:AHEAD]:
-            self.findings.sql(review._CARD, {"item": row["item"], "each": review.EACH, "bands": list(review.BANDS)})
 
     def _keep(self) -> None:
         while not self._ended.is_set():
@@ -126,7 +104,6 @@ def _add_cards(routes: APIRouter, desk: MirroredDesk, pages: Pages) -> None:
         if desk.claims.looked() is None:
             desk.refresh()
         given = desk.next(name)
-        threading.Thread(target=_quietly, args=(desk.warm, name), daemon=True).start()
         facts = None if given is None else given.facts() | {"texts": [row | ended(row) for row in given.examples]}
         last = next(iter(desk.recent(name)), None)
         return pages.show(
@@ -180,14 +157,6 @@ def _edit(desk: MirroredDesk, item: str, sentence: str, same_rule: bool) -> Edit
     if not known:
         raise Missing(f"the explanation {item[:80]!r} is on no record; take the next card.")
     return Edit(sentence, known[0].rule, known[0].rule_text) if same_rule else Edit(sentence)
-
-
-def _quietly(act: Callable[[str], None], name: str) -> None:
-    """What was to be ready early and cannot be is read when it is asked for, and refused then."""
-    try:
-        act(name)
-    except Refused as refusal:
-        logging.getLogger("lamplighter").info("%s", refusal)
 
 
 def _add_numbers(routes: APIRouter, desk: MirroredDesk, pages: Pages) -> None:
