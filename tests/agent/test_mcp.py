@@ -210,6 +210,7 @@ def test_printable() -> None:
 
 def test_what_is_recorded_while_it_serves_is_found(copied: Any, project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamplighter.store.background.IDLE", 0)
+    monkeypatch.setattr("lamplighter.store.background.END_SECONDS", 60.0)
 
     async def serve() -> None:
         async with Client(make_server(copied)) as client:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lamplighter.agent import llm, night, workers
+from lamplighter.agent import llm, night, waits, workers
 from lamplighter.agent.config import Home
 from lamplighter.agent.nodes import Drained, Investigator
 from lamplighter.agent.workers import Workers
@@ -227,7 +227,7 @@ def test_the_first_error_is_raised_when_all_have_ended() -> None:
 def test_a_paused_run_begins_no_step_until_it_is_resumed(
     swept: Home, project: Any, told: Any, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(night, "WAIT", 0.05)
+    monkeypatch.setattr(waits, "WAIT", 0.05)
     paused: list[str] = []
 
     def pause(unit: str, what: str) -> None:
@@ -254,7 +254,7 @@ def test_a_paused_run_begins_no_step_until_it_is_resumed(
 def test_a_full_disk_is_waited_for_and_said(
     swept: Home, project: Any, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(night, "WAIT", 0.01)
+    monkeypatch.setattr(waits, "WAIT", 0.01)
     full = iter(["only 3 MB are free; make room."] * 20)
     monkeypatch.setattr(night.life, "room", lambda home: next(full, None))
     outcome = project.run(swept, told, units="0-mlp/0,0-mlp/4")

@@ -408,13 +408,14 @@ def test_nothing_recorded_and_damaged_findings_are_said_as_ever(findings, tmp_pa
 
 def test_what_a_killed_writer_left_beside_the_findings_is_in_the_snapshot(findings, explanation, tmp_path):
     findings.append(explanation("m/0-mlp/1", "fires on it"))
-    lines = json.dumps([(record.TABLE, record.to_json()) for record in explanation("m/0-mlp/2", "fires on that")])
+    more = explanation("m/0-mlp/2", "fires on that")
+    lines = json.dumps([(record.TABLE, {record.id: record.to_json()}) for record in more])
     script = (
         "import json, os, signal, sys, duckdb\n"
         "from lamplighter.store import findings as f\n"
         "con = duckdb.connect(sys.argv[1])\n"
-        "for table, line in json.loads(sys.argv[2]):\n"
-        "    f._insert(con, table, [line])\n"
+        "for table, lines in json.loads(sys.argv[2]):\n"
+        "    f._insert(con, table, lines)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(findings.path), lines], timeout=60)
