@@ -161,5 +161,7 @@ def test_it_listens_where_it_is_told(running) -> None:
 
     with socket.create_connection(("127.0.0.1", running[1])) as con:
         assert con.getpeername()[0] == "127.0.0.1"
+    with listen("127.0.0.1", 0) as sock:
+        assert sock.proto == socket.IPPROTO_TCP, "else asyncio leaves answers waiting for more to send"
     with pytest.raises(Refused, match="--port"):
         listen("203.0.113.9", 8600)
