@@ -160,7 +160,7 @@ class Prompt(H11Protocol):
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is listened on; port 0 takes a free one. Raises Refused where it cannot be had."""
     kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named, since asyncio sends at once (TCP_NODELAY) only where it is: else each answer takes 40 ms more.
+    # The protocol is named, since asyncio sends at once only where it is: else an answer waits 40 ms for more to send.
     made = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
