@@ -53,6 +53,7 @@ class MirroredDesk(Desk):
     def __init__(self, work: Work, findings: Findings, mirror: Mirror, overlap: int = OVERLAP) -> None:
         super().__init__(work, Copied(findings, mirror), overlap)
         self.live, self.mirror = findings, mirror
+        self._looking = threading.Lock()
         self._ended = threading.Event()
         self._wanted = threading.Event()
 
@@ -60,6 +61,11 @@ class MirroredDesk(Desk):
         """What names the state that the copy holds, as `Desk` has it for the file."""
         written, size = self.mirror.copy.snapshot.state
         return f"{VERSION} {written} {size}"
+
+    def refresh(self, after: float = 0.0) -> bool:
+        """As `Desk.refresh`; who asks while another thread looks has what that one finds."""
+        with self._looking:
+            return super().refresh(after)
 
     def start(self) -> None:
         """Delivers what was said, and takes in what waits, in a thread until `close`."""

@@ -1,10 +1,13 @@
 """Reviewing without a browser: blind first, leases, undo, edits, and what people's verdicts say."""
 
 import re
+import threading
+import time
 
 import pytest
 from starlette.testclient import TestClient
 
+from lamplighter.store.claims import Claims
 from lamplighter.store.findings import Findings, drain
 from lamplighter.store.records import Hypothesis, Review
 from lamplighter.store.work import Work
@@ -49,6 +52,23 @@ def test_a_card_is_blind_and_the_same_until_it_is_judged(seats) -> None:
     assert "they turned" in page
     assert card(ann) == card(ann)
     assert card(ann)["item"] != card(bob)["item"]
+
+
+def test_whoever_comes_while_the_first_look_takes_long_gets_a_card(make_app, own, monkeypatch) -> None:
+    """And is not told that nothing waits: `take_in` leaves to another process what it is just doing."""
+    begun, real = threading.Event(), Claims._take_in
+
+    def slow(*args) -> None:
+        begun.set()
+        time.sleep(3)
+        real(*args)
+
+    monkeypatch.setattr(Claims, "_take_in", slow)
+    app, doors = make_app(home=own, reviewers=["ann"], overlap=1)
+    with TestClient(app, base_url=HOME, headers={"origin": HOME}) as ann:
+        ann.get(f"/?token={doors.tokens['ann']}")
+        assert begun.wait(30)
+        assert card(ann)["item"]
 
 
 def test_what_is_said_is_an_event_and_undo_another(seats) -> None:
