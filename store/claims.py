@@ -44,13 +44,21 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LIVE = "(s.status = 'submitted' OR (s.status = 'held' AND s.expires > :now))"
 _ROOM = f"""(SELECT count(*) FROM review_slots s WHERE s.item = {{item}} AND s.reviewer <> :reviewer AND {_LIVE})
             < :overlap"""
-# Of review_waiting i: whether :reviewer, who has it not in hand, could be given it.
-_FREE = f"""i.reviews < :overlap AND i.author IS NOT :person
+# Of review_waiting i: whether :reviewer, who has it not in hand, could be given it. (+: by place, not by this index.)
+_FREE = f"""+i.reviews < :overlap AND i.author IS NOT :person
     AND i.item NOT IN (
         SELECT item FROM review_slots WHERE reviewer = :reviewer AND (status = 'submitted' OR expires > :now))
     AND i.item NOT IN (
         SELECT item FROM review_slots h WHERE status = 'held' AND expires > :now AND reviewer <> :reviewer
         AND NOT {_ROOM.format(item="h.item")})"""
+# What waits and is not free in that sense: few of many, each found by an index. (CROSS: in this order.)
+_TAKEN = f"""
+    SELECT i.item FROM review_waiting i WHERE +i.reviews < :overlap AND i.author = :person
+    UNION SELECT i.item FROM review_slots s CROSS JOIN review_waiting i ON i.item = s.item
+    WHERE +i.reviews < :overlap AND s.reviewer = :reviewer AND (s.status = 'submitted' OR s.expires > :now)
+    UNION SELECT i.item FROM review_slots h CROSS JOIN review_waiting i ON i.item = h.item
+    WHERE +i.reviews < :overlap AND h.status = 'held' AND h.expires > :now AND h.reviewer <> :reviewer
+        AND NOT {_ROOM.format(item="h.item")}"""
 _COUNTED = """UPDATE review_items SET reviews = (
     SELECT count(*) FROM review_slots s WHERE s.item = review_items.item AND s.status = 'submitted')"""
 _TAKE_ITEM = """
@@ -385,7 +393,7 @@ class Claims:
             counts = con.execute(
                 f"""SELECT
                     (SELECT count(*) FROM review_waiting WHERE reviews < :overlap) AS waiting,
-                    (SELECT count(*) FROM review_waiting i WHERE {_FREE}) AS for_you,
+                    (SELECT count(*) FROM ({_TAKEN})) AS taken,
                     count(*) FILTER (WHERE status = 'held' AND expires > :now) AS in_hand,
                     count(*) FILTER (WHERE status = 'submitted') AS reviewed,
                     count(*) FILTER (WHERE status = 'submitted' AND at >= :midnight) AS today,
@@ -397,7 +405,7 @@ class Claims:
                      ORDER BY at DESC LIMIT ?"""
             spent = [seconds for (seconds,) in con.execute(sql, (reviewer, PACE_OF)) if seconds is not None]
         facts = dict(counts)
-        facts["for_you"] += facts["in_hand"]
+        facts["for_you"] = facts["waiting"] - facts.pop("taken") + facts["in_hand"]
         return facts | {"seconds": round(median(spent), 1) if spent else None}
 
     def _asked(self, reviewer: str) -> dict[str, Any]:

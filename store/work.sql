@@ -151,3 +151,7 @@ CREATE TABLE boots (
     boot  TEXT PRIMARY KEY,
     began REAL NOT NULL
 );
+
+-- How much waits is counted for every card that is shown.
+CREATE INDEX review_items_by_reviews ON review_items (look, reviews, item);
+CREATE INDEX review_items_by_author ON review_items (look, author, item);
