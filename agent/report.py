@@ -68,7 +68,6 @@ _RUNS = """
     FROM runs WHERE run IS NOT NULL GROUP BY run ORDER BY started, run
 """
 
-# Lower ends decide, so that a high score on little text is no best one.
 # The F1 of a rule on the second corpus of its run beside that on the first.
 _SECOND = """
     SELECT s.unit, s.sign, s.details->>'$.corpus' AS corpus, f.value AS first, s.value AS second,
@@ -80,6 +79,7 @@ _SECOND = """
     ORDER BY s.unit, s.sign
 """
 
+# Lower ends decide, so that a high score on little text is no best one.
 _BEST = f"""
     SELECT * FROM ({_KNOWN})
     WHERE value > floor AND lead_low > 0 AND verdict NOT IN ('rejected', 'failed')

@@ -66,7 +66,8 @@ def sweep(folder: Path, seed: int, size: float, progress: Progress) -> Part:
     for name in rivals.installed():
         ways[f"everything, {name}"] = partial(_keep, subject, sites, Site, readers[name](sites), work)
     seconds, _ = rivals.in_turn(ways, RUNS, progress)
-    return _tables(seconds, sum(len(b.place) for b in work), peaks(max(20_000, round(size * SWEPT))), size)
+    swept = max(20_000, round(size * SWEPT))
+    return _tables(seconds, sum(len(b.place) for b in work), swept, peaks(swept))
 
 
 def _work(subject: Subject, tokens: int, progress: Progress) -> list[_Batch]:
@@ -165,7 +166,7 @@ def _peak(tokens: int, model: str, corpus: str, sites: int) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _tables(seconds: dict[str, list[float]], tokens: int, held: Sequence[int], size: float) -> Part:
+def _tables(seconds: dict[str, list[float]], tokens: int, swept: int, held: Sequence[int]) -> Part:
     bare, everything = (np.array(seconds[name]) for name in ("bare forward pass", "everything"))
     rows: list[dict[str, Any]] = [
         {
@@ -187,7 +188,6 @@ def _tables(seconds: dict[str, list[float]], tokens: int, held: Sequence[int], s
             claims.append(Claim(f"everything / {name} (not installed)", None, 0, "at most 1", None))
         else:
             claims.append(_ratio(f"everything / {name}", everything / np.array(other), 1.0))
-    swept = max(20_000, round(size * SWEPT))
     memory = [{"tokens": n, "peak MB": peak / 1e6} for n, peak in zip((swept // 10, swept), held, strict=True)]
     return {"sweep": rows, "peak memory": memory}, claims
 

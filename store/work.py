@@ -7,6 +7,7 @@ with every record in the outbox, or waiting to be claimed again.
 """
 
 import json
+import math
 import os
 import platform
 import re
@@ -536,11 +537,9 @@ class Work:
 
     def outbox(self, limit: int) -> list[tuple[int, Record]]:
         """The oldest records not yet delivered, each with the number that `delivered` takes."""
-        with self._use() as con:
-            rows = con.execute("SELECT seq, kind, body FROM outbox ORDER BY seq LIMIT ?", (limit,)).fetchall()
-        return [(seq, TABLES[kind].from_json(body)) for seq, kind, body in rows]
+        return [(seq, TABLES[line.kind].from_json(line.body)) for seq, line in self.outbox_lines(limit)]
 
-    def outbox_lines(self, limit: int, most: int, behind: int = -1) -> list[tuple[int, Line]]:
+    def outbox_lines(self, limit: int, most: float = math.inf, behind: int = -1) -> list[tuple[int, Line]]:
         """The same, unread, from behind a number; until their bodies together have `most` characters."""
         found, size = [], 0
         sql = "SELECT seq, kind, id, body FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?"
