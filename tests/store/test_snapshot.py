@@ -213,6 +213,7 @@ def test_a_query_that_ends_its_process_is_refused(place, monkeypatch):
 @pytest.fixture
 def snapshots(findings, explanation, tmp_path):
     findings.append(explanation("m/0-mlp/1", "fires on it"))
+    later(findings, -100)      # so that no snapshot of these is fresh enough for what is written next
     return Snapshots(findings, tmp_path / "home" / "snapshots")
 
 
