@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..agent.config import EMBEDDER, Home
-from ..store.findings import OFFLINE
+from ..store.findings import writer
 from ..store.records import TABLES, Model, Record, Run
 from .report import Progress
 
-VERSION = 1                  # of what is generated; a kept home of another version is made again
+VERSION = 2                  # of what is generated; a kept home of another version is made again
 MODEL, LAYERS, EVERY = "made-300m", 30, 20_000      # units of a site
 VOCABULARY = 30_000
 CLUSTERS, NUMBERS = 512, 384
@@ -291,11 +291,9 @@ def at_work(made: Path, folder: Path) -> Home:
 
 def _write(home: Home, maker: Maker, units: int, tell: Progress) -> None:
     """Writes all units in their order, past the outbox."""
-    import duckdb
-
     pooled = ("evidence", "turns", "exemplars")
     bare = Maker(maker.seed, replace(maker.shape, tools=(), exemplars=0))
-    with duckdb.connect(str(home.findings.path), config=dict(OFFLINE)) as con:
+    with writer(home.findings.path) as con:
         columns: dict[str, dict[str, str]] = {}
         sql = "SELECT table_name, column_name, data_type FROM duckdb_columns() ORDER BY table_name, column_index"
         for table, name, kind in con.execute(sql).fetchall():

@@ -1,6 +1,7 @@
 -- Final facts, append-only: one table a record, one column a field, in the order of the dataclass.
 -- No keys and no indexes: a record's id is made by us, and appending skips ids that are already here.
--- A new file gets every part below, an older one the parts that came after its version; a part is never changed.
+-- A new file gets every part below, an older one the parts that came after its version; a part is never changed,
+-- but in how new files pack a column.
 
 -- version 1
 
@@ -47,7 +48,7 @@ CREATE TABLE investigations (
 CREATE TABLE evidence (
     id VARCHAR, created_at TIMESTAMP, run VARCHAR, investigation VARCHAR, unit VARCHAR, sign BIGINT,
     provenance JSON,
-    tool VARCHAR, arguments JSON, ok BOOLEAN, summary VARCHAR, "rows" JSON, artifact VARCHAR, checks JSON,
+    tool VARCHAR, arguments JSON USING COMPRESSION zstd, ok BOOLEAN, summary VARCHAR, "rows" JSON USING COMPRESSION zstd, artifact VARCHAR, checks JSON,
     warnings JSON, cost JSON
 );
 

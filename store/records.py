@@ -95,7 +95,7 @@ class Record:
         if when.isoformat(timespec="microseconds") != self.created_at:
             raise ValueError(f"created_at is {self.created_at!r}, which is not of the form {utc_now()}")
         # vars and not asdict, which copies every value of every row: fields hold plain JSON, as checked above
-        return json.dumps({"schema": SCHEMA, **vars(self)}, ensure_ascii=False, allow_nan=False)
+        return json.dumps({"schema": SCHEMA, **vars(self)}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Self:

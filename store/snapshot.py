@@ -23,7 +23,7 @@ import duckdb
 
 from .confined import Answer, Limits, ask
 from .excerpt import derive, views
-from .findings import OFFLINE, Findings, schema_of, upgrade
+from .findings import Findings, schema_of, upgrade, writer
 from .one_select import first_line
 from .records import Busy, Refused
 
@@ -186,8 +186,7 @@ def _newest(known: Iterable[tuple[int, int]], state: tuple[int, int]) -> tuple[i
 
 def _derive(path: Path) -> None:
     """Turns the views of a copied file into tables of the same names and columns, and adds those of the pages."""
-    own = {"memory_limit": MEMORY, "temp_directory": str(path.with_name("spill"))}
-    with duckdb.connect(str(path), config={**OFFLINE, **own}) as con:
+    with writer(path, memory_limit=MEMORY, temp_directory=str(path.with_name("spill"))) as con:
         upgrade(con, schema_of(con))
         derive(con, views(con))
         con.execute(_MADE.read_text("utf-8"))

@@ -700,6 +700,7 @@ class Work:
             con.create_function("is_gone", 1, is_gone)
             con.execute("PRAGMA synchronous = NORMAL")
             con.execute("PRAGMA foreign_keys = ON")
+            con.execute("PRAGMA secure_delete = OFF")     # Debian's default writes zeros over what was delivered
             self._prepare(con)
         except BaseException:
             con.close()
