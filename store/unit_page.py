@@ -85,7 +85,7 @@ def unit_facts(copy: Copy, this: Named, investigation: str | None = None) -> dic
     ids = {row["investigation"] for row in (chosen, standing) if row is not None}
     verdicts = copy.ask("SELECT * FROM pages.verdicts WHERE place = ? ORDER BY created_at, id", place)
     failures = copy.ask("SELECT * FROM pages.failures WHERE place = ?", place) if own["failures"] else []
-    by_hand = _by_hand(copy, own["place"])
+    by_hand = _by_hand(copy, own["place"]) if own["place"] is not None else _texts(copy, this)
     brought = [one for one in by_hand if one["tool"] == TOOL]
     by_hand = [one for one in by_hand if one["tool"] != TOOL]
     evidence = parts["evidence"]
@@ -131,6 +131,12 @@ def _unknown(copy: Copy, this: Named) -> dict[str, Any]:
     return row | own
 
 
+def _texts(copy: Copy, this: Named) -> list[dict[str, Any]]:
+    """The evidence that holds imported texts of a unit, read from all evidence."""
+    sql = "SELECT * FROM evidence WHERE tool = ? AND unit = ? AND sign = ? ORDER BY created_at, id"
+    return copy.ask(sql, [TOOL, this.unit, this.sign], unpack=True)
+
+
 def _brought(one: Mapping[str, Any]) -> dict[str, Any]:
     """The texts that came with other tools' explanations, as tokens; of those that came as ids, how many there are."""
     texts = [
@@ -144,7 +150,7 @@ class Missing(Refused):
     """What is asked for is not there."""
 
 
-def _by_hand(copy: Copy, place: int | None) -> list[dict[str, Any]]:
+def _by_hand(copy: Copy, place: int) -> list[dict[str, Any]]:
     """What people had done with `tool` and `try`, and the texts that came with an import."""
     numbers = [row["number"] for row in copy.ask("SELECT number FROM pages.by_hand WHERE place = ?", [place])]
     if not numbers:

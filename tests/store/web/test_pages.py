@@ -194,7 +194,15 @@ def test_what_other_tools_say_is_on_the_page_by_source(make_app, own, recorded) 
 
     page = client.get(f"/units/{alone}")
     assert page.status_code == 200, "one that nobody looked at here has a page too"
-    assert "fires on ponds" in page.text and "not explained here" in page.text
+    for words in ("fires on ponds", "not explained here", " lake"):
+        assert words in page.text
+    start = client.get("/api/v1/models").json()
+    assert start["units"] == 4 and alone not in client.get("/units").text, "nobody looked at it here"
+    assert start["imported"] == [
+        {"source": "delphi", "explanations": 1, "units": 1, "scored": 0, "accepted": 0},
+        {"source": "neuronpedia", "explanations": 1, "units": 1, "scored": 1, "accepted": 0},
+    ]
+    assert "neuronpedia: 1 explanation of 1 unit, 1 scored here, 0 accepted" in Tags(client.get("/").text).text
     assert client.get(f"/units/{alone}-").status_code == 404
     (found,) = client.get("/api/v1/search?q=ponds").json()["rows"]
     assert (found["unit"], found["source"], found["verdict"]) == (alone, "delphi", None)
