@@ -485,7 +485,9 @@ def query(
     min_score: Annotated[float | None, typer.Option("--min-score", help="Only input F1 of at least this.")] = None,
     max_score: Annotated[float | None, typer.Option("--max-score", help="Only input F1 of at most this.")] = None,
     verdict: Annotated[str | None, typer.Option("--verdict", help="Only accepted, rejected, unclear …")] = None,
-    planner: Annotated[str | None, typer.Option("--planner", help="Only by playbook, llm or a label.")] = None,
+    planner: Annotated[
+        str | None, typer.Option("--planner", help="Only by playbook, llm, delphi … or a label.")
+    ] = None,
     review: Annotated[
         str | None, typer.Option("--review", help="Only unreviewed, accepted, rejected, disputed, unsure or edited.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..store.exchange import Wanted
-from ..store.plain import bounded, clean, number
+from ..store.plain import bounded, claimed, clean, number
 from ..store.records import VERDICTS, Refused
 from . import show as shown
 from .cli import (
@@ -149,7 +149,7 @@ def score(
 def _scored(facts: dict[str, Any]) -> None:
     heads = ("unit", "source", "explanation", "claimed by source", "detection F1 [95 %]", "floor", "verdict", "ours")
     shown.table(f"scored by {facts['judge']}", heads, [
-        (shown.signed(row), row["source"], row["explanation"], shown.claimed(row["claimed"]),
+        (shown.signed(row), row["source"], row["explanation"], claimed(row["claimed"]),
          bounded(row["detection"], row["detection_low"], row["detection_high"]), number(row["floor"]),
          row["verdict"], _ours(row))
         for row in facts["scored"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..store.filters import Filters
 from ..store.findings import drain
 from ..store.records import Busy, Embedding, Refused
-from ..store.search import Searched, explained, search, to_embed, unembedded, why_none
+from ..store.search import Searched, any_of, search, to_embed, unembedded, why_none
 from .config import EMBEDDER, Embed, Home, load_embedder
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Finder:
                 "loads it."
             )
         model = Filters(model=UnitId.parse(like).model)
-        if not explained(self.home.index, model, top=1)[1]:      # nobody has a model loaded, or fetched, for nothing
+        if not any_of(self.home.index, model):      # nobody has a model loaded, or fetched, for nothing
             raise Refused(why_none(self.home.index, model))
         return self.directions(like)
 

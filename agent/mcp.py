@@ -57,7 +57,7 @@ Kind = Annotated[
 MinScore = Annotated[float | None, Field(description="input_f1 of at least this")]
 MaxScore = Annotated[float | None, Field(description="input_f1 of at most this")]
 Verdict = Annotated[Literal["accepted", "rejected", "unclear", "undefined"] | None, Field(description="only these")]
-Planner = Annotated[str | None, Field(description="playbook, llm, person, or a whole label")]
+Planner = Annotated[str | None, Field(description="playbook, llm, person, a source such as delphi, or a whole label")]
 Review = Annotated[
     Literal["unreviewed", "accepted", "rejected", "disputed", "unsure", "edited"] | None,
     Field(description="what people made of the explanation"),
@@ -66,7 +66,8 @@ Skip = Annotated[int, Field(ge=0, description="leave out so many of the first")]
 
 
 class Explained(BaseModel):
-    """What stands for one unit. A number is null where it is undefined."""
+    """What stands for one unit, or, where `source` is not null, what another tool says of it: then `planner` is its
+    author and input_f1 is null. A number is null where it is undefined."""
 
     unit: str
     explanation: str | None
@@ -82,6 +83,7 @@ class Explained(BaseModel):
     verdict: str | None
     planner: str | None
     review: str | None
+    source: str | None
 
 
 class Hit(Explained):
@@ -148,6 +150,10 @@ class UnitPage(BaseModel):
     experiments: list[Experiment]
     by_hand: list[Experiment]
     failures: list[dict[str, Any]]
+    imported: list[dict[str, Any]] = Field(
+        description="explanations by other tools: what their source claims, which is not comparable, and detection F1 "
+        "and verdict where they were scored here; which text they were made from is unknown"
+    )
 
 
 class Answer(BaseModel):
@@ -231,9 +237,11 @@ class _Desk:
 
     @_refusals_told
     def get_unit(self, unit: UnitName) -> UnitPage:
-        """All that is recorded about one unit: explanation, scores with their floors, rivals, experiments, failures."""
+        """All that is recorded about one unit: explanation, scores with their floors, rivals, experiments, failures,
+        and what other tools say of it."""
         facts: dict[str, Any] = printable(show.unit_facts(self.home, unit))
-        whole = {name: facts[name] for name in ("card", "verdicts", "scores", "hypotheses", "turns", "failures")}
+        names = ("card", "verdicts", "scores", "hypotheses", "turns", "failures", "imported")
+        whole = {name: facts[name] for name in names}
         tried, by_hand = ([_experiment(row) for row in facts[name]] for name in ("evidence", "by_hand"))
         return UnitPage(experiments=tried, by_hand=by_hand, **whole)
 
@@ -293,7 +301,8 @@ class _Desk:
         facts = printable(show.run_facts(self.home, outcome))
         standing = None
         with suppress(Refused):                # one that failed, or about which nothing can be said, has none
-            standing = Explained(**_unit(compared(self.home.index, [unit])[0][0]))
+            found = compared(self.home.index, [unit])[0][0]
+            standing = Explained(**_unit(found)) if found["source"] is None else None
         left = self.allowance.left
         return Investigated(
             run=outcome.run, status=outcome.status, explanation=standing, failures=facts["failures"], left=left

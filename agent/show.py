@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..store.excerpt import about
-from ..store.plain import bounded, clean, number
+from ..store.plain import bounded, claimed, clean, number
 from ..store.records import PERSON, Refused
 from ..store.records import signed as signed
 from ..tools.units import UnitId
@@ -271,12 +271,6 @@ def _by_others(rows: list[dict[str, Any]]) -> None:
         ])  # fmt: skip
 
 
-def claimed(claims: list[dict[str, Any]] | None) -> str:
-    """What a source states of its explanation, in its own terms."""
-    said = (f"{c['scorer']} {c['metric']} {number(c['value'])}" for c in claims or ())
-    return "; ".join(said) or "nothing"
-
-
 def _experiments(title: str, evidence: list[dict[str, Any]]) -> None:
     rows = [(e["id"], e["tool"], "yes" if e["ok"] else "no", e["summary"]) for e in evidence]
     table(title, ("id", "tool", "ok", "summary"), rows)
@@ -438,7 +432,10 @@ def query_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     table("", ("unit", "explanation", "F1 [95 %]", "verdict", "found"), [
-        (signed(r), r["explanation"] or r["output_explanation"], interval(r), r["verdict"], r["why"]) for r in rows
+        (signed(r), r["explanation"] or r["output_explanation"], interval(r), r["verdict"], r["why"])
+        if r["source"] is None else
+        (signed(r), f"{r['explanation']} (by {r['planner']})", "", r["verdict"] or "not scored here", r["why"])
+        for r in rows
     ])  # fmt: skip
 
 

@@ -41,8 +41,9 @@ class Found(Part):
     """Explanations, best first."""
 
     rows: list[dict[str, Any]] = Field(
-        description="unit, sign, explanation, rule, scores, verdict, planner, review; score (what they are ordered "
-        "by), similarity (cosine of embeddings), words (those of the text that it has), ranks, why"
+        description="unit, sign, explanation, rule, scores, verdict, planner, review, source (the tool that made it; "
+        "null: this one); score (what they are ordered by), similarity (cosine of embeddings), words (those of the "
+        "text that it has), ranks, why"
     )
     by: str = Field(description="how it was searched")
     notes: list[str] = Field(description="what was not seen, and why nothing was found")

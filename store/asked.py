@@ -36,7 +36,9 @@ Sign = Annotated[int | None, _EMPTY, _one_of((1, -1), "-1: the negative side")]
 Score = Annotated[Annotated[float, Field(ge=0, le=1)] | None, _EMPTY, Query(description="of input F1")]
 Kind = Annotated[_Short | None, _EMPTY, _one_of(KINDS, "neurons, heads, dimensions of the stream, or features")]
 Verdict = Annotated[_Short | None, _EMPTY, _one_of(VERDICTS, "by rule, from the scores")]
-Planner = Annotated[_Short | None, _EMPTY, Query(description="playbook, llm, person, or a whole label")]
+Planner = Annotated[
+    _Short | None, _EMPTY, Query(description="playbook, llm, person, a source such as delphi, or a whole label")
+]
 Review = Annotated[_Short | None, _EMPTY, _one_of(REVIEWED, "what people made of the explanation")]
 By = Annotated[
     _Short | None, _EMPTY, _one_of(BY, "by default both, or word where there is no embedder; direction goes with like")

@@ -1,6 +1,7 @@
 """Cards: what stands for each unit, in memory, with its words and the vector of its sentence.
 
-A card is a row of the view `explanations` with the unit's model, site and kind and what people made of it. To keep up
+A card is a row of the view `explanations` with the unit's model, site and kind and what people made of it; and one is
+each explanation that another tool made, with its `source`, which has no score of ours beside its verdict. To keep up
 with the findings, the rows about units that gained some are read again, under the same views.
 """
 
@@ -31,6 +32,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "scores": ("provenance", "details", "references"),
     "investigations": ("provenance", "cost"),
     "reviews": (),
+    "import_verdicts": ("provenance", "reason"),
 }
 VECTORS = "embeddings"
 READ = (*SOURCES, VECTORS)
@@ -55,27 +57,48 @@ _NEWEST = """
     SELECT hypothesis, place, (row_number() OVER (ORDER BY place) - 1)::INTEGER AS number FROM (
         SELECT hypothesis, arg_max(rowid, (created_at, id)) AS place FROM findings.embeddings
         WHERE model = $embedder AND len(vector) = $numbers
-              AND hypothesis IN (SELECT id FROM excerpt.hypotheses WHERE kept) GROUP BY hypothesis
+              AND hypothesis IN (
+                  SELECT id FROM excerpt.hypotheses WHERE kept
+                  UNION ALL SELECT hypothesis FROM excerpt.foreign_cards
+              ) GROUP BY hypothesis
     )
 """
 _FETCHED = """
     SELECT n.number, e.vector::FLOAT[{numbers}] AS numbers FROM findings.embeddings e
     JOIN excerpt.newest n ON n.place = e.rowid AND n.number >= $first AND n.number < $first + $many
 """
+# What other tools made, by the author as its planner. Their own claims are no scores of ours, and are left out.
+_FOREIGN = """
+    CREATE TABLE excerpt.foreign_cards AS
+    SELECT h.unit, h.sign, regexp_extract(h.unit, '^(.*)/([^/]+)/([^/]+)$', 1) AS model,
+           regexp_extract(h.unit, '^(.*)/([^/]+)/([^/]+)$', 2) AS site, h.sentence AS explanation, v.verdict,
+           h.author AS planner, h.run, h.investigation, h.created_at, h.id AS hypothesis,
+           h.provenance->>'$.imported_from' AS source
+    FROM excerpt.hypotheses h
+    LEFT JOIN (
+        SELECT hypothesis, arg_max(verdict, (created_at, id)) AS verdict
+        FROM excerpt.import_verdicts GROUP BY hypothesis
+    ) v ON v.hypothesis = h.id
+    WHERE json_exists(h.provenance, '$.imported_from')
+"""
 _CARDS = r"""
     CREATE TABLE excerpt.cards AS
-    SELECT (row_number() OVER (ORDER BY e.unit, e.sign DESC) - 1 + $first)::INTEGER AS card, e.*, o.model, o.site,
-           CASE WHEN contains(o.site, ':') THEN 'feature' ELSE regexp_extract(o.site, '-(\w+)$', 1) END AS kind,
-           TRY_CAST(regexp_extract(o.site, '^(\d+)-', 1) AS INTEGER) AS layer,
-           TRY_CAST(regexp_extract(o.unit, '([^/]+)$', 1) AS BIGINT) AS "index",
-           o.hypothesis, r.state AS review, newest.number,
+    WITH found AS (
+        SELECT e.*, o.model, o.site, o.hypothesis, r.state AS review FROM explanations e
+        JOIN current_outcomes o ON o.unit = e.unit AND o.sign IS NOT DISTINCT FROM e.sign
+        LEFT JOIN review_states r ON r.unit = e.unit AND r.sign IS NOT DISTINCT FROM e.sign
+        UNION ALL BY NAME FROM excerpt.foreign_cards
+    )
+    SELECT (row_number() OVER (ORDER BY unit, sign DESC, source NULLS FIRST, f.hypothesis) - 1 + $first)::INTEGER
+               AS card, f.*,
+           CASE WHEN contains(site, ':') THEN 'feature' ELSE regexp_extract(site, '-(\w+)$', 1) END AS kind,
+           TRY_CAST(regexp_extract(site, '^(\d+)-', 1) AS INTEGER) AS layer,
+           TRY_CAST(regexp_extract(unit, '([^/]+)$', 1) AS BIGINT) AS "index", newest.number,
            CASE WHEN number IS NOT NULL
                 THEN (count(number) OVER (ORDER BY number) - 1 + $vectors)::INTEGER END AS vector,
-           concat_ws(' ', e.explanation, e.output_explanation, e.rule) AS text
-    FROM explanations e
-    JOIN current_outcomes o ON o.unit = e.unit AND o.sign IS NOT DISTINCT FROM e.sign
-    LEFT JOIN review_states r ON r.unit = e.unit AND r.sign IS NOT DISTINCT FROM e.sign
-    LEFT JOIN excerpt.newest newest ON newest.hypothesis = o.hypothesis
+           concat_ws(' ', explanation, output_explanation, rule) AS text
+    FROM found f
+    LEFT JOIN excerpt.newest newest ON newest.hypothesis = f.hypothesis
 """
 _MADE = "SELECT * EXCLUDE (number, text) FROM excerpt.cards"
 _TOKENS = f"CREATE TABLE excerpt.tokens AS SELECT card, unnest({WORDS}) AS term FROM excerpt.cards"
@@ -163,6 +186,7 @@ def gain(state: State, findings: Findings, embedder: str) -> int | None:
             if any(_id_at(con, table, last) != id for table, (last, id) in state.marks.items()):
                 return None
             excerpt.take(con, SOURCES, _touch(con, state.marks))
+            con.execute(_FOREIGN)
             found = _read_vectors(con, state, embedder)
         _make_cards(con, state)
         _spell(con)

@@ -23,7 +23,8 @@ class Filters:
     """Which units are looked at; None: whichever. Scores are input F1; an undefined one is in no range.
 
     kind: one of KINDS (neurons, heads, dimensions of the stream, features). planner: its label, or how that begins up
-    to a colon: `llm` is any language model. review: one of REVIEWED, what people made of the explanation.
+    to a colon: `llm` is any language model, `delphi` whatever was imported from delphi. review: one of REVIEWED, what
+    people made of the explanation.
     """
 
     model: str | None = None

@@ -19,7 +19,7 @@ from .findings import OFFLINE, STORAGE, VERSION, quoted
 from .one_select import Connection
 from .records import uuid7
 
-FORMAT = 1               # of what is in the files
+FORMAT = 2               # of what is in the files
 NEWEST = 2               # folders that are left: others may just be reading the one before the newest
 
 # Vectors are numbered anew, without those that no card has any more.

@@ -35,6 +35,12 @@ _NEWEST = """
     FROM pages.units WHERE created_at IS NOT NULL ORDER BY created_at DESC, place LIMIT 5
 """
 
+_IMPORTED = """
+    SELECT source, count(*) AS explanations, count(DISTINCT (unit, sign)) AS units, count(judge) AS scored,
+           count(*) FILTER (verdict = 'accepted') AS accepted
+    FROM imported GROUP BY source ORDER BY source
+"""
+
 
 def start_facts(copy: Copy) -> dict[str, Any]:
     """What the start page says of a copy, computed once: see `_started`."""
@@ -42,8 +48,9 @@ def start_facts(copy: Copy) -> dict[str, Any]:
 
 
 def _started(copy: Copy) -> dict[str, Any]:
-    """{models: [{name, architecture, layers, units, sites: [{site, …, bins}]}], newest, runs, units, verdicts}.
+    """{models: [{name, architecture, layers, units, sites: [{site, …, bins}]}], newest, runs, units, verdicts, …}.
 
+    imported: {source, explanations, units, scored, accepted} of what other tools made; the rest is of this one.
     bins: how many units of a site have an F1 in each tenth. f1: quartiles; floor, output: medians.
     """
     sites = copy.ask(_SITES)
@@ -61,6 +68,7 @@ def _started(copy: Copy) -> dict[str, Any]:
         "models": models, "newest": [row | {"name": signed(row)} for row in copy.ask(_NEWEST)], "runs": copy.ask(_RUNS),
         "units": sum(row["units"] for row in sites),
         "verdicts": {verdict: sum(row[verdict] for row in sites) for verdict in VERDICTS},
+        "imported": copy.ask(_IMPORTED),
     }  # fmt: skip
 
 

@@ -56,8 +56,8 @@ class Pages:
             "when": plain.when, "text": visible, "unit_url": unit_url, "level": level, "short": short,
         }  # fmt: skip
         self._made.globals |= {
-            "bounded": plain.bounded, "signed": signed, "version": __version__, "live": live, "bins": BINS,
-            "effects": _EFFECTS, "address": address, "heat": heat, "nav": self.nav,
+            "bounded": plain.bounded, "claimed": plain.claimed, "signed": signed, "version": __version__, "live": live,
+            "bins": BINS, "effects": _EFFECTS, "address": address, "heat": heat, "nav": self.nav,
             "choices": {"verdict": VERDICTS, "order": tuple(ORDERS), "kind": KINDS, "review": REVIEWED},
         }  # fmt: skip
 
@@ -115,6 +115,7 @@ def page_routes(given: "Services", pages: Pages) -> APIRouter:
         this = named(unit)
         if this.model not in _known(given.mirror.copy):      # a visitor has no other model loaded, or fetched
             raise Missing(f"nothing is recorded of the model {this.model[:200]!r}; try a unit that has a page.")
+        text = text.replace("\r\n", "\n")     # which is how a form sends the end of a line
         return pages.show(
             "try", request, this=this, tried=given.read(this.name, text) | {"text": text},
             fragment="hx-request" in request.headers,

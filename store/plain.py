@@ -1,5 +1,6 @@
 """How values are told to people: numbers, intervals, and text in which nothing is hidden."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -17,6 +18,12 @@ def number(value: float | None, digits: int = 2) -> str:
 def bounded(value: float | None, low: float | None, high: float | None) -> str:
     """A number with its interval."""
     return "undefined" if value is None else f"{value:.2f} [{number(low)}, {number(high)}]"
+
+
+def claimed(claims: Iterable[Mapping[str, Any]] | None) -> str:
+    """What a source states of its explanation, in its own terms."""
+    said = (f"{one['scorer']} {one['metric']} {number(one['value'])}" for one in claims or ())
+    return "; ".join(said) or "nothing"
 
 
 def cut(text: str | None, most: int = 300) -> str:
@@ -44,4 +51,4 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-__all__ = ["bounded", "clean", "count", "cut", "duration", "number", "when"]
+__all__ = ["bounded", "claimed", "clean", "count", "cut", "duration", "number", "when"]

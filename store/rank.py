@@ -36,20 +36,20 @@ _BM25 = f"""
     )
     SELECT card, score FROM scored JOIN cards USING (card)
     WHERE score >= (SELECT min(score) FROM (SELECT score FROM scored ORDER BY score DESC LIMIT $many))
-    ORDER BY score DESC, unit, sign DESC LIMIT $many
+    ORDER BY score DESC, unit, sign DESC, card LIMIT $many
 """
 
 
 @dataclass
 class Ranker:
-    """Ranks the cards for which `where` (with the parameters `given`) holds, except `but`; at most `many` of them."""
+    """Ranks the cards for which `where` (with the parameters `given`) holds, without those in `but`; `many` at most."""
 
     con: Connection
     state: State
     where: str
     given: Mapping[str, Any]
     many: int
-    but: int = -1
+    but: frozenset[int] = frozenset()
 
     def by_meaning(self, vector: Vectors) -> Found:
         """By the cosine with a vector of length 1; cards without a vector are left out."""
@@ -90,15 +90,15 @@ class Ranker:
         among = f"AND card IN (SELECT card FROM cards WHERE {self.where})" if self.given else ""
         cases = " ".join(f"WHEN {word} THEN {weight!r}::DOUBLE" for word, weight in weights.items())
         sql = _BM25.format(words=listed(weights), weights=cases, among=among)
-        asked = {"mean": self.state.mean_length, "many": self.many + 1, **self.given}
+        asked = {"mean": self.state.mean_length, "many": self.many + len(self.but), **self.given}
         found = self.con.execute(sql, asked).fetchall()
-        return [(card, score) for card, score in found if card != self.but][: self.many]
+        return [(card, score) for card, score in found if card not in self.but][: self.many]
 
     def by_direction(self, like: str, directions: Directions) -> Found:
         """By the cosine of what units of the same model write with what `like` writes.
 
         `directions` gives the rows of a site [units, d], or None: units of such a site are left out. Raises Refused
-        where `like` has none.
+        where `like` has none. A unit with several cards is found by the first.
         """
         unit, sign = parsed(like)
         model, site, number = unit.rsplit("/", 2) if unit.count("/") > 1 else ("", unit, "")
@@ -107,7 +107,8 @@ class Ranker:
             raise Refused(f"{like!r} has no write direction; name an MLP neuron or a feature, as in m/5-mlp/511.")
         wanted = sign * rows[int(number)]
         sql = f"""SELECT card, site, "index", sign FROM cards
-                  WHERE model = $of AND "index" IS NOT NULL AND sign IS NOT NULL AND {self.where}"""
+                  WHERE model = $of AND "index" IS NOT NULL AND sign IS NOT NULL AND {self.where}
+                  QUALIFY row_number() OVER (PARTITION BY unit, sign ORDER BY card) = 1"""
         cards = self.con.execute(sql, {"of": model, **self.given}).fetchnumpy()
         cosines = np.full(len(cards["card"]), np.nan)
         for site in dict.fromkeys(cards["site"]):
@@ -123,7 +124,7 @@ class Ranker:
 
     def _best(self, cards: NDArray[Any], scores: NDArray[Any]) -> Found:
         """The highest scores; of equal ones those of the first units."""
-        others = cards != self.but
+        others = ~np.isin(cards, list(self.but))
         cards, scores = cards[others], np.round(scores[others].astype(np.float64), DIGITS)
         if len(scores) > self.many:
             good = scores >= np.partition(scores, -self.many)[-self.many]
@@ -131,7 +132,7 @@ class Ranker:
         sql = f"SELECT card, unit, sign FROM cards WHERE card IN ({listed(cards)})"
         units = {card: (unit, -(sign or 0)) for card, unit, sign in self.con.execute(sql).fetchall()}
         found = zip(cards.tolist(), scores.tolist(), strict=True)
-        return sorted(found, key=lambda one: (-one[1], units[one[0]]))[: self.many]
+        return sorted(found, key=lambda one: (-one[1], units[one[0]], one[0]))[: self.many]
 
 
 def fused(rankings: Mapping[str, Found]) -> Found:

@@ -1,7 +1,8 @@
 """Search: which explanations mean nearly the same as a text, have its words, or both; and units like a unit.
 
-What an explanation says of inputs and outputs and its rule count for words, what it says of inputs for meaning. The
-embedder and what units write are passed in, so that this folder needs no model.
+What an explanation says of inputs and outputs and its rule count for words, what it says of inputs for meaning. Those
+that other tools made are searched like ours; `source` names the tool, and is None for ours. The embedder and what units
+write are passed in, so that this folder needs no model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +26,11 @@ BY = ("meaning", "word", "both", "direction")
 DEEP = 200               # ranks of each ranking that are put together, at least
 SHOWN = (
     "unit", "sign", "explanation", "rule", "output_explanation", "input_f1", "input_f1_low", "input_f1_high",
-    "output_score", "output_low", "output_high", "floor_f1", "verdict", "planner", "review",
+    "output_score", "output_low", "output_high", "floor_f1", "verdict", "planner", "review", "source",
 )  # fmt: skip
 _UNEMBEDDED = "vector IS NULL AND explanation IS NOT NULL"
 _EXPLAINED = "(explanation IS NOT NULL OR output_explanation IS NOT NULL)"
+_OF_UNIT = "unit = ? AND sign IS NOT DISTINCT FROM ?"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def search(
         many = top + skip if by != "both" else max(DEEP, 2 * (top + skip))
         ranker = Ranker(con, state, _among(filters), filters.given, many)
         this = None if like is None else _card_of(con, like, needed=by != "direction")
-        ranker.but = -1 if this is None else this["card"]
+        ranker.but = frozenset() if like is None else _cards_of(con, like)
         rankings: dict[str, Found] = {}
         vector: Vectors | None = None
         words: Words = {}
@@ -112,10 +114,16 @@ def _check(
 
 def _card_of(con: Connection, like: str, needed: bool) -> dict[str, Any] | None:
     """The card of a unit; where there is none with an explanation, None or, if `needed`, Refused."""
-    rows = fetched(con, "SELECT * FROM cards WHERE unit = ? AND sign IS NOT DISTINCT FROM ?", parsed(like))
+    sql = f"SELECT * FROM cards WHERE {_OF_UNIT} ORDER BY explanation IS NULL, card LIMIT 1"
+    rows = fetched(con, sql, parsed(like))
     if needed and (not rows or rows[0]["explanation"] is None):
         raise Refused(f"No explanation of {like!r} is recorded; name a unit that has one.")
     return rows[0] if rows else None
+
+
+def _cards_of(con: Connection, unit: str) -> frozenset[int]:
+    found = con.execute(f"SELECT card FROM cards WHERE {_OF_UNIT}", parsed(unit)).fetchall()
+    return frozenset(card for (card,) in found)
 
 
 def _wanted(
@@ -199,10 +207,16 @@ def _ordinal(n: int) -> str:
 def explained(
     index: Index, filters: Filters | None = None, *, order: str = "unit", top: int = 50, skip: int = 0
 ) -> tuple[list[dict[str, Any]], int]:
-    """A page of the explained units that pass the filters, with the keys of SHOWN, and how many there are in all."""
+    """A page of the units explained here that pass the filters, with the keys of SHOWN, and how many there are."""
     with index.reading() as (con, _):
-        cards = f"SELECT {', '.join(SHOWN)} FROM cards WHERE {_EXPLAINED}"
+        cards = f"SELECT {', '.join(SHOWN)} FROM cards WHERE source IS NULL AND {_EXPLAINED}"
         return page_of(partial(fetched, con), cards, filters or Filters(), order, top, skip)
+
+
+def any_of(index: Index, filters: Filters) -> bool:
+    """Whether there is an explanation, of whatever source, that passes the filters."""
+    with index.reading() as (con, _):
+        return bool(fetched(con, f"SELECT 1 AS one FROM cards WHERE {_among(filters)} LIMIT 1", filters.given))
 
 
 def compared(index: Index, units: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -3,7 +3,7 @@
 
 CREATE SCHEMA pages;
 
--- One row a unit and sign that anything is known of, in the order of pages.
+-- One row a unit and sign that was looked at here, in the order of pages.
 CREATE TABLE pages.units AS
 WITH measured AS (
     SELECT unit, sign, peak, threshold FROM units
@@ -11,7 +11,7 @@ WITH measured AS (
 ), failed AS (
     SELECT unit, sign, count(*) AS failures FROM failures WHERE unit IS NOT NULL GROUP BY ALL
 ), by_hand AS (
-    SELECT DISTINCT unit, sign FROM evidence WHERE investigation IS NULL AND unit IS NOT NULL
+    SELECT DISTINCT unit, sign FROM evidence WHERE investigation IS NULL AND unit IS NOT NULL AND tool <> 'import'
 ), known AS (
     SELECT unit, sign FROM explanations UNION SELECT unit, sign FROM measured UNION SELECT unit, sign FROM failed
     UNION SELECT unit, sign FROM by_hand
@@ -83,7 +83,7 @@ SELECT p.place, t.created_at, t.run, t.investigation, t.kind, left(t.message, 20
 FROM failures t JOIN pages.units p ON p.unit = t.unit AND p.sign IS NOT DISTINCT FROM t.sign
 ORDER BY p.place, t.created_at, t.id;
 
--- What people had done with `tool` and `try`: where it lies in the table evidence.
+-- What people had done with `tool` and `try`, and texts that were imported: where it lies in the table evidence.
 CREATE TABLE pages.by_hand AS
 SELECT p.place, t.rowid AS number
 FROM evidence t JOIN pages.units p ON p.unit = t.unit AND p.sign IS NOT DISTINCT FROM t.sign

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .imported import TOOL
 from .lamps import card
 from .mirror import Copy, Mirror
 from .records import Refused, signed
@@ -57,6 +58,9 @@ def unit_facts(copy: Copy, this: Named, investigation: str | None = None) -> dic
         [this.model, this.site, this.index],
     )
     own = next((row for row in rows if row["sign"] == this.sign), None)
+    others = _by_others(copy, this)
+    if own is None and others:
+        own = _unknown(copy, this)
     if own is None:
         other = f"; its other side, {signed(rows[0])}, is known" if rows else ""
         raise Missing(f"nothing is recorded of {this.name}{other}; `lamplighter run --units {this.name}` explains it.")
@@ -81,7 +85,9 @@ def unit_facts(copy: Copy, this: Named, investigation: str | None = None) -> dic
     ids = {row["investigation"] for row in (chosen, standing) if row is not None}
     verdicts = copy.ask("SELECT * FROM pages.verdicts WHERE place = ? ORDER BY created_at, id", place)
     failures = copy.ask("SELECT * FROM pages.failures WHERE place = ?", place) if own["failures"] else []
-    by_hand = _by_hand(copy, own["place"])
+    by_hand = _by_hand(copy, own["place"]) if own["place"] is not None else _texts(copy, this)
+    brought = [one for one in by_hand if one["tool"] == TOOL]
+    by_hand = [one for one in by_hand if one["tool"] != TOOL]
     evidence = parts["evidence"]
     measured = parts["units"][-1] if parts["units"] else None
     return {
@@ -93,7 +99,8 @@ def unit_facts(copy: Copy, this: Named, investigation: str | None = None) -> dic
         "measured": measured, "density": _density(measured),
         "exemplars": _banded(exemplars), **_experiments([*evidence, *by_hand]),
         "chain": _chain(parts["turns"], evidence, parts["hypotheses"]), "cost": _cost(chosen, evidence),
-        "failures": failures, "by_hand": by_hand,
+        "failures": failures, "by_hand": by_hand, "imported": others,
+        "imported_texts": [_brought(one) for one in brought],
         "provenance": (evidence or parts["scores"] or [{"provenance": {}}])[0]["provenance"],
     }  # fmt: skip
 
@@ -111,12 +118,40 @@ def newest_facts(mirror: Mirror, this: Named, investigation: str | None = None) 
     return facts | {"as_of": copy.as_of}
 
 
+def _by_others(copy: Copy, this: Named) -> list[dict[str, Any]]:
+    """What other tools say of the unit: rows of the view `imported`."""
+    sql = "SELECT * FROM imported WHERE unit = ? AND sign = ? ORDER BY source, author, created_at, hypothesis"
+    return copy.ask(sql, [this.unit, this.sign], unpack=True)
+
+
+def _unknown(copy: Copy, this: Named) -> dict[str, Any]:
+    """A row of pages.units for a unit of which only other tools say something."""
+    (row,) = copy.ask("SELECT u.* FROM (SELECT 1) LEFT JOIN pages.units u ON false")
+    own = {"unit": this.unit, "sign": this.sign, "model": this.model, "site": this.site, "index": this.index}
+    return row | own
+
+
+def _texts(copy: Copy, this: Named) -> list[dict[str, Any]]:
+    """The evidence that holds imported texts of a unit, read from all evidence."""
+    sql = "SELECT * FROM evidence WHERE tool = ? AND unit = ? AND sign = ? ORDER BY created_at, id"
+    return copy.ask(sql, [TOOL, this.unit, this.sign], unpack=True)
+
+
+def _brought(one: Mapping[str, Any]) -> dict[str, Any]:
+    """The texts that came with other tools' explanations, as tokens; of those that came as ids, how many there are."""
+    texts = [
+        heat({"token": token, "activation": value} for token, value in zip(row["tokens"], row["values"], strict=False))
+        for row in one["rows"] if row["tokens"] is not None
+    ]  # fmt: skip
+    return {"summary": one["summary"], "texts": texts, "as_ids": len(one["rows"]) - len(texts)}
+
+
 class Missing(Refused):
     """What is asked for is not there."""
 
 
 def _by_hand(copy: Copy, place: int) -> list[dict[str, Any]]:
-    """What people had done with `tool` and `try`."""
+    """What people had done with `tool` and `try`, and the texts that came with an import."""
     numbers = [row["number"] for row in copy.ask("SELECT number FROM pages.by_hand WHERE place = ?", [place])]
     if not numbers:
         return []
@@ -124,8 +159,10 @@ def _by_hand(copy: Copy, place: int) -> list[dict[str, Any]]:
     return copy.ask(f"SELECT * FROM evidence WHERE rowid IN ({these}) ORDER BY created_at, id", unpack=True)
 
 
-def _beside(copy: Copy, place: int) -> dict[str, Any]:
-    """The units before and after in the order of lists."""
+def _beside(copy: Copy, place: int | None) -> dict[str, Any]:
+    """The units before and after in the order of lists, where the unit is in those."""
+    if place is None:
+        return {"previous": None, "next": None}
     rows = copy.ask("SELECT place, unit, sign FROM pages.units WHERE place BETWEEN ? AND ?", [place - 1, place + 1])
     by = {row["place"]: signed(row) for row in rows}
     return {"previous": by.get(place - 1), "next": by.get(place + 1)}
@@ -154,16 +191,21 @@ def _density(measured: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _banded(exemplars: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """{band, side, total, texts}: each text once, the strongest first, in the order of bands."""
+    """{band, side, total, texts}: each text once, the strongest first, in the order of bands; plain: see `_plain`."""
     groups: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in exemplars:
         groups.setdefault((row["band"], row["side"]), {}).setdefault(row["text"], row)
     order = sorted(groups, key=lambda key: (BANDS.index(key[0]) if key[0] in BANDS else 9, key[1]))
     return [
         {"band": band, "side": side, "total": len(groups[band, side]),
-         "texts": [ended(row) for row in list(groups[band, side].values())[:TEXTS]]}
+         "texts": [ended(row) | {"plain": _plain(row["text"])} for row in list(groups[band, side].values())[:TEXTS]]}
         for band, side in order
     ]  # fmt: skip
+
+
+def _plain(text: str) -> bool:
+    """Whether a form can hand a text back as it is, with nothing in it that cannot be seen."""
+    return text.replace("\n", "").isprintable()
 
 
 def ended(row: Mapping[str, Any]) -> dict[str, Any]:

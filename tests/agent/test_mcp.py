@@ -18,6 +18,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from lamplighter.agent import find
 from lamplighter.agent.allowance import Allowance
 from lamplighter.agent.mcp import make_server, printable
+from lamplighter.store import imported
 from lamplighter.store.records import Embedding, Hypothesis, Refused, Verdict
 
 READ = ["search_explanations", "get_unit", "list_units", "compare_units", "run_sql"]
@@ -129,6 +130,20 @@ def test_all_about_a_unit(server: Any, project: Any, copied: Any) -> None:
     (rows,) = map(facts, ask(server, ("run_sql", {
         "query": f"SELECT tool FROM evidence WHERE id = '{page['experiments'][0]['id']}'"})))  # fmt: skip
     assert rows["rows"] == [{"tool": page["experiments"][0]["tool"]}]
+
+
+def test_what_other_tools_say_is_told_apart(copied: Any, project: Any) -> None:
+    known, other = f"{project.model}/0-mlp/0", f"{project.model}/0-mlp/7777"
+    for unit in (known, other):
+        copied.findings.append(imported.explanation("delphi", unit, 1, "zebras", author="gpt-z", origin="o"))
+    first, second, found, listed = map(facts, ask(
+        make_server(copied), ("get_unit", {"unit": known}), ("get_unit", {"unit": other}),
+        ("search_explanations", {"text": "zebra", "by": "word"}), ("list_units", {}),
+    ))  # fmt: skip
+    assert first["card"]["explanation"] != "zebras" and second["card"] is None
+    assert [page["imported"][0]["author"] for page in (first, second)] == ["delphi:gpt-z"] * 2
+    assert {(row["unit"], row["source"]) for row in found["results"]} == {(known, "delphi"), (other, "delphi")}
+    assert {row["source"] for row in listed["units"]} == {None}
 
 
 def test_units_side_by_side(server: Any, project: Any) -> None:

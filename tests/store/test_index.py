@@ -13,21 +13,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamplighter.store import background
+from lamplighter.store import background, imported
 from lamplighter.store import index as module
 from lamplighter.store import kept as kept_module
 from lamplighter.store.cards import gain, stem
 from lamplighter.store.excerpt import about
 from lamplighter.store.findings import Findings
 from lamplighter.store.index import Index
-from lamplighter.store.records import VERDICTS, Busy, Embedding, Refused, Review, Score, Verdict, uuid7
+from lamplighter.store.records import (
+    VERDICTS,
+    Busy,
+    Embedding,
+    ImportVerdict,
+    Refused,
+    Review,
+    Score,
+    Verdict,
+    uuid7,
+)
 from lamplighter.store.search import explained, search
 
 INTERNAL = ("card", "model", "site", "kind", "layer", "index", "hypothesis", "vector")
 
 
 def cards(index):
-    """By unit and sign: the card, and its vector."""
+    """By unit, sign and, of what another tool made, its id: the card, and its vector."""
     with index.reading() as (con, state):
         done = con.execute("SELECT * FROM cards")
         names = [column[0] for column in done.description]
@@ -36,12 +46,14 @@ def cards(index):
         for row in rows:
             place = row["vector"]
             vector = None if place is None else [round(float(x), 5) for x in state.vectors_at(np.array([place]))[0]]
-            found[row["unit"], row["sign"]] = {k: v for k, v in row.items() if k not in INTERNAL}, vector
-        words = Counter({(row["unit"], row["sign"]): 0 for row in rows})
-        for unit, sign, n in con.execute(
-            "SELECT unit, sign, sum(n) FROM words JOIN cards USING (card) GROUP BY unit, sign"
+            key = row["unit"], row["sign"], row["hypothesis"] if row["source"] else None
+            found[key] = {k: v for k, v in row.items() if k not in INTERNAL}, vector
+        words = Counter(dict.fromkeys(found, 0))
+        for *key, n in con.execute(
+            "SELECT unit, sign, CASE WHEN source IS NOT NULL THEN hypothesis END AS made, sum(n) "
+            "FROM words JOIN cards USING (card) GROUP BY ALL"
         ).fetchall():
-            words[unit, sign] = n
+            words[tuple(key)] = n
         assert con.execute("SELECT count(*) FROM words WHERE card NOT IN (SELECT card FROM cards)").fetchall() == [(0,)]
     return found, words
 
@@ -51,14 +63,22 @@ def derived(findings, embedder="tiny"):
     with duckdb.connect(str(findings.path), read_only=True) as con:
         done = con.execute("SELECT * FROM explanations")
         names = [column[0] for column in done.description]
-        rows = {(row[0], row[1]): dict(zip(names, row, strict=True)) for row in done.fetchall()}
-        states = {(unit, sign): state for unit, sign, state in
+        rows = {(row[0], row[1], None): dict(zip(names, row, strict=True)) for row in done.fetchall()}
+        states = {(unit, sign, None): state for unit, sign, state in
                   con.execute("SELECT unit, sign, state FROM review_states").fetchall()}  # fmt: skip
         for key, row in rows.items():
-            row["review"] = states.get(key)
+            row |= {"review": states.get(key), "source": None}
+        done = con.execute("SELECT unit, sign, hypothesis, explanation, author, verdict, created_at, source, "
+                           "NULL AS run, NULL AS investigation FROM imported")  # fmt: skip
+        for unit, sign, made, *said in done.fetchall():
+            told = ("explanation", "planner", "verdict", "created_at", "source", "run", "investigation")
+            rows[unit, sign, made] = dict.fromkeys([*names, "review"]) | {"unit": unit, "sign": sign} | dict(
+                zip(told, said, strict=True))  # fmt: skip
         vectors = dict(con.execute(
-            "SELECT (o.unit, o.sign), arg_max(e.vector, (e.created_at, e.id)) FROM current_outcomes o "
-            "JOIN embeddings e ON e.hypothesis = o.hypothesis AND e.model = ? GROUP BY 1", [embedder],
+            "SELECT (o.unit, o.sign, o.made), arg_max(e.vector, (e.created_at, e.id)) FROM ("
+            "    SELECT unit, sign, NULL AS made, hypothesis FROM current_outcomes "
+            "    UNION ALL SELECT unit, sign, hypothesis, hypothesis FROM imported"
+            ") o JOIN embeddings e ON e.hypothesis = o.hypothesis AND e.model = ? GROUP BY 1", [embedder],
         ).fetchall())  # fmt: skip
     return rows, vectors
 
@@ -79,7 +99,7 @@ def agrees(index, findings):
 EVENT = st.tuples(
     st.sampled_from(["m/0-mlp/1", "m/0-mlp/2", "o/m/3-resid:s/4"]), st.sampled_from([1, -1]),
     st.sampled_from(["accepted", "unclear", "abstained", "failed", "undecided", "score", "vector", "review", "edit",
-                     "undo"]),
+                     "undo", "import", "import", "decide"]),
 )  # fmt: skip
 
 
@@ -88,7 +108,7 @@ EVENT = st.tuples(
 def test_whatever_is_recorded_the_index_says_what_the_views_say(batches, seed, explanation, tmp_path_factory):
     findings = Findings(tmp_path_factory.mktemp("drawn") / "findings.duckdb")
     index, rng, clock = Index(findings, "tiny"), random.Random(seed), 0
-    known, reviews = [], []
+    known, reviews, brought = [], [], []
     for batch in batches:
         records = []
         for unit, sign, what in batch:
@@ -121,6 +141,16 @@ def test_whatever_is_recorded_the_index_says_what_the_views_say(batches, seed, e
             if what == "vector" and known:
                 made = [Embedding(**base | {"unit": known[-1].unit, "sign": known[-1].sign}, hypothesis=known[-1].id,
                                   model="tiny", vector=[1.0, rng.random()])]  # fmt: skip
+            if what == "import":
+                source, sentence = rng.choice(["delphi", "openai"]), f"says {rng.randrange(10**9)} other"
+                made = imported.explanation(source, unit, sign, sentence, author=None, origin="o")
+                brought += made
+                if rng.random() < 0.5:
+                    made.append(Embedding(**base, hypothesis=made[0].id, model="tiny", vector=[rng.random(), 1.0]))
+            if what == "decide" and brought:
+                of = brought[-1]
+                made = [ImportVerdict(**base | {"unit": of.unit, "sign": of.sign}, hypothesis=of.id,
+                                      verdict=rng.choice(["accepted", "rejected"]), reason="r")]  # fmt: skip
             known += made[:1] if what in VERDICTS else []
             records += made
         findings.append(records)

@@ -8,12 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lamplighter.store import cards
+from lamplighter.store import cards, imported
 from lamplighter.store.filters import Filters
 from lamplighter.store.index import Index
 from lamplighter.store.rank import K1, B, fused
-from lamplighter.store.records import Embedding, Refused, Review
-from lamplighter.store.search import compared, explained, search, to_embed, unembedded, why_none
+from lamplighter.store.records import Embedding, ImportVerdict, Refused, Review
+from lamplighter.store.search import any_of, compared, explained, search, to_embed, unembedded, why_none
 
 
 def towards(*vector):
@@ -343,6 +343,44 @@ def test_units_side_by_side(index):
     assert len(pairs) == 3
     with pytest.raises(Refused, match="No explanation of 'x/5-mlp/1'"):
         compared(index, [DIGITS, "x/5-mlp/1"])
+
+
+# What other tools made
+
+
+def test_what_other_tools_made_is_found_with_its_source_and_stands_for_no_unit(findings, explanation):
+    def made(source, unit, sentence, *vector):
+        (found,) = imported.explanation(source, unit, 1, sentence, author="gpt-z", origin="o")
+        return [found, Embedding(hypothesis=found.id, unit=unit, sign=1, model="tiny", vector=list(vector))]
+
+    ours, theirs, alone = "m/0-mlp/1", "m/0-mlp/2", "m/0-mlp/3"
+    (claim,) = imported.explanation("openai", theirs, 1, "rivers", author=None, origin="o")
+    records = explanation(ours, "fires on lakes", [1.0, 0.0]) + made("delphi", ours, "lakes", 0.8, 0.6)
+    records += explanation(theirs, None, verdict="abstained") + [claim] + made("neuronpedia", alone, "lakes", 0.0, 1.0)
+    decided = ImportVerdict(hypothesis=claim.id, unit=theirs, sign=1, verdict="accepted", reason="r")
+    findings.append([*records, decided])
+    index = Index(findings, "tiny")
+
+    rows = search(index, "lakes", towards(0.0, 1.0), by="meaning")
+    assert [(row["unit"], row["source"], row["planner"]) for row in rows] == [
+        (alone, "neuronpedia", "neuronpedia:gpt-z"), (ours, "delphi", "delphi:gpt-z"), (ours, None, "playbook"),
+    ]  # fmt: skip
+    assert rows[0]["input_f1"] is None and rows[2]["input_f1"] == 0.5
+    (found,) = search(index, "river", by="word")
+    assert (found["unit"], found["source"], found["verdict"]) == (theirs, "openai", "accepted")
+    assert units(search(index, "lakes", by="word", filters=Filters(planner="delphi"))) == [ours]
+    assert units(search(index, "lakes", by="word", filters=Filters(min_score=0.0))) == [ours], "ours alone have an F1"
+
+    assert explained(index)[0][0]["source"] is None and explained(index)[1] == 1, "ours alone"
+    assert [row["hypothesis"] for row in to_embed(index, 9)] == [claim.id]
+    assert units(search(index, like=ours)) == [alone], "no explanation of the unit itself, whoever made it"
+    assert search(index, like=theirs, by="word") == [] and compared(index, [ours, alone])[1][0]["similarity"] == 0.0
+    assert any_of(index, Filters(verdict="accepted")) and not any_of(index, Filters(model="n"))
+    written = {"0-mlp": np.eye(5)[[0, 1, 1, 1]]}
+    found = search(index, like=ours, by="direction", directions=written.get)
+    assert [(row["unit"], row["source"]) for row in found] == [(theirs, "openai"), (alone, "neuronpedia")]
+    found = search(index, like=alone, by="direction", directions=written.get)
+    assert [row["source"] for row in found if row["unit"] == ours] == [None], "once, by ours where there is one"
 
 
 # What is refused, and why nothing was found

@@ -159,7 +159,7 @@ def searcher(index: Any) -> Callable[..., Any]:
 def read(unit: str, text: str) -> dict[str, Any]:
     """Readings that grow from word to word."""
     rows = [{"token": f" {word}", "activation": float(n)} for n, word in enumerate(text.split())]
-    return {"summary": f"{unit} reads", "rows": rows, "fires": True,
+    return {"summary": f"{unit} reads {len(text)} characters.", "rows": rows, "fires": True,
             "scale": {"peak": 4.0, "threshold": 2.0, "sweep": "s", "corpus": "c"}}  # fmt: skip
 
 

@@ -119,6 +119,16 @@ def test_a_text_is_tried_in_place(page) -> None:
     assert page.problems == []
 
 
+def test_a_text_of_a_band_is_read_token_by_token_in_place(page) -> None:
+    at(page, "/units/org/tiny/1-mlp/7")
+    page.locator("#fires button").nth(1).click()
+    page.wait_for_selector("#read-2-1 .tok")
+    assert "".join(page.locator("#read-2-1 .tok").all_inner_texts()).startswith(" they turned")
+    assert page.locator("#read-2-1 .tok sub").all_inner_texts() == ["25", "50"], "strength is told by number"
+    assert page.url.endswith("1-mlp/7")
+    assert page.problems == []
+
+
 def test_neighbours_come_when_they_are_scrolled_to(page) -> None:
     at(page, "/units/org/tiny/1-mlp/7")
     page.locator("#neighbours").scroll_into_view_if_needed()

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from lamplighter import store
-from lamplighter.store import mirror, snapshot
+from lamplighter.store import imported, mirror, snapshot
 from lamplighter.store.confined import Answer
 from lamplighter.store.filters import Filters
 from lamplighter.store.findings import Findings
 from lamplighter.store.pages import unit_url, visible
 from lamplighter.store.plain import clean
+from lamplighter.store.records import ImportVerdict, Score
 
 UNIT = "/units/org/tiny/1-mlp/7"
 HOSTILE_UNIT = "/units/org/tiny/2-resid:sae/9"
@@ -156,6 +157,56 @@ def test_a_text_is_tried(served, make_app) -> None:
     client.get(f"/?token={doors.tokens['me']}")
     refused = client.post("/try", data={"unit": "org/tiny/1-mlp/7", "text": "a"})
     assert (refused.status_code, "--live" in refused.text) == (400, True)
+
+
+def test_a_text_of_several_lines_is_read_as_it_was_written(served) -> None:
+    """A form ends lines with two characters, unless a script sends it."""
+    for end in ("\r\n", "\n"):
+        told = served.post("/try", data={"unit": "org/tiny/1-mlp/7", "text": f"one{end}two"})
+        assert "reads 7 characters" in told.text
+
+
+def test_what_other_tools_say_is_on_the_page_by_source(make_app, own, recorded) -> None:
+    texts = [imported.Text([0.0, 2.5, 5.0], ["a", " lake", "<script>"]), imported.Text([1.0], ids=[7])]
+    unit, alone = "org/tiny/1-mlp/7", "org/tiny/1-mlp/70"
+    claims = [imported.Claim("recall_alt", "value", 0.81), imported.Claim("other", "value", None)]
+    said = "<script>\u202ego</script>"
+    records = imported.explanation("neuronpedia", unit, 1, said, author="gpt-z", origin="f:1", claims=claims)
+    detection = Score(hypothesis=records[0].id, unit=unit, sign=1, metric="detection", side="score", judge="j", n=60,
+                      value=0.7, low=0.6, high=0.8, floors={"always": 0.25}, details={"qualified": True})  # fmt: skip
+    decided = ImportVerdict(hypothesis=records[0].id, unit=unit, sign=1, verdict="rejected", reason="below its floor")
+    records += imported.explanation("delphi", alone, 1, "fires on ponds", author=None, origin="f:2")
+    records += imported.texts("delphi", alone, 1, texts, "f:2") + imported.texts("neuronpedia", unit, 1, texts, "f:1")
+    Findings(own / "findings.duckdb").append([*records, detection, decided])
+    app, doors = make_app(home=own)
+    client = TestClient(app, base_url="http://127.0.0.1:8600", headers={"origin": "http://127.0.0.1:8600"})
+    client.get(f"/?token={doors.tokens['me']}")
+
+    told = Tags(client.get(f"/units/{unit}").text)
+    assert sum(tag == "script" for tag, _ in told.found) == 2 and "<script>" in told.text
+    assert r"\u202ego" in told.text
+    for words in ("neuronpedia:gpt-z", "recall_alt value 0.81; other value undefined", "0.70 [0.60, 0.80]", "0.25",
+                  "below its floor", "Which text they were made from is unknown", " lake", "1 came as numbers"):
+        assert words in told.text
+    assert "by hand, " in told.text and "import:" not in told.text, "what was imported was not done by hand"
+    facts = client.get(f"/api/v1/units/{unit}").json()
+    assert facts["imported"][0]["claimed"][0]["value"] == 0.81 and facts["imported"][0]["explain_text"] == "unknown"
+
+    page = client.get(f"/units/{alone}")
+    assert page.status_code == 200, "one that nobody looked at here has a page too"
+    for words in ("fires on ponds", "not explained here", " lake"):
+        assert words in page.text
+    start = client.get("/api/v1/models").json()
+    assert start["units"] == 4 and alone not in client.get("/units").text, "nobody looked at it here"
+    assert start["imported"] == [
+        {"source": "delphi", "explanations": 1, "units": 1, "scored": 0, "accepted": 0},
+        {"source": "neuronpedia", "explanations": 1, "units": 1, "scored": 1, "accepted": 0},
+    ]
+    assert "neuronpedia: 1 explanation of 1 unit, 1 scored here, 0 accepted" in Tags(client.get("/").text).text
+    assert client.get(f"/units/{alone}-").status_code == 404
+    (found,) = client.get("/api/v1/search?q=ponds").json()["rows"]
+    assert (found["unit"], found["source"], found["verdict"]) == (alone, "delphi", None)
+    assert "By delphi, not scored here" in client.get("/search?q=ponds").text
 
 
 def test_pictures_come_as_they_are(served) -> None:
