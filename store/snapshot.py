@@ -27,7 +27,7 @@ from .findings import Findings, schema_of, upgrade, writer
 from .one_select import first_line
 from .records import Busy, Refused
 
-FORMAT = 2               # of what a snapshot holds beside the tables of the findings
+FORMAT = 3               # of what a snapshot holds beside the tables of the findings
 PACE = 10_000_000        # bytes of findings for each of which a snapshot may lag a second behind them
 SPARE = 100_000_000      # bytes that a snapshot leaves free on the disk
 MEMORY = "2GB"           # that making one takes, before it spills to disk
