@@ -119,8 +119,7 @@ def _check(
     if prompts < 2 or tokens < 1:
         raise Refused(f"prompts = {prompts} and tokens = {tokens} must be at least 2 and 1.")
     subject.check_readable(unit)
-    if sweep.statistics(unit).peak <= 0:
-        raise Refused(f"{unit} is never positive on the explain side; look at its other sign.")
+    sweep.require_positive(unit)
     return chosen
 
 

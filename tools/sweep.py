@@ -166,6 +166,12 @@ class Sweep:
         """Mean activation [width] over the explain side, sink excluded, no sign applied."""
         return self.site(site)["mean"]
 
+    def require_positive(self, unit: UnitId) -> None:
+        """Raises Refused unless the unit is positive, by its sign, somewhere on the explain side."""
+        if self.statistics(unit).peak <= 0:
+            way = "sweep more text, or choose another" if unit.kind == "feature" else "look at its other sign"
+            raise Refused(f"{unit} is never positive on the explain side; {way}.")
+
     def statistics(self, unit: UnitId) -> Statistics:
         """The sweep's numbers for one unit and sign."""
         data, s, u = self.site(unit.site), SIGNS.index(unit.sign), unit.index
