@@ -246,7 +246,7 @@ class _Run:
 
 
 def _row(subject: Subject, way: _Way, own: _Written, none: _Written, seed: int) -> dict[str, Any]:
-    moved = own.shift.topk(SHOWN).indices.tolist() if way.name != NONE else []
+    moved = [i for i in own.shift.topk(SHOWN).indices.tolist() if way.name != NONE and own.shift[i] > 0]
     change = own.ce - none.ce
     return {
         "way": way.name, "strength": way.strength,
