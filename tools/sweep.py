@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -277,10 +277,21 @@ def find_sweep(home: Path, digest: str, site: str) -> Sweep | None:
     Heads are not swept: of the model's sweeps any will do, whose text they are studied on.
     """
     heads = parse_site(site).holds == "attn"
+    return _largest(
+        home, lambda facts: (facts["provenance"]["model"] if heads else _site_digest(facts, site)) == digest
+    )
+
+
+def find_shared_sweep(home: Path, digests: Mapping[str, str]) -> Sweep | None:
+    """The same of several sites together, each with its `Subject.site_digest`."""
+    return _largest(home, lambda facts: all(_site_digest(facts, site) == d for site, d in digests.items()))
+
+
+def _largest(home: Path, fits: Callable[[dict[str, Any]], bool]) -> Sweep | None:
     found = [
         (sum(facts["tokens"].values()), folder.stat().st_mtime, folder)
         for folder, facts in _finished(home)
-        if (facts["provenance"]["model"] if heads else _site_digest(facts, site)) == digest
+        if fits(facts)
     ]
     return Sweep(max(found)[2]) if found else None
 
@@ -599,6 +610,6 @@ def _store(
 
 
 __all__ = [
-    "Exemplar", "KEPT", "Place", "Statistics", "Sweep", "SweptDocument", "find_sweep", "made_before", "make_sweep",
-    "swept_before",
+    "Exemplar", "KEPT", "Place", "Statistics", "Sweep", "SweptDocument", "find_shared_sweep", "find_sweep",
+    "made_before", "make_sweep", "swept_before",
 ]  # fmt: skip
