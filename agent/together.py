@@ -8,7 +8,7 @@ from ..store.records import Evidence, Hypothesis, Refused, Score
 from ..tools.corpus import load_corpus
 from ..tools.rebuild import fit_scales, rebuild
 from ..tools.rules import Rule
-from ..tools.sweep import Sweep, make_sweep
+from ..tools.sweep import Sweep, find_shared_sweep, make_sweep
 from ..tools.toolbox import Toolbox
 from ..tools.units import UnitId, parse_spec
 from .config import Home
@@ -34,7 +34,7 @@ def rebuild_together(
     ids = [kept.id for kept in known.values()]
     name = "set-" + hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:24]
     toolbox = home.toolbox(units[0].model, device, dtype)
-    sweep = _shared_sweep(toolbox, units)
+    sweep = _shared_sweep(home, toolbox, units)
     wanted = [("", sweep)]
     if second is not None:
         text = load_corpus(second)
@@ -71,10 +71,11 @@ def _submitted(home: Home, unit: UnitId) -> Hypothesis:
     return found[-1]
 
 
-def _shared_sweep(toolbox: Toolbox, units: list[UnitId]) -> Sweep:
-    """The sweep of the home that has the units' sites together."""
-    sweeps = {toolbox.sweep(unit).digest: toolbox.sweep(unit) for unit in units}
-    if len(sweeps) > 1:
-        sites = ",".join(sorted({unit.site for unit in units}))
+def _shared_sweep(home: Home, toolbox: Toolbox, units: list[UnitId]) -> Sweep:
+    """The largest sweep of the home that has the units' sites together."""
+    digests = {unit.site: toolbox.subject.site_digest(unit.site) for unit in units}
+    found = find_shared_sweep(home.path, digests)
+    if found is None:
+        sites = ",".join(sorted(digests))
         raise Refused(f"the units were swept apart; run `lamplighter sweep --model {units[0].model} --sites {sites}`.")
-    return next(iter(sweeps.values()))
+    return found

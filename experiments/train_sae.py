@@ -227,12 +227,14 @@ def train_sae(
     """Trains, or goes on training, the SAE of `folder`, writes it there with its card, and returns the card.
 
     Raises Refused for a site that is no residual stream, for k out of range, for less text than one chunk, and for a
-    folder that holds the checkpoint of another model, text or recipe.
+    folder that holds a finished SAE, or the checkpoint of another model, text or recipe.
     """
     if parse_site(recipe.site)[1:] != ("resid", ""):
         raise Refused(f"an SAE is trained on a residual stream, as in 8-resid; {recipe.site} is none.")
     if not 1 <= recipe.k <= recipe.features:
         raise Refused(f"k = {recipe.k} of {recipe.features} features cannot be on at a time; choose 1 to that many.")
+    if (folder / CONFIG).is_file() and not (folder / CHECKPOINT).is_file():
+        raise Refused(f"{folder} holds an SAE that is finished; choose another name, or delete that folder.")
     documents = _windows(subject, corpus, progress)
     windows = [ids for d in documents["explain"] for ids in d.windows]
     if len(windows) < CHUNK:

@@ -185,9 +185,9 @@ def plant_pushers(llama: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def pushers(llama: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`subject`, with three planted neurons in 1-mlp, and its `sweep`."""
+    """`subject`, with three planted neurons in 1-mlp, its `corpus`, and its `sweep`."""
     from lamplighter.tools.sweep import make_sweep
 
-    subject = plant_pushers(llama)
-    home = tmp_path_factory.mktemp("home")
-    return SimpleNamespace(subject=subject, sweep=make_sweep(subject, said_car(), ["0-mlp", "1-mlp", "0-resid"], home))
+    subject, corpus, home = plant_pushers(llama), said_car(), tmp_path_factory.mktemp("home")
+    sweep = make_sweep(subject, corpus, ["0-mlp", "1-mlp", "0-resid"], home)
+    return SimpleNamespace(subject=subject, corpus=corpus, sweep=sweep)

@@ -109,16 +109,20 @@ def _check(subject: Subject, sweep: Sweep, unit: UnitId, kind: str, draws: int, 
     if draws < 1:
         raise Refused(f"draws = {draws} is too few; give at least 1.")
     subject.check(unit)
-    if unit.kind != "attn" and sweep.statistics(unit).peak <= 0:
-        raise Refused(f"{unit} is never positive on the explain side; look at its other sign.")
+    if unit.kind != "attn":
+        sweep.require_positive(unit)
 
 
 def _others(subject: Subject, sweep: Sweep, unit: UnitId, also: Sequence[str]) -> list[UnitId]:
-    """The units of `also`; raises Refused for one that is the model's not, dead, the unit itself, or named twice."""
+    """The units of `also`; raises Refused for one that is the model's not, dead, the unit itself, or named twice.
+
+    Of a site that was not swept nothing is known of who is dead.
+    """
     others = [UnitId.parse(f"{unit.model}/{name}") for name in also]
     for other in others:
         subject.check(other)
-        if other.kind != "attn" and all(sweep.statistics(replace(other, sign=s)).peak <= 0 for s in SIGNS):
+        swept = other.site in sweep.sites
+        if swept and all(sweep.statistics(replace(other, sign=s)).peak <= 0 for s in SIGNS):
             raise Refused(f"{other} is never active on the explain side; leave it out.")
     places = [(u.site, u.index) for u in (unit, *others)]
     if len(set(places)) < len(places):

@@ -33,8 +33,8 @@ def attribute(
 
     Rows {part, layer, contribution, share}: the unit first, then the parts of largest |contribution|; share: of the
     difference, None where that is 0. checks: answer, foil; fired (1: one pass); larger: units of the site whose own
-    contribution is larger in absolute value here, of `units`, None where they have no write directions. Raises Refused
-    for answers that begin with the same token, with their tokenisation, and as `activate` does.
+    contribution is larger in absolute value here, of `units`. Raises Refused for features that write into an MLP, for
+    answers that begin with the same token, with their tokenisation, and as `activate` does.
 
     Args:
         text: the text; the sink token is put in front of it.

@@ -64,17 +64,22 @@ def _by_release(release: str, sae_id: str, scratch: Path) -> Path:
 
 def _from_hub(repository: str, folder: str, scratch: Path) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     for file in FILES:
         try:
             found = hf_hub_download(repository, f"{folder}/{file}" if folder else file)
-        except EntryNotFoundError as error:
-            if file == SCALER:
-                continue
-            raise Refused(f"{repository} holds no {file} in {folder or 'its root'}; name the SAE's folder.") from error
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            raise Refused(f"{repository} cannot be had ({_first(error)}); name a folder of this machine.") from error
+        except (EntryNotFoundError, OSError, ValueError, HfHubHTTPError) as error:
+            # That a file is not on this machine, and cannot be asked for, is an EntryNotFoundError too.
+            if not isinstance(error, EntryNotFoundError) or isinstance(error, LocalEntryNotFoundError):
+                raise Refused(
+                    f"{repository} cannot be had ({_first(error)}); name a folder of this machine. "
+                    "A release of sae-lens needs `pip install 'lamplighter[sae]'`."
+                ) from error
+            if file != SCALER:
+                where = folder or "its root"
+                raise Refused(f"{repository} holds no {file} in {where}; name the SAE's folder.") from error
+            continue
         shutil.copyfile(found, scratch / file)
     return scratch
 

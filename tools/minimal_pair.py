@@ -47,7 +47,11 @@ def minimal_pair(
     subject: Subject, masked: MaskedLM, sweep: Sweep, unit: UnitId, text: str | None, ids: Ids | None,
     corrupt: str | None, seed: int,
 ) -> MinimalPair:  # fmt: skip
-    """The pair of an experiment on `text` or `ids` (default: an exemplar): with `corrupt`, or by `find_pair`."""
+    """The pair of an experiment on `text` or `ids` (default: an exemplar): with `corrupt`, or by `find_pair`.
+
+    Raises Refused where the unit or the sweep is of another model, whose tokens are other tokens.
+    """
+    _one_model(subject, sweep, unit)
     if corrupt is not None:
         return given_pair(subject, subject.take(text, ids), subject.take(corrupt, None))
     if unit.kind == "attn":
@@ -56,6 +60,13 @@ def minimal_pair(
     given = _exemplar(subject, sweep, unit) if chosen else subject.take(text, ids)
     clean, _ = track(Reader(subject, [unit.site]), unit, given)
     return find_pair(subject, masked, unit, given, clean, seed)
+
+
+def _one_model(subject: Subject, sweep: Sweep | None, unit: UnitId) -> None:
+    found = {"the unit": unit.model, "the sweep": sweep.model if sweep is not None else subject.name}
+    for what, model in found.items():
+        if model != subject.name:
+            raise Refused(f"{what} is of {model} and the model that is loaded is {subject.name}; take all of one.")
 
 
 def given_pair(subject: Subject, clean: Ids, corrupt: Ids) -> MinimalPair:

@@ -287,11 +287,11 @@ def _summary(unit: UnitId, rows: list[dict[str, Any]], checks: dict[str, Any]) -
         return f"{unit}, {swap} ({tokens}): not scorable, since {checks['reason']}."
     controls = sorted(abs(r["carried"]) for r in rows[2:])
     most = f"; random units at most {controls[-1]:.0%}" if controls else ""
-    here = [_share(row["carried"]) for row in rows[:2]]
+    here = [share(row["carried"]) for row in rows[:2]]
     if checks["sd"] is None:
         back, gone, where = *here, "on this pair alone"
     else:
-        back, gone = (_share(row["carried_repeats"]) for row in rows[:2])
+        back, gone = (share(row["carried_repeats"]) for row in rows[:2])
         where = f"over repeats; on the pair itself {' and '.join(here)}"
     return (
         f"Put into the text with {swap}, {unit} brings back {back} of what the swap does to "
@@ -299,7 +299,8 @@ def _summary(unit: UnitId, rows: list[dict[str, Any]], checks: dict[str, Any]) -
     )
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+    """A carried share in per cent."""
     return "an undefined share" if value is None else f"{round(value, 2) + 0.0:.0%}"      # no minus in front of 0 %
 
 

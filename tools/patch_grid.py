@@ -16,7 +16,7 @@ from .features import Point
 from .heatmap import heatmap
 from .masked import MaskedLM
 from .minimal_pair import minimal_pair
-from .patch import Answers, Pairs, unscorable, whole_pair
+from .patch import Answers, Pairs, share, unscorable, whole_pair
 from .subject import BATCH_TOKENS, Edit, Subject
 from .sweep import Sweep
 from .units import UnitId
@@ -45,8 +45,8 @@ def patch_grid(
 
     Rows {layer, position, token, carried, metric}, largest |carried| first. checks: `grid` [layers][positions] of
     carried, positions, tokens (of clean, with corrupt's behind a slash where they differ), m_clean, m_corrupt, sd,
-    t_plus, t_minus, reason, fired (edits made) of `edits`. carried is None where the pair cannot be scored, with the
-    reason, as in `patch`. Picture: the grid. Raises Refused as `patch` does.
+    t_plus, t_minus, norm, reason, fired (edits made) of `edits`. carried is None where the pair cannot be scored, with
+    the reason, as in `patch`. Picture: the grid. Raises Refused as `patch` does.
 
     Args:
         text: a text on which the unit fires; the sink token is put in front of it.
@@ -100,7 +100,7 @@ def grid_of(
     checks = {
         "grid": None if carried is None else carried.tolist(), "positions": list(range(first, len(clean))),
         "tokens": words[first:], "m_clean": float(both.m_clean[0]), "m_corrupt": float(both.m_corrupt[0]), "sd": sd,
-        "t_plus": subject.piece(both.t_plus), "t_minus": subject.piece(both.t_minus), "reason": reason,
+        "t_plus": subject.piece(both.t_plus), "t_minus": subject.piece(both.t_minus), "norm": norm, "reason": reason,
         "clean_text": subject.text(clean), "corrupt_text": subject.text(corrupt), "fired": fired, "edits": len(rows),
     }  # fmt: skip
     return sorted(rows, key=lambda row: -abs(row["carried"] or 0)), checks
@@ -176,7 +176,7 @@ def _summary(
     best = rows[0]
     return (
         f"Of what {swap} does to {checks['t_plus']!r} over {checks['t_minus']!r}, {place} of block {best['layer']} at "
-        f"{best['token']!r} carries most ({direction}: {best['carried']:.0%})."
+        f"{best['token']!r} carries most ({direction}: {share(best['carried'])})."
     )
 
 

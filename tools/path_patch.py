@@ -12,7 +12,7 @@ from .attribute import answer_tokens
 from .features import Point
 from .masked import MaskedLM
 from .minimal_pair import minimal_pair
-from .patch import Answers, unscorable, whole_pair
+from .patch import Answers, share, unscorable, whole_pair
 from .patch_grid import DIRECTIONS, INFLATED, NORMS, Metric
 from .subject import Edit, Subject
 from .sweep import Sweep
@@ -39,8 +39,8 @@ def path_patch(
     scale is recomputed in each run, or frozen to the base's.
 
     Rows {receiver, layer, carried, metric}: total, direct, then receivers by |carried|. checks: m_clean, m_corrupt, sd,
-    t_plus, t_minus, reason, fired (edits made). carried is None where the pair cannot be scored, as in `patch`. Raises
-    Refused as `patch` does.
+    t_plus, t_minus, norm, reason, fired (edits made). carried is None where the pair cannot be scored, as in `patch`.
+    Raises Refused as `patch` does.
 
     Args:
         text: a text on which the unit fires; the sink token is put in front of it.
@@ -97,7 +97,7 @@ def paths_of(
     rows = [*rows[:2], *sorted(rows[2:], key=lambda row: -abs(row["metric"] - low))]
     checks = {
         "m_clean": float(both.m_clean[0]), "m_corrupt": float(both.m_corrupt[0]), "sd": sd,
-        "t_plus": subject.piece(both.t_plus), "t_minus": subject.piece(both.t_minus), "reason": reason,
+        "t_plus": subject.piece(both.t_plus), "t_minus": subject.piece(both.t_minus), "norm": norm, "reason": reason,
         "clean_text": subject.text(clean), "corrupt_text": subject.text(corrupt), "fired": fired,
     }  # fmt: skip
     return rows, checks
@@ -147,10 +147,11 @@ def _summary(unit: UnitId, rows: Sequence[dict[str, Any]], checks: dict[str, Any
     if checks["reason"]:
         return f"{unit}, {swap}: not scorable, since {checks['reason']}."
     total, direct, *through = rows
-    most = f"; most of the rest through {through[0]['receiver']} {through[0]['layer']} ({through[0]['carried']:.0%})"
+    first = through[0] if through else direct
+    most = f"; most of the rest through {first['receiver']} {first['layer']} ({share(first['carried'])})"
     return (
         f"Of what {swap} does to {checks['t_plus']!r} over {checks['t_minus']!r}, {unit} carries "
-        f"{total['carried']:.0%}, {direct['carried']:.0%} directly{most if through else ''} ({direction})."
+        f"{share(total['carried'])}, {share(direct['carried'])} directly{most if through else ''} ({direction})."
     )
 
 

@@ -119,8 +119,7 @@ def _check(
     if prompts < 2 or tokens < 1:
         raise Refused(f"prompts = {prompts} and tokens = {tokens} must be at least 2 and 1.")
     subject.check_readable(unit)
-    if sweep.statistics(unit).peak <= 0:
-        raise Refused(f"{unit} is never positive on the explain side; look at its other sign.")
+    sweep.require_positive(unit)
     return chosen
 
 
@@ -247,7 +246,7 @@ class _Run:
 
 
 def _row(subject: Subject, way: _Way, own: _Written, none: _Written, seed: int) -> dict[str, Any]:
-    moved = own.shift.topk(SHOWN).indices.tolist() if way.name != NONE else []
+    moved = [i for i in own.shift.topk(SHOWN).indices.tolist() if way.name != NONE and own.shift[i] > 0]
     change = own.ce - none.ce
     return {
         "way": way.name, "strength": way.strength,

@@ -498,13 +498,17 @@ class Subject:
         """Logits [N, V] from the final norm's output [N, d], float32 at least.
 
         With `run(…, normed=True)` they are had at the positions that are needed: for a whole batch they are B × T × V
-        numbers, and the head takes as long as several blocks. Raises Refused where the identity `unembed` fails.
+        numbers, and the head takes as long as several blocks. Raises Refused where the identity `unembed` fails, and
+        where half precision overflows.
         """
         if not self._proved("unembed"):
             error = self.checks["unembed"]
             raise Refused(f"final norm and output embeddings of {self.name} do not give its logits (error {error}).")
         with torch.inference_mode():
-            return unembed(self.model, normed).to(torch.promote_types(self.dtype, torch.float32))
+            found = unembed(self.model, normed).to(torch.promote_types(self.dtype, torch.float32))
+        if self.dtype == torch.float16:      # elsewhere what is finite up to here stays so, and looking takes time
+            self._require_finite({"the logits": _row_sums(found)}, torch.ones_like(found[..., 0], dtype=torch.bool))
+        return found
 
     def next_token_logits(
         self, rows: Rows, places: Sequence[tuple[int, int]], edits: Sequence[Edit] = (),

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -166,6 +166,12 @@ class Sweep:
         """Mean activation [width] over the explain side, sink excluded, no sign applied."""
         return self.site(site)["mean"]
 
+    def require_positive(self, unit: UnitId) -> None:
+        """Raises Refused unless the unit is positive, by its sign, somewhere on the explain side."""
+        if self.statistics(unit).peak <= 0:
+            way = "sweep more text, or choose another" if unit.kind == "feature" else "look at its other sign"
+            raise Refused(f"{unit} is never positive on the explain side; {way}.")
+
     def statistics(self, unit: UnitId) -> Statistics:
         """The sweep's numbers for one unit and sign."""
         data, s, u = self.site(unit.site), SIGNS.index(unit.sign), unit.index
@@ -271,10 +277,21 @@ def find_sweep(home: Path, digest: str, site: str) -> Sweep | None:
     Heads are not swept: of the model's sweeps any will do, whose text they are studied on.
     """
     heads = parse_site(site).holds == "attn"
+    return _largest(
+        home, lambda facts: (facts["provenance"]["model"] if heads else _site_digest(facts, site)) == digest
+    )
+
+
+def find_shared_sweep(home: Path, digests: Mapping[str, str]) -> Sweep | None:
+    """The same of several sites together, each with its `Subject.site_digest`."""
+    return _largest(home, lambda facts: all(_site_digest(facts, site) == d for site, d in digests.items()))
+
+
+def _largest(home: Path, fits: Callable[[dict[str, Any]], bool]) -> Sweep | None:
     found = [
         (sum(facts["tokens"].values()), folder.stat().st_mtime, folder)
         for folder, facts in _finished(home)
-        if (facts["provenance"]["model"] if heads else _site_digest(facts, site)) == digest
+        if fits(facts)
     ]
     return Sweep(max(found)[2]) if found else None
 
@@ -593,6 +610,6 @@ def _store(
 
 
 __all__ = [
-    "Exemplar", "KEPT", "Place", "Statistics", "Sweep", "SweptDocument", "find_sweep", "made_before", "make_sweep",
-    "swept_before",
+    "Exemplar", "KEPT", "Place", "Statistics", "Sweep", "SweptDocument", "find_shared_sweep", "find_sweep",
+    "made_before", "make_sweep", "swept_before",
 ]  # fmt: skip

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from lamplighter.agent.config import Home
-from lamplighter.agent.together import rebuild_together
+from lamplighter.agent.together import _shared_sweep, rebuild_together
 from lamplighter.store.records import Hypothesis, Refused, Score
+from lamplighter.tools.corpus import load_corpus
 from lamplighter.tools.rebuild import fit_scales, rebuild
 from lamplighter.tools.rules import Rule
+from lamplighter.tools.sweep import make_sweep
 from lamplighter.tools.units import UnitId
 
 
@@ -66,6 +68,20 @@ def test_a_second_corpus_is_swept_and_scored_beside(copied: Home, pair: list[Uni
         "ce_recovered_second_corpus", "kl_recovered_second_corpus"
     ]  # fmt: skip
     assert found[0].details["corpus"] != found[2].details["corpus"]
+
+
+def test_units_that_were_swept_apart_are_rebuilt_where_a_sweep_has_them_all(
+    copied: Home, project: Any, pair: list[UnitId]
+) -> None:
+    """Though each site's largest sweep has it alone."""
+    toolbox, other = copied.toolbox(pair[0].model), UnitId(pair[0].model, "0-resid", 0)
+    corpus = load_corpus(project.corpus)
+    make_sweep(toolbox.subject, corpus, ["0-resid"], copied.path)
+    with pytest.raises(Refused, match="swept apart; run `lamplighter sweep --model .* --sites 0-mlp,0-resid`"):
+        _shared_sweep(copied, toolbox, [pair[0], other])
+    make_sweep(toolbox.subject, corpus, ["0-mlp", "0-resid"], copied.path, 2000)
+    assert _shared_sweep(copied, toolbox, [pair[0], other]).sites == ["0-mlp", "0-resid"]
+    assert toolbox.sweep(other).sites == ["0-resid"] and toolbox.sweep(pair[0]).sites == ["0-mlp"]
 
 
 def test_what_cannot_be_rebuilt_is_refused_in_a_sentence(finished: Any, pair: list[UnitId]) -> None:

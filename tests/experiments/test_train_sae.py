@@ -72,6 +72,9 @@ def test_what_is_written_is_what_was_learned(llama: Any, tmp_path: Path) -> None
     rows = {row["metric"]: row for row in card["judged"]["rows"]}
     assert rows["fve"]["value"] > 0.3 and rows["fve"]["low"] is not None and rows["l0"]["value"] <= 4
     assert not (tmp_path / "mine" / module.CHECKPOINT).exists()
+    with pytest.raises(Refused, match="holds an SAE that is finished; choose another name"):
+        train_sae(subject, corpus(subject), replace(RECIPE, k=5), tmp_path / "mine")
+    assert load_coder(tmp_path / "mine").k == 4
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_weights(llama: Any, tmp_path: Path) -> None:

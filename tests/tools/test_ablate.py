@@ -295,6 +295,17 @@ def test_a_set_is_taken_out_at_a_time(planted: Setting) -> None:
     assert across.checks["fired"] == across.checks["positions"] == 3 * alone.checks["positions"]
 
 
+def test_others_may_be_of_a_site_that_was_not_swept(planted: Setting) -> None:
+    """Their mean is then over windows of the explain side: at least near what a whole sweep gives."""
+    held = TakenOut(planted.subject, planted.sweep, "mean", 0)
+    swept, near = planted.sweep.mean("0-mlp"), held._reference("0-mlp")[1].mean(dim=0)
+    assert float((near - swept).abs().max()) < 0.2 * float(swept.abs().max())
+    with pytest.raises(Refused, match="1-resid was not swept"):
+        planted.sweep.statistics(UnitId("planted", "1-resid", 3))
+    both = run(planted, SILENT, also=["1-resid/3"], equivalence=False)
+    assert both.checks["fired"] == both.checks["positions"] and both.rows[0]["kl"] > 0
+
+
 def test_heads_are_taken_out_everywhere(planted: Setting) -> None:
     evidence = run(planted, UnitId("planted", "1-attn", 1))
     firing, after, elsewhere = evidence.rows

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lamplighter.store.records import Refused
+from lamplighter.tools.ablate import ablate
 from lamplighter.tools.adapters import PLACES, gap
 from lamplighter.tools.attribute import attribute, norm_scale
 from lamplighter.tools.features import EMBEDDED, Coder, Point, every_coder, find_coder, load_coder, make_coder
@@ -21,7 +23,12 @@ from lamplighter.tools.lens import by_path, lens
 from lamplighter.tools.patch import patch
 from lamplighter.tools.patch_grid import patch_grid
 from lamplighter.tools.path_patch import path_patch
+from lamplighter.tools.rebuild import fit_scales, rebuild
+from lamplighter.tools.rules import Rule
+from lamplighter.tools.score_output import Pushes, score_output
+from lamplighter.tools.steer import steer
 from lamplighter.tools.subject import Edit, Subject
+from lamplighter.tools.sweep import make_sweep
 from lamplighter.tools.toolbox import Toolbox
 from lamplighter.tools.units import UnitId
 
@@ -401,6 +408,41 @@ def test_experiments_on_the_output_side_work_on_features(tiny: Any, hook: str) -
         assert by_path(subject, unit) == []
     else:
         assert lens(subject, unit).ok and attribute(subject, unit, text=text).ok and by_path(subject, unit)
+
+
+def test_a_feature_that_is_a_neuron_does_what_the_neuron_does(pushers: Any, tmp_path: Path) -> None:
+    """Feature f is neuron f where that is positive; what it leaves out, the negative side, stays in every tool."""
+    eye, zeros = torch.eye(40, dtype=torch.float64), torch.zeros(40, dtype=torch.float64)
+    config = {"architecture": "standard", "d_in": 40, "d_sae": 40, "dtype": "float64",
+              "metadata": {"hook_name": "blocks.1.mlp.hook_post"}}  # fmt: skip
+    made = make_coder("same", config, {"W_enc": eye, "W_dec": eye, "b_enc": zeros, "b_dec": zeros})
+    subject = Subject.wrap(pushers.subject.model, pushers.subject.tokenizer, "planted")
+    sweep = make_sweep(subject, pushers.corpus, [subject.attach(made), "1-mlp"], tmp_path)
+    feature, neuron = UnitId("planted", made.site, 1), UnitId("planted", "1-mlp", 1)
+    both = [ablate(subject, sweep, unit, kind="zero", equivalence=False) for unit in (feature, neuron)]
+    assert both[0].rows[0] == pytest.approx(both[1].rows[0], abs=1e-6) and both[0].checks["effect"] == "shown"
+    assert both[0].checks["pushed"][0][0] == both[1].checks["pushed"][0][0] == " car"
+    with pytest.raises(Refused, match="1- is never positive on the explain side; sweep more text"):
+        ablate(subject, sweep, replace(feature, sign=-1))
+    together = ablate(subject, sweep, neuron, also=[f"{made.site}/2", "1-attn/0"], windows=8)
+    assert together.checks["fired"] == together.checks["positions"]
+    on = [steer(subject, sweep, unit, prompts=9, tokens=2, strengths=[4.0]).rows[-1] for unit in (feature, neuron)]
+    assert on[0]["raises"][0] == on[1]["raises"][0] and on[0]["kl"] == pytest.approx(on[1]["kl"], rel=0.05)
+    car, it = (subject.encode(words)[-1] for words in (" said car", "It"))
+    scores = [
+        score_output(subject, sweep, feature, Pushes((token,)), hypothesis="h", claim=lambda _: True)[0]
+        for token in (car, it)
+    ]
+    assert scores[0].value == scores[0].references["lens"] == 1.0 > scores[1].value
+    rule = Rule.from_json({"clauses": [{"at": {"ids": [subject.encode(" said")[-1]]}}]})
+    by_feature, by_neuron = (
+        rebuild(
+            subject, sweep, {unit: rule}, fit_scales(subject, sweep, {unit: rule}), hypothesis="h", claim=lambda _: True
+        )[0].details
+        for unit in (feature, neuron)
+    )
+    for way in ("ce_true", "ce_mean", "ce_rebuilt", "kl_mean", "kl_rebuilt"):
+        assert by_feature[way] == pytest.approx(by_neuron[way], rel=1e-3)
 
 
 def test_one_coder_may_be_attached_twice_also_where_it_is_not_centred(llama: Any) -> None:

@@ -70,6 +70,28 @@ def test_a_hub_that_is_out_of_reach_is_said_so(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Refused, match=r"org/repo cannot be had \(offline mode is enabled\)"):
         fetch_sae("mine", "org/repo/layer_8", tmp_path / "saes")
+    monkeypatch.undo()      # what the library itself says where it may not ask: a kind of "no such file"
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Refused, match=r"org/repo cannot be had .* name a folder of this machine"):
+        fetch_sae("mine", "org/repo/layer_8", tmp_path / "saes")
+
+
+def test_a_scaler_that_could_not_be_asked_for_is_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    source = make(tmp_path / "source")
+
+    def download(repository: str, file: str) -> str:
+        if not (source / Path(file).name).exists():
+            raise LocalEntryNotFoundError("the connection broke")
+        return str(source / Path(file).name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Refused, match=r"org/repo cannot be had \(the connection broke\)"):
+        fetch_sae("mine", "org/repo/layer_8", tmp_path / "saes")
 
 
 def test_a_hub_s_folder_is_asked_for_its_files_and_may_lack_a_scaler(

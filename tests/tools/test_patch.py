@@ -1,7 +1,8 @@
 """patch: carried shares equal the analytic ones where the logits are linear, and bad pairs are refused or unscored."""
 
 import copy
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from lamplighter.tools import patch as module
 from lamplighter.tools.masked import MaskedLM
 from lamplighter.tools.minimal_pair import differing, find_pair
 from lamplighter.tools.patch import patch, patch_pair
+from lamplighter.tools.patch_grid import patch_grid
+from lamplighter.tools.path_patch import path_patch
 from lamplighter.tools.subject import Edit, Subject
 from lamplighter.tools.sweep import Exemplar, Sweep
 from lamplighter.tools.units import UnitId
@@ -350,6 +353,8 @@ def test_tokens_stand_in_where_no_word_of_equal_length_kills(
 class OneExemplar:
     """A sweep that knows one exemplar, in a window of 63 tokens."""
 
+    model = "tiny-llama"
+
     def __init__(self, ids: list[int], position: int) -> None:
         self.ids, self.position = ids, position
 
@@ -427,6 +432,15 @@ def test_a_pair_of_ones_own_of_another_length_is_refused_with_its_tokens(tiny: A
         asked(tiny, "0-mlp/6", corrupt=tiny.text(CLEAN))
     with pytest.raises(Refused, match="give either text or ids"):
         asked(tiny, "0-mlp/6", text=None)
+
+
+def test_what_is_of_two_models_is_refused_by_name(tiny: Any) -> None:
+    with pytest.raises(Refused, match=f"the unit is of other and the model that is loaded is {tiny.name}"):
+        patch(tiny, none := cast(Any, None), none, UnitId("other", "1-mlp", 3), text="a b", corrupt="a c")
+    sweep = cast(Sweep, SimpleNamespace(model="other"))
+    for tool in (patch, patch_grid, path_patch):
+        with pytest.raises(Refused, match="the sweep is of other and the model that is loaded is"):
+            tool(tiny, none, sweep, UnitId(tiny.name, "1-mlp", 3))
 
 
 def test_the_difference_is_that_of_the_answers_which_are_named(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,8 @@ from lamplighter.tools.units import UnitId
 CLEAN = [0, 11, 21, 31, 41, 51]
 CORRUPT = [0, 11, 21, 99, 41, 51]
 KEPT = (3, 5)
-SWEEP = SimpleNamespace(digest="none", facts={"provenance": {"corpus": "none"}})     # where a text is given
+# Where a text is given.
+SWEEP = SimpleNamespace(model="smollm2-135m", digest="none", facts={"provenance": {"corpus": "none"}})
 CLOSE = 1e-6   # RMSNorm computes in float32 even inside a float64 model
 
 
@@ -290,6 +291,7 @@ def test_as_tools_they_make_their_own_pair_and_draw_it(smollm2: Any, bert_tiny: 
     assert INFLATED in grid.warnings and paths.warnings == [INFLATED]
     assert all(grid.checks[name] == paths.checks[name] for name in ("clean_text", "corrupt_text", "substitute"))
     assert [row["receiver"] for row in paths.rows[:2]] == ["total", "direct"]
+    assert grid.checks["norm"] == paths.checks["norm"] == "recomputed" and "-0%" not in grid.summary + paths.summary
     assert len(paths.rows) == 2 + 2 * (smollm2.n_layers - 6)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +14,12 @@ from lamplighter.experiments.plant import SITE, PlantedUnit, plant
 from lamplighter.store.records import Refused
 from lamplighter.tools import rebuild as module
 from lamplighter.tools.corpus import Corpus, Document
+from lamplighter.tools.floors import NO_FLOORS
 from lamplighter.tools.judged import simulated
 from lamplighter.tools.labels import ScoreSide
 from lamplighter.tools.rebuild import NO_EFFECT, TOO_FEW, Scale, fit_scales, measure, rebuild, recovered
-from lamplighter.tools.rules import Rule, side_text
+from lamplighter.tools.rules import Clause, Matcher, Near, Rule, side_text
+from lamplighter.tools.score_input import score_input
 from lamplighter.tools.subject import Subject
 from lamplighter.tools.sweep import make_sweep
 from lamplighter.tools.units import UnitId
@@ -154,6 +157,40 @@ def test_sets_are_put_in_at_a_time(loud: Any) -> None:
     assert both.details["ce_mean"] > alone.details["ce_mean"] > both.details["ce_true"]
     half, _ = score(loud, {pusher(0): ON_A, pusher(1): ON_A})
     assert 0.2 < half.value < 0.8
+
+
+def test_a_rule_that_is_too_broad_looks_right_on_one_corpus_and_is_found_out_on_another(tmp_path: Path) -> None:
+    """The unit fires on A behind C, and A stands behind nothing else in the first corpus: there both rules are one."""
+    true = Rule((Clause(Matcher((A,)), need=(Near(Matcher((C,)), 1, 1, "tokens"),)),))
+    unit = pusher(0)
+    subject = Subject.wrap(plant("gpt2", [PlantedUnit(unit, "own", true, (B,))]), language().tokenizer, "own")
+    sweeps = [swept(subject, tmp_path, always) for always in (True, False)]
+    found: dict[str, list[float]] = {}
+    for name, rule in (("true", true), ("broad", ON_A)):
+        scales = fit_scales(subject, sweeps[0], {unit: rule})
+        for sweep in sweeps:
+            asked: Any = {"hypothesis": "h", "claim": lambda _: True}
+            f1 = score_input(subject, sweep, unit, rule, floor_rules=NO_FLOORS, **asked)[0]
+            back = rebuild(subject, sweep, {unit: rule}, scales, **asked)
+            found.setdefault(name, []).extend([f1.value, *(score.value for score in back)])
+    assert found["true"] == pytest.approx([1] * 6, abs=0.05)
+    assert found["broad"][:3] == pytest.approx([1] * 3, abs=0.05)
+    assert found["broad"][3] < 0.8 and found["broad"][5] < 0.9, found      # CE is lenient: B was no likely token there
+
+
+def swept(subject: Subject, home: Path, always: bool) -> Any:
+    """45 texts with two C A, which B follows, and two D A, or with `always` D and another: another word follows."""
+    rng = np.random.default_rng(int(always))
+    documents = []
+    for number in range(45):
+        tokens = rng.choice(FILL, 44).tolist()
+        for place, pair in ((5, [C, A, B]), (14, [D, FILL[0] if always else A]), (24, [C, A, B]),
+                            (34, [D, FILL[0] if always else A])):  # fmt: skip
+            tokens[place:place] = pair
+        documents.append(Document(str(number), f"made {number}", "".join(language().spelled[t] for t in tokens)))
+    sides = tuple(("explain", "explain", "explain", "tune", "score")[i % 5] for i in range(45))
+    corpus = Corpus("made", f"made {always}", tuple(documents), tuple(range(45)), sides, {})
+    return make_sweep(subject, corpus, [SITE], home / str(always))
 
 
 def test_of_few_clusters_it_is_said_that_there_is_no_interval(loud: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,7 @@ def test_what_writes_nothing_changes_nothing_at_any_strength(pushers: Any) -> No
     none, _, *held = found.rows
     for row in held:
         assert row["kl"] == 0 and row["text"] == none["text"] and row["ce_change"] == 0
+        assert row["raises"] == []      # and no token is named where none has moved
     assert any("no strength changed" in w for w in found.warnings)
     with pytest.raises(Refused, match="writes nothing"):
         go(pushers, pusher(0), mode="add")

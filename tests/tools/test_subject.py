@@ -248,6 +248,18 @@ def test_an_overflow_of_half_precision_is_refused_with_the_way_out(tiny: Any) ->
         half.run(ragged(tiny), read=["0-resid"])
 
 
+def test_an_overflow_in_the_logits_of_one_text_alone_is_refused(llama: Any) -> None:
+    """The identities of loading, on other ids, do not see it; a mean over such logits would be no number."""
+    model = copy.deepcopy(llama.model).half()
+    rows, places = [llama.encode("World War II")], [(0, len(llama.encode("World War II")) - 1)]
+    normed = Subject.wrap(model, llama.tokenizer, "half").run(rows, normed=True).normed[0, -1]
+    model.get_output_embeddings().weight[7] = 8e4 / normed.float().abs().sum() * normed.sign()
+    half = Subject.wrap(model, llama.tokenizer, "half")
+    assert half.holds("project") and half.next_token_logits([half.encode("stop the")], [(0, 2)])[0].isfinite().all()
+    with pytest.raises(Refused, match="not finite in float16 at the logits; load it in float32"):
+        half.next_token_logits(rows, places)
+
+
 def test_what_padding_holds_is_not_asked_about(tiny: Any) -> None:
     mask = torch.tensor([[True, False]])
     tiny._require_finite({"0-mlp": torch.tensor([[1.0, float("nan")]])}, mask)
