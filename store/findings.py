@@ -49,6 +49,7 @@ _CONFINED = OFFLINE | {
     "enable_external_access": "false", "python_enable_replacements": "false", "memory_limit": MEMORY
 }  # fmt: skip
 _BEGIN = f'{{"schema":{SCHEMA},'     # of a line of this code
+_LAST = {kind: f',"{fields(record)[-1].name}":' for kind, record in TABLES.items()}
 _JSON = json.JSONDecoder()
 _HELD = re.compile(r"Could not set lock|different configuration than existing|already attached")
 _DAMAGED = re.compile(r"not a valid DuckDB database|Could not read enough bytes|Corrupt database|checksum")
@@ -465,7 +466,7 @@ def _insert(con: Connection, table: str, lines: Mapping[str, str]) -> int:
 
 def _ours(kind: str, body: str) -> bool:
     """Whether a line begins and ends as those of this code do; a field of newer code would come behind its last one."""
-    last = f',"{fields(TABLES[kind])[-1].name}":'
+    last = _LAST[kind]
     at = body.rfind(last)
     try:
         return at > 0 and body.startswith(_BEGIN) and _JSON.raw_decode(body, at + len(last))[1] == len(body) - 1
